@@ -1,0 +1,1 @@
+//! The only I/O of the product: disk engines, reactor, sockets, clock.
