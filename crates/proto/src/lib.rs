@@ -6,9 +6,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod block;
 pub mod buffer;
 pub mod checksum;
 pub mod disk;
+pub mod frame;
 pub mod ids;
 pub mod seam;
 
