@@ -1,0 +1,27 @@
+# Each target is one script in tools/; read those. `make help` lists the targets.
+.PHONY: help demo test check lint fmt clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## set up, then show what works on this machine
+	@tools/setup
+	@tools/demo
+
+test: ## set up, build, lint, and run every test, as CI does
+	@tools/test
+
+check: ## linters and unit tests, under a minute once built
+	@tools/check
+
+lint: ## linters only
+	@tools/setup
+	@bash -c '. tools/environment.sh && use_project_programs && python tools/lint.py'
+
+fmt: ## format Python and Rust
+	@tools/fmt
+
+clean: ## delete everything that was built, the venv included
+	rm -rf target .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f python/pureflash/_core*.so

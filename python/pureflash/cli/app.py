@@ -1,0 +1,127 @@
+"""The command tree of `pf`: nouns, verbs, flags, and nothing that decides.
+
+Each command imports what it needs when it runs; this module may import only the standard library
+and typer at the top (a test holds it to that, and to 0.4 s for `pf --help`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pureflash.cli.outcome import CommandProblem, Exit, present
+
+
+class Output(StrEnum):
+    """The forms in which a command prints its result."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("-o", "--output", help="Form of the result.")]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="Data directory; else $PF_DATA, else the current context."),
+]
+
+app = typer.Typer(
+    name="pf",
+    help="PureFlash: shared, replicated block storage from the NVMe drives of ordinary servers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+def version(output: OutputOption = Output.TABLE) -> None:
+    """Show the version of the package and of its Rust core."""
+    import platform
+
+    import pureflash
+
+    core = _core_facts()
+    facts = {
+        "version": pureflash.__version__,
+        "core": core,
+        "python": platform.python_version(),
+    }
+    if output is Output.JSON:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(f"pureflash {facts['version']}")
+    typer.echo(
+        f"core      {core['version']} ({core['profile']}, opt-level {core['opt_level']},"
+        f" {core['target']})"
+    )
+    typer.echo(f"python    {facts['python']}")
+
+
+@app.command()
+def doctor(data: DataOption = None, output: OutputOption = Output.TABLE) -> None:
+    """Check whether this machine can run PureFlash; says what to do about each finding."""
+    from pureflash.cli import context, diagnosis, machine
+
+    place = context.resolve_data(data)
+    findings = diagnosis.diagnose(machine.examine(place.directory))
+    if output is Output.JSON:
+        typer.echo(json.dumps(diagnosis.as_document(findings, place)))
+    else:
+        diagnosis.print_table(findings, place)
+    if diagnosis.worst_state(findings) is diagnosis.State.FAIL:
+        raise typer.Exit(Exit.FAILED)
+
+
+@app.command()
+def completion(
+    shell: Annotated[str, typer.Argument(help="bash, zsh or fish.")],
+) -> None:
+    """Print the completion script of a shell; `pf --install-completion` installs it."""
+    # What typer's own --show-completion prints; its module lists no exports at all.
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
+
+    shells = ("bash", "zsh", "fish")
+    if shell not in shells:
+        raise CommandProblem(
+            f"no completion for the shell {shell!r}",
+            exit_status=Exit.USAGE,
+            next_step=f"use one of {', '.join(shells)}",
+        )
+    typer.echo(get_completion_script(prog_name="pf", complete_var="_PF_COMPLETE", shell=shell))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one `pf` command line and give its exit status; prints results and errors."""
+    command = typer.main.get_command(app)
+    try:
+        command.main(args=list(arguments), prog_name="pf")
+    except SystemExit as exit_request:  # typer's own end: help, usage errors, typer.Exit
+        return exit_request.code if isinstance(exit_request.code, int) else int(Exit.FAILED)
+    except (Exception, KeyboardInterrupt) as problem:  # the edge: no trace reaches a user
+        return int(present(problem))
+    raise AssertionError("typer's standalone mode always ends with SystemExit")
+
+
+def _core_facts() -> dict[str, object]:
+    try:
+        from pureflash import _core
+    except ImportError as cause:
+        raise CommandProblem(
+            f"the Rust core cannot be loaded: {cause}",
+            exit_status=Exit.FAILED,
+            next_step="install the package again: pip install --force-reinstall pureflash",
+        ) from cause
+    info = _core.build_info()
+    return {
+        "version": info.version,
+        "profile": info.profile,
+        "opt_level": info.opt_level,
+        "target": info.target,
+        "features": info.features,
+    }

@@ -1,0 +1,75 @@
+"""Where a command's data directory comes from: flag, environment, context file or default.
+
+`pf up` writes the context file; every other command reads it, so that nothing has to be repeated.
+An answer carries its source, because an error about a directory must name what chose it.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pureflash.cli.outcome import CommandProblem, Exit
+
+CONTEXT_BYTES_MAX = 64 * 1024
+"""Largest context file that is read; ours has two lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A data directory and what named it: `--data`, `PF_DATA`, the context file or `default`."""
+
+    directory: Path
+    source: str
+
+
+def resolve_data(flag: Path | None, environment: Mapping[str, str] | None = None) -> Place:
+    """Choose the data directory; it need not exist.
+
+    Errors: CommandProblem (usage) for a context file that is not what `pf up` writes.
+    """
+    variables = os.environ if environment is None else environment
+    if flag is not None:
+        return Place(flag.absolute(), "--data")
+    if named := variables.get("PF_DATA"):
+        return Place(Path(named).absolute(), "PF_DATA")
+    context_file = _folder(variables, "XDG_CONFIG_HOME", ".config") / "pureflash/context.toml"
+    if (remembered := _read_context(context_file)) is not None:
+        return Place(remembered, str(context_file))
+    return Place(_folder(variables, "XDG_STATE_HOME", ".local/state") / "pureflash", "default")
+
+
+def _folder(variables: Mapping[str, str], name: str, below_home: str) -> Path:
+    # The XDG specification: a relative path in these variables is to be ignored.
+    value = variables.get(name, "")
+    if value.startswith("/"):
+        return Path(value)
+    return Path(variables.get("HOME") or Path.home()) / below_home
+
+
+def _read_context(context_file: Path) -> Path | None:
+    try:
+        with context_file.open("rb") as stream:
+            text = stream.read(CONTEXT_BYTES_MAX)
+    except FileNotFoundError:
+        return None
+    try:
+        data = tomllib.loads(text.decode()).get("data")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+        raise _bad_context(context_file, f"it is not TOML ({cause})") from cause
+    if data is None:
+        return None
+    if not isinstance(data, str) or not data.startswith("/"):
+        raise _bad_context(context_file, "`data` is not an absolute path")
+    return Path(data)
+
+
+def _bad_context(context_file: Path, reason: str) -> CommandProblem:
+    return CommandProblem(
+        f"cannot use the context file {context_file}: {reason}",
+        exit_status=Exit.USAGE,
+        next_step=f"name the directory with --data or PF_DATA, or delete {context_file}",
+    )

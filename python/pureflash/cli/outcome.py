@@ -1,0 +1,113 @@
+"""How a command ends: its exit status, and what a person reads when it failed.
+
+Every failure says what failed, why, what to do next, and the request id if a server was asked.
+Commands raise; `present` at the top of `pf` is the only place that turns an exception into text
+and a status, so no command prints its own errors.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from enum import IntEnum
+from typing import Protocol, runtime_checkable
+
+
+class Exit(IntEnum):
+    """The exit statuses of `pf`; scripts rely on them, so none ever changes its meaning."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    IN_THE_WAY = 4  # exists already, or is in use
+    UNAVAILABLE = 5
+    UNSAFE = 6
+    INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+@runtime_checkable
+class Explained(Protocol):
+    """An exception that carries its own explanation: every `PureFlashError` has this shape.
+
+    `code` names the problem in the vocabulary of errors.toml; `request_id` is None when no server
+    was asked.
+    """
+
+    code: object
+    message: str
+    next_step: str | None
+    request_id: str | None
+
+
+class CommandProblem(Exception):
+    """A problem that the command itself found, before or without any server."""
+
+    def __init__(self, message: str, *, exit_status: Exit, next_step: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_status = exit_status
+        self.next_step = next_step
+
+
+_EXIT_OF_CODE = {
+    "INVALID": Exit.USAGE,
+    "OUT_OF_RANGE": Exit.USAGE,
+    "MISALIGNED": Exit.USAGE,
+    "LIMIT": Exit.USAGE,
+    "NOT_FOUND": Exit.NOT_FOUND,
+    "ALREADY_EXISTS": Exit.IN_THE_WAY,
+    "IN_USE": Exit.IN_THE_WAY,
+    "BUSY": Exit.UNAVAILABLE,
+    "UNAVAILABLE": Exit.UNAVAILABLE,
+    "NO_QUORUM": Exit.UNAVAILABLE,
+    "TIMED_OUT": Exit.UNAVAILABLE,
+}
+
+
+def exit_status_of(problem: BaseException) -> Exit:
+    """Choose the exit status of a problem; what has no row of its own is `FAILED`."""
+    if isinstance(problem, CommandProblem):
+        return problem.exit_status
+    if isinstance(problem, KeyboardInterrupt):
+        return Exit.INTERRUPTED
+    if isinstance(problem, Explained):
+        return _EXIT_OF_CODE.get(getattr(problem.code, "name", str(problem.code)), Exit.FAILED)
+    return Exit.FAILED
+
+
+def describe(problem: BaseException) -> str:
+    """Say in plain lines what failed, what to do, and the request id; never a stack trace."""
+    if isinstance(problem, KeyboardInterrupt):
+        return "pf: interrupted"
+    if isinstance(problem, CommandProblem):
+        lines = [f"pf: {problem.message}"]
+        request_id = None
+        next_step = problem.next_step
+    elif isinstance(problem, Explained):
+        code = getattr(problem.code, "name", str(problem.code))
+        lines = [f"pf: {problem.message} ({code})"]
+        next_step, request_id = problem.next_step, problem.request_id
+    elif isinstance(problem, OSError):
+        lines = [f"pf: {problem.strerror or problem}"]
+        if problem.filename is not None:
+            lines[0] += f": {os.fsdecode(problem.filename)}"
+        next_step, request_id = None, None
+    else:
+        lines = [f"pf: internal error: {type(problem).__name__}: {problem}"]
+        next_step = "this is a bug in PureFlash; run it again with PF_DEBUG=1 and report the output"
+        request_id = None
+    if next_step:
+        lines.append(f"  what to do: {next_step}")
+    if request_id:
+        lines.append(f"  request id: {request_id}")
+    return "\n".join(lines)
+
+
+def present(problem: BaseException) -> Exit:
+    """Print a problem to standard error and give the exit status that belongs to it."""
+    if os.environ.get("PF_DEBUG"):
+        traceback.print_exception(problem, file=sys.stderr)
+    print(describe(problem), file=sys.stderr)
+    return exit_status_of(problem)

@@ -1,0 +1,187 @@
+"""The checks that guard the repository: each must notice what it is there for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from tools import arrows, suite, tidy
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ("tools/setup", "tools/test", "tools/check", "tools/fmt", "tools/lock", ".ci/run")
+
+
+def edge(source: str, target: str, *, is_development: bool = False) -> arrows.Edge:
+    return arrows.Edge(source, target, is_development, is_ours=target in arrows.ARROWS)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("lane", "proto"), ("shard", "proto"), ("node", "lane"), ("py", "lane"), ("py", "sim")],
+)
+def test_an_edge_along_the_arrows_is_allowed_also_over_several_crates(
+    source: str, target: str
+) -> None:
+    assert arrows.wrong_edges([edge(source, target)], [source]) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("proto", "lane"),
+        ("lane", "runtime"),
+        ("front", "lane"),
+        ("runtime", "sim"),
+        ("sim", "runtime"),
+        ("sim", "node"),
+        ("node", "py"),
+    ],
+)
+@pytest.mark.parametrize("is_development", [False, True])
+def test_an_edge_against_the_arrows_is_named_with_what_is_allowed(
+    source: str, target: str, *, is_development: bool
+) -> None:
+    (problem,) = arrows.wrong_edges([edge(source, target, is_development=is_development)], [source])
+    assert problem.startswith(f"{source} -> {target}: {source} may use ")
+
+
+def test_a_crate_that_nobody_decided_on_is_refused() -> None:
+    (problem,) = arrows.wrong_edges([], ["proto", "helpers"])
+    assert problem.startswith("crate helpers: no row")
+
+
+def test_a_library_that_does_io_stays_above_the_machines() -> None:
+    (problem,) = arrows.wrong_edges([edge("lane", "libc")], ["lane"])
+    assert problem == "lane -> libc: lane performs no I/O itself"
+    assert arrows.wrong_edges([edge("lane", "rand", is_development=True)], ["lane"]) == []
+    assert arrows.wrong_edges([edge("runtime", "libc")], ["runtime"]) == []
+
+
+def test_a_machine_without_its_fence_is_named() -> None:
+    fenced = "//! Head.\n#![forbid(unsafe_code)]\n"
+    roots = {"proto": fenced, "lane": "// #![forbid(unsafe_code)]\n", "runtime": ""}
+    assert arrows.unfenced_crates(roots) == ["lane: its root must say #![forbid(unsafe_code)]"]
+
+
+def test_edges_are_read_from_cargo_metadata() -> None:
+    metadata: dict[str, list[dict[str, object]]] = {
+        "packages": [
+            {
+                "name": "pureflash-lane",
+                "dependencies": [
+                    {"name": "pureflash-proto", "kind": None},
+                    {"name": "proptest", "kind": "dev"},
+                ],
+            }
+        ]
+    }
+    assert arrows.read_edges(metadata) == [
+        arrows.Edge("lane", "proto", is_development=False, is_ours=True),
+        arrows.Edge("lane", "proptest", is_development=True, is_ours=False),
+    ]
+
+
+@pytest.mark.parametrize("path", ["/home/" + "ann/x", "/Users/" + "ann/x", "/root" + "/.cargo"])
+def test_the_path_of_a_home_in_a_tracked_file_is_found(path: str) -> None:
+    (problem,) = tidy.findings("docs/x.md", f"see {path} there", Path("/srv/git/pureflash"))
+    assert "holds the path of a machine" in problem
+
+
+@pytest.mark.parametrize("text", ["$HOME/x", "~/pf", "https://a.example/home/ann/", "/var/log/x"])
+def test_a_path_that_everybody_has_is_no_finding(text: str) -> None:
+    assert list(tidy.findings("docs/x.md", text, Path("/srv/git/pureflash"))) == []
+
+
+def test_the_place_of_the_checkout_and_its_parent_are_found() -> None:
+    checkout = Path("/srv/git/pureflash")
+    assert list(tidy.machine_paths("cd /srv/git/pureflash/tools", checkout)) == [
+        "/srv/git/pureflash",
+        "/srv/git",
+    ]
+    assert list(tidy.machine_paths("/srv/other", checkout)) == []
+
+
+def test_a_lock_names_no_registry_but_crates_io() -> None:
+    checkout = Path("/srv/git/pureflash")
+    good = 'source = "registry+https://github.com/rust-lang/crates.io-index"'
+    assert list(tidy.findings("Cargo.lock", good, checkout)) == []
+    for name in ("Cargo.lock", "requirements/dev.txt"):
+        text = "--index-url https://packages.example/simple"
+        assert len(list(tidy.findings(name, text, checkout))) == 1
+    assert list(tidy.findings("README.md", "https://packages.example/simple", checkout)) == []
+
+
+def test_a_file_longer_than_a_chapter_is_named() -> None:
+    checkout = Path("/srv/git/pureflash")
+    assert list(tidy.findings("a.py", "x\n" * 600, checkout)) == []
+    assert len(list(tidy.findings("a.py", "x\n" * 601, checkout))) == 1
+
+
+def test_the_tally_adds_cargo_up_and_keeps_what_pytest_said() -> None:
+    tally = suite.Tally()
+    for line in (
+        "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished",
+        "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
+        "======================== 83 passed, 1 skipped in 4.20s ========================\n",
+        "======== 83 passed in 64.20s (0:01:04) ========",
+        "================ test session starts ================",
+        "tests/unit/test_x.py ....... [ 50%]",
+    ):
+        tally.read(line)
+    assert (tally.cargo_passed, tally.cargo_failed, tally.cargo_ignored) == (15, 2, 1)
+    assert tally.pytest_lines == ["83 passed, 1 skipped in 4.20s", "83 passed in 64.20s (0:01:04)"]
+
+
+def test_the_summary_ends_with_the_runners_own_lines() -> None:
+    tally = suite.Tally(cargo_passed=7, pytest_lines=["83 passed in 4.20s"])
+    rows = [("setup", "ok", 1.5, 3), ("ring 1", "not written", None, 2)]
+    lines = suite.summary(rows, tally).splitlines()
+    assert lines[-2:] == ["cargo: 7 passed, 0 failed, 0 ignored", "83 passed in 4.20s"]
+    assert any(line.split() == ["setup", "ok", "1.5", "s", "180", "s"] for line in lines)
+
+
+def test_a_failing_command_fails_its_step_and_its_output_is_passed_on(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    failing = suite.Step("x", 1, (("sh", "-c", "echo seen; exit 3"), ("true",)))
+    assert not suite.run_step(failing, suite.Tally())
+    assert "seen" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_each_script_is_executable_and_parses(script: str) -> None:
+    assert os.access(ROOT / script, os.X_OK)
+    subprocess.run(["bash", "-n", ROOT / script], check=True)
+
+
+def test_setup_without_root_prints_the_one_apt_line_and_exits_2(tmp_path: Path) -> None:
+    # Only what the script itself needs, an unprivileged `id`, and no cargo, fio or qemu-img.
+    for tool in ("bash", "dirname", "sed", "head", "awk", "sort", "tr", "date", "python3"):
+        found = subprocess.run(["which", tool], check=True, capture_output=True, text=True)
+        (tmp_path / tool).symlink_to(found.stdout.strip())
+    for name, body in (("id", "echo 1000"), ("apt-get", "exit 99"), ("cargo", "echo cargo 1.60.0")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    script = (ROOT / "tools/setup").read_text().replace("/sbin", "/none")
+    environment = (ROOT / "tools/environment.sh").read_text().replace("/usr/bin/", "/none/")
+    checkout = tmp_path / "checkout"
+    (checkout / "tools").mkdir(parents=True)
+    (checkout / "tools/setup").write_text(script)
+    (checkout / "tools/environment.sh").write_text(environment)
+    (checkout / "Cargo.toml").write_text((ROOT / "Cargo.toml").read_text())
+    result = subprocess.run(
+        [tmp_path / "bash", checkout / "tools/setup"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={"PATH": str(tmp_path), "HOME": str(tmp_path)},
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    packages = line.partition("--no-install-recommends ")[2].split()
+    assert line.startswith("setup: please run:  sudo apt-get install -y ")
+    assert {"cargo-web", "rustc-web", "fio", "qemu-utils", "libnbd-bin"} <= set(packages)
+    assert not (checkout / ".venv").exists()

@@ -1,0 +1,72 @@
+"""Check what no linter checks: nothing of one person's machine is in a tracked file.
+
+A path of the machine that wrote a file, or the host of a private package index in a lock, works
+for its author and for nobody else. Also: no Python file longer than a chapter. Reads every tracked
+text file once (a few ms per MiB); one sentence per finding; exit status 1 when there is one.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PYTHON_LINES_MAX = 600
+
+_HOME = re.compile(r"(?<![\w.$}~])/(?:home|Users)/[a-z][\w.-]*/|(?<![\w.$}~])/roo[t]/")
+_ADDRESS = re.compile(r"[a-z+]+://[^\s\"']+")
+_CARGO_REGISTRY = "registry+https://github.com/rust-lang/crates.io-index"
+
+
+def machine_paths(text: str, checkout: Path) -> Iterator[str]:
+    """Give each absolute path of a person's home or of this very checkout that `text` holds."""
+    for match in _HOME.finditer(text):
+        yield match[0]
+    # The checkout and its parent name this machine, unless they are as short as `/` or `/src`
+    # and would be found inside ordinary words.
+    for folder in (checkout, checkout.parent):
+        if len(folder.parts) >= 3 and f"{folder}/" in text:
+            yield str(folder)
+
+
+def lock_addresses(name: str, text: str) -> Iterator[str]:
+    """Give each address in a lock file, other than the public crates.io index in Cargo.lock."""
+    if name == "Cargo.lock" or name.startswith("requirements/"):
+        for match in _ADDRESS.finditer(text):
+            if match[0] != _CARGO_REGISTRY:
+                yield match[0]
+
+
+def findings(name: str, text: str, checkout: Path) -> Iterator[str]:
+    """Say what is wrong with one tracked file."""
+    for path in machine_paths(text, checkout):
+        yield f"{name}: holds the path of a machine: {path}"
+    for address in lock_addresses(name, text):
+        yield f"{name}: a lock names packages, not where one machine got them: {address}"
+    if name.endswith(".py") and (lines := text.count("\n")) > PYTHON_LINES_MAX:
+        yield f"{name}: {lines} lines; a file is a chapter of at most {PYTHON_LINES_MAX}"
+
+
+def main() -> int:
+    """Check this checkout; print what is wrong."""
+    listing = subprocess.run(["git", "ls-files", "-z"], check=True, capture_output=True)
+    checkout = Path.cwd()
+    problems: list[str] = []
+    for name in listing.stdout.decode().split("\0"):
+        path = checkout / name
+        if not name or not path.is_file():
+            continue
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue  # an image or a golden file: bytes, not text
+        problems.extend(findings(name, text, checkout))
+    for problem in problems:
+        print(f"tidy: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
