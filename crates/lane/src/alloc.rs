@@ -15,6 +15,9 @@ const SOFT_FLOOR_PERCENT: u32 = 20;
 /// Share of slots that clients never get, in percent.
 const RESERVE_PERCENT: u32 = 5;
 
+/// Least number of slots that stay free for checkpoints.
+const FLOOR_SLOTS: u32 = 4;
+
 /// Slots by what they are used for. The sum is the number of slots of the lane.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Space {
@@ -97,10 +100,16 @@ impl Allocator {
         self.limit
     }
 
-    /// Slots that clients never get.
+    /// Slots of the whole lane that clients never get.
     #[must_use]
     pub fn reserve(&self) -> u32 {
-        (self.slots / 100 * RESERVE_PERCENT).max(2 * self.space.metadata).max(4)
+        (self.slots / 100 * RESERVE_PERCENT).max(self.floor())
+    }
+
+    /// Slots that must stay free now, so that the next checkpoints always find room.
+    #[must_use]
+    pub fn floor(&self) -> u32 {
+        (2 * self.space.metadata).max(FLOOR_SLOTS)
     }
 
     /// True when `slot` is in use.
@@ -158,8 +167,11 @@ impl Allocator {
 
     /// Take `count` credits for a client; false when that would touch the reserve.
     pub fn take_credit(&mut self, count: u32) -> bool {
-        let room = self.space.free + self.space.soft;
-        if count > 0 && room < count.saturating_add(self.reserve()) {
+        let now = self.space.free + self.space.soft;
+        let ever = now + self.space.unmaterialised;
+        if count > 0
+            && (now < count.saturating_add(self.floor()) || ever < count.saturating_add(self.reserve()))
+        {
             return false;
         }
         if self.space.free < count {

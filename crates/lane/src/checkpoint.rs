@@ -46,9 +46,20 @@ pub(crate) struct Checkpoint {
     waiters: Vec<u64>,
 }
 
+impl Checkpoint {
+    /// Phase and outstanding operations, for `Lane::describe`.
+    pub(crate) fn progress(&self) -> String {
+        format!("{:?}, {} writes, {} CRC pages", self.phase, self.left, self.missing.len())
+    }
+}
+
 impl Lane {
     /// Begin a checkpoint; it goes on in `checkpoint_settled`.
     pub(crate) fn begin_checkpoint(&mut self, clean: bool) {
+        if self.holds_decisions() {
+            // They take effect with the superblock, all at once: nothing needs verification then.
+            self.journal.release_hold();
+        }
         let budget = (self.geometry.slots as usize / 8).max(DELTA_MIN);
         let merge = clean
             || self.tables.tags.delta_len() > budget
@@ -307,6 +318,7 @@ impl Lane {
         for slot in checkpoint.obsolete {
             self.allocator.free_quarantined(slot);
         }
+        self.open_journal();
         self.forget_retired(checkpoint.stable);
         for token in checkpoint.waiters {
             self.out.replies.push(Reply { token, result: Ok(Outcome::Done) });

@@ -11,6 +11,9 @@ const LANE_BYTES: u64 = 256 << 30;
 /// Most lanes chosen by default.
 const LANES_DEFAULT_MAX: u64 = 4;
 
+/// Slots that formatting writes on file media (4 MiB).
+const FORMATTED_SLOTS: u32 = 64;
+
 /// What to format.
 #[derive(Clone, Debug)]
 pub struct FormatRequest {
@@ -86,8 +89,9 @@ pub fn format_disk(request: &FormatRequest) -> Result<FormatPlan, FormatError> {
     for lane in &header.lanes {
         let geometry = Geometry::new(lane)?;
         let (start, end) = geometry.metadata_range();
-        // Slot 0 holds the first manifest; it is written whole, so file media have it allocated.
-        zeroes.push((start, end + SLOT_BYTES - start));
+        // The first slots are written too: a lane can write checkpoints although its host is full.
+        let written = FORMATTED_SLOTS.min(geometry.slots);
+        zeroes.push((start, end + u64::from(written) * SLOT_BYTES - start));
         let manifest = encode_manifest(&lane.uuid, 1, &[]);
         let superblock = Superblock {
             version: 1,
@@ -95,7 +99,7 @@ pub fn format_disk(request: &FormatRequest) -> Result<FormatPlan, FormatError> {
             manifest_crc: crc32c(&manifest),
             replay: Replay { ring_page: 0, frame_seq: 1, prev_crc: 0 },
             stable_rec: 0,
-            materialised: if request.sparse { 1 } else { geometry.slots },
+            materialised: if request.sparse { written } else { geometry.slots },
             clean: true,
         };
         structures.push((geometry.slot(0, 0), manifest));

@@ -17,6 +17,9 @@ use std::collections::VecDeque;
 /// Journal writes that may be outstanding.
 const FRAMES_OUTSTANDING_MAX: u64 = 2;
 
+/// Above this share of the ring no data record is queued: CONF, COMMIT and RESOLVE must still fit.
+const DATA_STOP_PERCENT: u64 = 85;
+
 /// Who waits for a record to be durable; the lane decides what the bits mean.
 pub type Owner = u64;
 
@@ -164,10 +167,37 @@ impl Journal {
         ((u64::from(self.used_pages) + queued as u64) * 100 / u64::from(self.ring_pages)) as u32
     }
 
+    /// True when a data record of `pages` (with its frame) may be queued: all that is queued fits
+    /// below the mark where data stops, so control records behind it can always be written.
+    #[must_use]
+    pub fn has_room_for_data(&self, pages: u32) -> bool {
+        let queued = self.queued_bytes.len().div_ceil(FRAME_RECORD_BYTES / 2)
+            + self.queued_payload.len();
+        let spoken_for = u64::from(self.used_pages) + queued as u64 + u64::from(pages);
+        spoken_for * 100 <= u64::from(self.ring_pages) * DATA_STOP_PERCENT
+    }
+
     /// Records since the replay point.
     #[must_use]
     pub fn records_held(&self) -> u64 {
         self.frames.front().map_or(0, |frame| self.next_record.saturating_sub(frame.last_record))
+    }
+
+    /// One line about the ring, for `Lane::describe`.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let ends = |frame: &Frame| (frame.seq, frame.pages, frame.last_record);
+        format!(
+            "{} of {} pages in frames {:?}..{:?}, next at page {}, durable {}, stable {}, {} queued",
+            self.used_pages,
+            self.ring_pages,
+            self.frames.front().map(ends),
+            self.frames.back().map(ends),
+            self.next.ring_page,
+            self.durable_seq,
+            self.stable,
+            self.queue.len()
+        )
     }
 
     /// True when everything queued is durable and every record is stable.
@@ -193,19 +223,20 @@ impl Journal {
         if first.payload + 1 > to_end {
             return self.build_pad(pool, to_end);
         }
+        let room = to_end.min(self.usable_pages().saturating_sub(self.used_pages));
+        if first.payload + 1 > room {
+            return None;
+        }
         let (mut count, mut bytes, mut payload) = (0, 0usize, 0u32);
         for queued in &self.queue {
             let pages = payload + queued.payload;
             if bytes + queued.bytes as usize > FRAME_RECORD_BYTES
                 || pages as usize > FRAME_PAYLOAD_PAGES_MAX
-                || pages + 1 > to_end
+                || pages + 1 > room
             {
                 break;
             }
             (count, bytes, payload) = (count + 1, bytes + queued.bytes as usize, pages);
-        }
-        if self.used_pages + 1 + payload > self.ring_pages {
-            return None;
         }
         let first_record = first.record;
         let queued: Vec<Queued> = self.queue.drain(..count).collect();
@@ -220,9 +251,25 @@ impl Journal {
         Some(self.write_frame(pool, shape, &records, data, owners))
     }
 
+    /// Pages that frames may fill now: the rest is kept for the next recovery's decisions.
+    fn usable_pages(&self) -> u32 {
+        let recovering = self.stable_hold.is_some();
+        if recovering { self.ring_pages } else { self.ring_pages - (self.ring_pages / 8).max(2) }
+    }
+
+    /// True when `records` surely fit into the ring as it is.
+    #[must_use]
+    pub fn has_room_for(&self, records: &[Record]) -> bool {
+        let mut bytes = Vec::new();
+        records.iter().for_each(|record| record.encode(&mut bytes));
+        // A frame is at least half full unless it is the last; one page more for a PAD.
+        let frames = bytes.len().div_ceil(FRAME_RECORD_BYTES / 2) as u32 + 2;
+        self.used_pages + frames <= self.ring_pages
+    }
+
     /// A frame that only skips to the end of the ring.
     fn build_pad(&mut self, pool: &Pool, to_end: u32) -> Option<FrameWrite> {
-        if self.used_pages + to_end > self.ring_pages {
+        if self.used_pages + to_end > self.usable_pages() {
             return None;
         }
         let mut records = Vec::new();
@@ -317,12 +364,6 @@ impl Journal {
     /// Recovery's decisions are durable: the window before them needs no verification any more.
     pub fn release_hold(&mut self) {
         self.stable_hold = None;
-    }
-
-    /// Sequence number of the last durable frame.
-    #[must_use]
-    pub fn durable_seq(&self) -> u64 {
-        self.durable_seq
     }
 
     /// Where replay must begin for a checkpoint taken now: the frame of record stable + 1.

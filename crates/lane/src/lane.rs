@@ -24,7 +24,7 @@ use proto::{Buf, Lsn, Pool, ReplicaId, Seq, Tick, VolumeId};
 use read::Reading;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
-use write::Part;
+use write::{Part, Plan};
 
 /// Largest read or write, in blocks (1 MiB, the wire's payload limit).
 pub const REQUEST_BLOCKS_MAX: u32 = 256;
@@ -34,14 +34,14 @@ const CHECKPOINT_PERCENT: u32 = 25;
 const CHECKPOINT_RECORDS: u64 = 1_000_000;
 /// Above this share of the ring new data operations start one at a time.
 const THROTTLE_PERCENT: u32 = 60;
-/// Above this share no data operation starts: CONF, COMMIT and RESOLVE must still fit.
-const DATA_STOP_PERCENT: u32 = 85;
 /// Idle time after which a SEAL frame makes rot of the last frame visible.
 const SEAL_AFTER_MS: u64 = 50;
 /// Slots that the materialise job writes at a time: 64 MiB.
 const MATERIALISE_SLOTS: u32 = 1024;
 /// Bytes of one write of the materialise job.
 const MATERIALISE_BYTES: u64 = 1 << 20;
+/// Pause after the host had no room for the materialise job.
+const MATERIALISE_RETRY_MS: u64 = 1000;
 /// Owner of records that nobody waits for.
 const NOBODY: Owner = u64::MAX;
 /// Owner of the last record of recovery.
@@ -289,7 +289,14 @@ pub struct Counters {
 
 /// What an operation is, while it runs.
 pub(crate) enum Kind {
-    Write { parts: Vec<Part>, payload: BufList, crcs: SmallVec<[u32; 4]>, solo: bool },
+    Write {
+        plan: Option<Plan>,
+        /// The parts that are logged.
+        parts: Vec<Part>,
+        payload: BufList,
+        crcs: SmallVec<[u32; 4]>,
+        solo: bool,
+    },
     Discard { parts: Vec<Part> },
     Read(Reading),
     Control(Part),
@@ -369,6 +376,9 @@ pub struct Lane {
     pub(crate) counters: Counters,
     pub(crate) out: Effects,
     atomic_bytes: u32,
+    /// The ring was too full for recovery's decisions: a checkpoint holds them instead, then this
+    /// record opens the journal.
+    unlogged: Option<Record>,
     stage: Stage,
     ops: Vec<Option<Running>>,
     free_ops: Vec<OpIx>,
@@ -388,6 +398,7 @@ pub struct Lane {
     flushing: Option<Vec<Settle>>,
     materialising: Option<u32>,
     materialise_failed: bool,
+    materialise_retry: Tick,
     /// Indices that must not be reused before a checkpoint has forgotten them.
     retired: BTreeMap<u32, u64>,
     busy_indices: BTreeSet<u32>,
@@ -404,11 +415,21 @@ impl Lane {
     #[must_use]
     pub fn open(mounted: Mounted, pool: Pool) -> Lane {
         let Mounted { mut journal, resolved, mount, .. } = mounted;
-        let last = resolved.len();
-        for (index, record) in std::iter::once(&mount).chain(&resolved).enumerate() {
-            let owner = if index == last { RECOVERY } else { NOBODY };
-            journal.append(record, std::iter::empty(), owner);
+        // Seeded bugs of the nonce: a mount that leaves no mark of its own in the chain.
+        let marked = !(mounted.mutant.is(Mutant::NoNonce)
+            || mounted.mutant.is(Mutant::NonceSequential));
+        let first = marked.then(|| mount.clone());
+        let records: Vec<Record> = first.into_iter().chain(resolved).collect();
+        if records.is_empty() {
+            journal.release_hold();
         }
+        let stage = if records.is_empty() { Stage::Open } else { Stage::Opening };
+        let unlogged = if journal.has_room_for(&records) {
+            log_decisions(&mut journal, &records);
+            None
+        } else {
+            Some(mount)
+        };
         let zero = pool.zeroed(REQUEST_BLOCKS_MAX as usize * proto::BLOCK_BYTES).freeze();
         let zero_crc = proto::checksum::crc32c(&zero.block(0));
         Lane {
@@ -429,7 +450,8 @@ impl Lane {
             counters: Counters::default(),
             out: Effects::default(),
             atomic_bytes: mounted.atomic_bytes,
-            stage: Stage::Opening,
+            unlogged,
+            stage,
             ops: Vec::new(),
             free_ops: Vec::new(),
             ios: Vec::new(),
@@ -445,6 +467,7 @@ impl Lane {
             flushing: None,
             materialising: None,
             materialise_failed: false,
+            materialise_retry: Tick(0),
             retired: BTreeMap::new(),
             busy_indices: BTreeSet::new(),
             data_running: 0,
@@ -490,6 +513,23 @@ impl Lane {
     pub fn free_slots(&self) -> u32 {
         let space = self.allocator.space();
         (space.free + space.soft + space.unmaterialised).saturating_sub(self.allocator.reserve())
+    }
+
+    /// One line about what is under way, for logs and failing tests.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        format!(
+            "ring {} % used: {}; {} data operations run, {} stalled, {} await space, \
+             checkpoint {:?}, {} to flush, {:?}",
+            self.journal.fill_percent(),
+            self.journal.describe(),
+            self.data_running,
+            self.stalled.len(),
+            self.awaiting_space.len(),
+            self.checkpoint.as_ref().map(Checkpoint::progress),
+            self.unflushed.len(),
+            self.allocator.space()
+        )
     }
 
     /// What the lane knows: shards, map, region maps, tails.
@@ -545,7 +585,8 @@ impl Lane {
                 assert_eq!(bytes, count as usize * proto::BLOCK_BYTES, "one CRC per block");
                 self.counters.writes += 1;
                 self.counters.blocks_written += u64::from(count);
-                let kind = Kind::Write { parts: Vec::new(), payload: data, crcs, solo };
+                let kind =
+                    Kind::Write { plan: None, parts: Vec::new(), payload: data, crcs, solo };
                 let op = self.new_op(Some(token), shard_ix, first..first + count, kind);
                 let running = self.op_mut(op);
                 (running.lsn, running.commit, running.flags) = (lsn, commit, flags);
@@ -751,18 +792,16 @@ impl Lane {
             Kind::Read(_) => self.start_read(ix),
             Kind::Control(_) => self.start_control(ix),
             Kind::Write { .. } | Kind::Discard { .. } => {
-                if self.must_stall() || !self.stalled.is_empty() {
+                if self.must_stall() || !self.stalled.is_empty() || !self.start_data(ix) {
                     self.stalled.push_back(ix);
-                } else {
-                    self.start_data(ix);
                 }
             }
         }
     }
 
+    /// Above the throttle mark one data operation runs at a time.
     fn must_stall(&self) -> bool {
-        let fill = self.journal.fill_percent();
-        fill >= DATA_STOP_PERCENT || (fill >= THROTTLE_PERCENT && self.data_running > 0)
+        self.journal.fill_percent() >= THROTTLE_PERCENT && self.data_running > 0
     }
 
     /// The operation is over: give back what it holds, and answer.
@@ -888,10 +927,7 @@ impl Lane {
         if self.failed.is_some() {
             return;
         }
-        while !self.stalled.is_empty() && self.stage != Stage::Opening && !self.must_stall() {
-            let ix = self.stalled.pop_front().expect("not empty");
-            self.start_stalled(ix);
-        }
+        self.start_stalled();
         self.close_if_idle();
         while let Some(frame) = self.journal.build(&self.pool) {
             self.counters.frames += 1;
@@ -901,7 +937,7 @@ impl Lane {
             self.last_work = now;
         }
         self.start_checkpoint_if_due();
-        self.start_materialise_if_due();
+        self.start_materialise_if_due(now);
         if self.flushing.is_none() && !self.unflushed.is_empty() {
             self.flushing = Some(std::mem::take(&mut self.unflushed));
             self.counters.flushes += 1;
@@ -910,16 +946,32 @@ impl Lane {
         self.seal_if_idle(now);
     }
 
-    fn start_stalled(&mut self, ix: OpIx) {
-        // Its shard may be gone by now.
-        if self.tables.shard(self.op(ix).shard_ix).is_some() {
-            self.start_data(ix);
-        } else {
-            self.start(ix);
+    /// Let operations go on that waited for room in the journal, first come first served.
+    fn start_stalled(&mut self) {
+        while let Some(&ix) = self.stalled.front() {
+            let is_new = match &self.op(ix).kind {
+                Kind::Write { plan, .. } => plan.is_none(),
+                Kind::Discard { .. } | Kind::Read(_) | Kind::Control(_) => true,
+            };
+            if self.stage == Stage::Opening || (is_new && self.must_stall()) {
+                return;
+            }
+            if self.tables.shard(self.op(ix).shard_ix).is_none() {
+                // Deleted while it waited; `start` answers.
+                self.stalled.pop_front();
+                self.start(ix);
+            } else if self.start_data(ix) {
+                self.stalled.pop_front();
+            } else {
+                return;
+            }
         }
     }
 
     fn start_checkpoint_if_due(&mut self) {
+        if self.unlogged.is_some() && self.checkpoint.is_none() {
+            self.begin_checkpoint(false);
+        }
         if self.checkpoint.is_some() || self.stage == Stage::Opening {
             return;
         }
@@ -951,6 +1003,18 @@ impl Lane {
         }
     }
 
+    /// True while the next checkpoint is the place where recovery's decisions become durable.
+    pub(crate) fn holds_decisions(&self) -> bool {
+        self.unlogged.is_some()
+    }
+
+    /// The checkpoint that holds recovery's decisions is durable: nothing is left to replay.
+    pub(crate) fn open_journal(&mut self) {
+        if let Some(mount) = self.unlogged.take() {
+            log_decisions(&mut self.journal, &[mount]);
+        }
+    }
+
     /// A checkpoint with this stable record is durable: indices deleted before it may be reused,
     /// because no record of their old owner is ever replayed again.
     pub(crate) fn forget_retired(&mut self, stable: u64) {
@@ -972,9 +1036,12 @@ impl Lane {
 
     // ------------------------------------------------------------------------------ materialise --
 
-    fn start_materialise_if_due(&mut self) {
+    fn start_materialise_if_due(&mut self, now: Tick) {
+        if self.materialise_failed && self.materialising.is_none() && now >= self.materialise_retry {
+            self.materialise_failed = false;
+        }
         let space = self.allocator.space();
-        let low = space.free + space.soft < self.allocator.reserve() + 2 * MATERIALISE_SLOTS;
+        let low = space.free + space.soft < self.allocator.floor() + 2 * MATERIALISE_SLOTS;
         let closing = matches!(self.stage, Stage::Closing { .. } | Stage::Closed);
         if space.unmaterialised == 0 || !low || closing || self.materialise_failed {
             return;
@@ -1000,7 +1067,10 @@ impl Lane {
     fn materialise_written(&mut self) {
         let left = self.materialising.as_mut().expect("the job runs");
         *left -= 1;
-        if *left == 0 {
+        if *left == 0 && self.materialise_failed {
+            self.materialising = None;
+            self.materialise_retry = self.last_work.after_millis(MATERIALISE_RETRY_MS);
+        } else if *left == 0 {
             // Extents become written only when the file system commits: always a flush.
             self.unflushed.push(Settle::Materialise);
         }
@@ -1020,14 +1090,18 @@ impl Lane {
     /// The host has no room for this disk file any more: what is materialised goes on working.
     fn materialise_error(&mut self, _error: DiskError) {
         self.materialise_failed = true;
-        let left = self.materialising.as_mut().expect("the job runs");
-        *left -= 1;
-        if *left == 0 {
-            self.materialising = None;
-        }
+        self.materialise_written();
         for ix in std::mem::take(&mut self.awaiting_space) {
             self.admit_write(ix);
         }
+    }
+}
+
+/// Queue what recovery decided; the lane opens when the last record is durable.
+fn log_decisions(journal: &mut Journal, records: &[Record]) {
+    for (index, record) in records.iter().enumerate() {
+        let owner = if index + 1 == records.len() { RECOVERY } else { NOBODY };
+        journal.append(record, std::iter::empty(), owner);
     }
 }
 

@@ -190,7 +190,9 @@ impl Extent {
             if self.slots().next().is_none() {
                 self.form = Form::Empty;
             }
-        } else if states.iter().all(|&word| word == uniform(BlockState::Zero)) {
+        } else if states.iter().all(|&word| word == uniform(BlockState::Zero))
+            && self.slots().next().is_none()
+        {
             self.states = None;
             self.form = Form::UniformZero;
         }

@@ -134,6 +134,35 @@ pub struct Mounted {
     pub report: RecoveryReport,
 }
 
+impl Mounted {
+    /// What the disk held, with recovery's decisions.
+    #[must_use]
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Stretches of blocks that recovery had to decide: (shard index, first block, count).
+    pub fn decided(&self) -> impl Iterator<Item = (u32, u32, u32)> + '_ {
+        self.resolved.iter().filter_map(|record| match &record.body {
+            Body::Resolve(part) => {
+                let first = part.extent * EXTENT_BLOCKS + part.first;
+                Some((record.shard_ix, first, part.decided.len() as u32))
+            }
+            Body::Intent(_)
+            | Body::Redo(_)
+            | Body::Range { .. }
+            | Body::Conf(_)
+            | Body::Commit
+            | Body::Region { .. }
+            | Body::Shard(_)
+            | Body::BadSlot { .. }
+            | Body::Mount { .. }
+            | Body::Seal
+            | Body::Pad => None,
+        })
+    }
+}
+
 /// What recovery wants next.
 pub enum MountStep {
     /// Do these, in any order but flushes last, and give all results to `next`.

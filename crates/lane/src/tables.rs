@@ -215,7 +215,9 @@ impl Tables {
                 let key = region_key(record.shard_ix, *region);
                 let shard = self.shard_mut(record.shard_ix)?;
                 match shard.regions.get_mut(*region as usize) {
-                    Some(entry) => *entry = *value,
+                    // The seq was read when the record was made: a write that completed since may
+                    // have raised it, and a region's lsn must never become too low.
+                    Some(entry) => *entry = (*entry >> 1).max(*value >> 1) << 1 | (*value & 1),
                     None => return contradiction(format!("no region {region}")),
                 }
                 self.dirty_regions.insert(key);

@@ -41,6 +41,14 @@ pub(super) enum Mode {
     Resolving,
 }
 
+/// How a write is cut: decided once, when it holds its lock.
+pub(crate) struct Plan {
+    head: u32,
+    mode: Mode,
+    /// First block and number of blocks of each part.
+    pieces: SmallVec<[(u32, u32); 2]>,
+}
+
 /// One journal record of an operation, and the data that belongs to it.
 pub(crate) struct Part {
     pub(super) record: Record,
@@ -155,12 +163,27 @@ impl Lane {
         }
     }
 
-    /// A write or discard holds its lock and the journal has room: log it.
-    pub(super) fn start_data(&mut self, ix: OpIx) {
-        self.data_running += 1;
+    /// A write or discard holds its lock: log it, or what the journal has room for. False when
+    /// something of it is still to be logged.
+    pub(super) fn start_data(&mut self, ix: OpIx) -> bool {
         match &self.op(ix).kind {
-            Kind::Write { .. } => self.start_write(ix),
-            Kind::Discard { .. } => self.start_discard(ix),
+            Kind::Write { plan, .. } => {
+                if plan.is_none() {
+                    self.data_running += 1;
+                    self.plan_write(ix);
+                }
+                self.log_parts(ix)
+            }
+            Kind::Discard { .. } => {
+                // At least 40 records of 48 B share a frame.
+                let pages = 1 + self.op(ix).count.div_ceil(RANGE_BLOCKS_MAX) / 40;
+                if !self.journal.has_room_for_data(pages) {
+                    return false;
+                }
+                self.data_running += 1;
+                self.start_discard(ix);
+                true
+            }
             Kind::Read(_) | Kind::Control(_) => unreachable!("only data operations stall"),
         }
     }
@@ -238,14 +261,18 @@ impl Lane {
         }
     }
 
-    fn start_write(&mut self, ix: OpIx) {
+    /// Decide mode and parts of a write, then log as many parts as the journal has room for.
+    fn plan_write(&mut self, ix: OpIx) {
         let op = self.op(ix);
         let (shard_ix, first, end) = (op.shard_ix, op.first, op.first + op.count);
         let head = self.tables.shard(shard_ix).expect("checked by start").head;
         let mode = self.choose_mode(ix, head);
         match mode {
             Mode::Touch => self.counters.touches += 1,
-            Mode::Redo => self.counters.redos += 1,
+            Mode::Redo => {
+                self.counters.redos += 1;
+                self.placing.entry(shard_ix).or_default().push(ix);
+            }
             Mode::Intent => self.counters.intents += 1,
             Mode::Control | Mode::Resolving => unreachable!("not a mode of a write"),
         }
@@ -262,22 +289,37 @@ impl Lane {
             pieces.push((block, count));
             block += count;
         }
-        let mut parts = Vec::with_capacity(pieces.len());
-        for (index, (block, count)) in pieces.into_iter().enumerate() {
-            parts.push(self.log_part(ix, head, mode, (block, count), index as u32));
-        }
         let op = self.op_mut(ix);
-        (op.open_parts, op.undurable_parts) = (parts.len() as u32, parts.len() as u32);
-        let Kind::Write { parts: slot, payload, .. } = &mut op.kind else { unreachable!("a write") };
+        (op.open_parts, op.undurable_parts) = (pieces.len() as u32, pieces.len() as u32);
+        let Kind::Write { plan, .. } = &mut op.kind else { unreachable!("a write") };
+        *plan = Some(Plan { head, mode, pieces });
+    }
+
+    /// Log the parts of a write that are not logged yet. False when the journal has no room: what
+    /// is queued must always fit without waiting for a checkpoint, because a RESOLVE behind it may
+    /// be what the checkpoint waits for.
+    fn log_parts(&mut self, ix: OpIx) -> bool {
+        loop {
+            let Kind::Write { plan, parts, .. } = &self.op(ix).kind else { unreachable!("a write") };
+            let plan = plan.as_ref().expect("planned first");
+            let index = parts.len();
+            let (head, mode) = (plan.head, plan.mode);
+            let Some(&piece) = plan.pieces.get(index) else { break };
+            let pages = if mode == Mode::Redo { piece.1 + 1 } else { 1 };
+            if !self.journal.has_room_for_data(pages) {
+                return false;
+            }
+            let part = self.log_part(ix, head, mode, piece, index as u32);
+            let op = self.op_mut(ix);
+            let Kind::Write { parts, .. } = &mut op.kind else { unreachable!("a write") };
+            parts.push(part);
+            if mode == Mode::Touch {
+                self.write_data(ix, index as u32);
+            }
+        }
+        let Kind::Write { payload, .. } = &mut self.op_mut(ix).kind else { unreachable!("a write") };
         payload.clear();
-        let count = parts.len() as u32;
-        *slot = parts;
-        if mode == Mode::Redo {
-            self.placing.entry(shard_ix).or_default().push(ix);
-        }
-        if mode == Mode::Touch {
-            (0..count).for_each(|part| self.write_data(ix, part));
-        }
+        true
     }
 
     /// Pick slots for one part, make its record and queue it.

@@ -44,6 +44,8 @@ pub struct Disk {
     flushes: u64,
     /// Fail the operation with this countdown (0 = the next write).
     pub fail_write_in: Option<u32>,
+    /// A write was failed since the last crash.
+    pub has_failed: bool,
 }
 
 impl Disk {
@@ -58,6 +60,7 @@ impl Disk {
             zero: Rc::new([0; BLOCK_BYTES]),
             flushes: 0,
             fail_write_in: None,
+            has_failed: false,
         }
     }
 
@@ -118,6 +121,7 @@ impl Disk {
             DiskOp::Write { .. } => {
                 let fails = self.fail_write_in == Some(0);
                 self.fail_write_in = self.fail_write_in.and_then(|left| left.checked_sub(1));
+                self.has_failed |= fails;
                 self.write_completed(request.id, fails);
                 if fails { Err(proto::disk::DiskError::Errno(5)) } else { Ok(None) }
             }
@@ -182,7 +186,7 @@ impl Disk {
     pub fn crashed(&self, fates: &[Fate]) -> Disk {
         let mut disk = self.clone();
         disk.waiting.clear();
-        disk.fail_write_in = None;
+        (disk.fail_write_in, disk.has_failed) = (None, false);
         for ((_, write), fate) in std::mem::take(&mut disk.writes).into_iter().zip(fates) {
             for (index, page) in write.pages.iter().enumerate() {
                 let at = write.offset + (index * BLOCK_BYTES) as u64;

@@ -56,7 +56,6 @@ struct Attempt {
     value: Value,
     seq: u64,
     learner: bool,
-    acked: bool,
     /// The lane may never have started it (refused, or lost with the process).
     token: u64,
 }
@@ -66,6 +65,8 @@ struct Attempt {
 struct Block {
     /// Content that is certain.
     certain: Value,
+    /// Its seq, 0 when a learner wrote it.
+    certain_seq: u64,
     /// Acknowledged as lost by the lane itself (EIO after a failed write).
     lost: bool,
     /// Writes since, in order of issue.
@@ -74,7 +75,8 @@ struct Block {
 
 #[derive(Clone, Debug)]
 enum Asked {
-    Write { first: u32, count: u32 },
+    /// `value` of the first block, `None` for a discard.
+    Write { first: u32, count: u32, value: Option<Value> },
     Read { first: u32, before: Vec<Vec<Value>> },
     Control,
 }
@@ -121,14 +123,9 @@ impl Stats {
     }
 }
 
-pub struct Harness {
-    pub config: Config,
-    pub disk: Disk,
-    pub lane: Lane,
-    pub stats: Stats,
-    header: DiskHeader,
-    pool: Pool,
-    now: u64,
+/// What the trial knows and the lane must agree with. Survives every crash.
+#[derive(Clone)]
+struct Oracle {
     next_token: u64,
     next_value: Value,
     next_seq: u64,
@@ -139,6 +136,20 @@ pub struct Harness {
     /// Per region: highest seq of a non-learner write that was issued.
     issued: BTreeMap<u32, u64>,
     mounts: u64,
+    /// Writes and discards that the last crash left without an answer, in order of issue.
+    unanswered: Vec<(u32, u32, Option<Value>)>,
+}
+
+pub struct Harness {
+    pub config: Config,
+    pub disk: Disk,
+    /// `None` only while the process is down.
+    machine: Option<Lane>,
+    pub stats: Stats,
+    header: DiskHeader,
+    pool: Pool,
+    now: u64,
+    oracle: Oracle,
 }
 
 type Violation = String;
@@ -182,25 +193,28 @@ impl Harness {
         let mut harness = Harness {
             config,
             disk,
-            lane,
+            machine: Some(lane),
             stats: Stats::default(),
             header: plan.header,
             pool,
             now: 0,
-            next_token: 1,
-            next_value: 1,
-            next_seq: 1,
-            commit: 0,
-            asked: BTreeMap::new(),
-            blocks: BTreeMap::new(),
-            issued: BTreeMap::new(),
-            mounts: 1,
+            oracle: Oracle {
+                next_token: 1,
+                next_value: 1,
+                next_seq: 1,
+                commit: 0,
+                asked: BTreeMap::new(),
+                blocks: BTreeMap::new(),
+                issued: BTreeMap::new(),
+                mounts: 1,
+                unanswered: Vec::new(),
+            },
         };
         let shard = ShardId { volume: VolumeId(7), index: 3 };
         let replica = ReplicaId { shard, copy: 0 };
         harness.control(Op::Create { replica, blocks: SHARD_BLOCKS, family: VolumeId(7) });
         harness.settle()?;
-        assert!(harness.lane.tables().shard(0).is_some(), "the replica exists");
+        assert!(harness.lane().tables().shard(0).is_some(), "the replica exists");
         Ok(harness)
     }
 
@@ -212,30 +226,46 @@ impl Harness {
     }
 
     fn token(&mut self, asked: Asked) -> u64 {
-        let token = self.next_token;
-        self.next_token += 1;
-        self.asked.insert(token, asked);
+        let token = self.oracle.next_token;
+        self.oracle.next_token += 1;
+        self.oracle.asked.insert(token, asked);
         token
     }
 
     pub fn write(&mut self, first: u32, count: u32, learner: bool) {
-        let token = self.token(Asked::Write { first, count });
+        let value = self.oracle.next_value;
+        self.oracle.next_value += u64::from(count);
+        self.write_values(first, count, learner, value);
+    }
+
+    /// A client whose requests were not answered sends `count` of them again, as they were.
+    pub fn resend(&mut self, count: usize) {
+        for (first, count, value) in self.oracle.unanswered.clone().into_iter().take(count) {
+            match value {
+                Some(value) => self.write_values(first, count, false, value),
+                None => self.discard(first, count),
+            }
+            self.turn();
+        }
+    }
+
+    fn write_values(&mut self, first: u32, count: u32, learner: bool, value: Value) {
+        let token = self.token(Asked::Write { first, count, value: Some(value) });
         let seq = self.take_seq();
         let mut bytes = self.pool.alloc(count as usize * BLOCK_BYTES);
         let mut crcs = smallvec::SmallVec::new();
         for (index, chunk) in bytes.chunks_exact_mut(BLOCK_BYTES).enumerate() {
-            let value = self.next_value;
-            self.next_value += 1;
+            let value = value + index as u64;
             fill(value, chunk);
             crcs.push(checksum::crc32c(chunk));
-            self.attempt(first + index as u32, Attempt { value, seq, learner, acked: false, token });
+            self.attempt(first + index as u32, Attempt { value, seq, learner, token });
         }
         let mut data = BufList::new();
         data.push(bytes.freeze());
         let op = Op::Write {
             shard_ix: 0,
             lsn: Lsn { epoch: Epoch(1), seq: Seq(seq) },
-            commit: Seq(self.commit),
+            commit: Seq(self.oracle.commit),
             first,
             crcs,
             data,
@@ -246,15 +276,15 @@ impl Harness {
     }
 
     pub fn discard(&mut self, first: u32, count: u32) {
-        let token = self.token(Asked::Write { first, count });
+        let token = self.token(Asked::Write { first, count, value: None });
         let seq = self.take_seq();
         for block in first..first + count {
-            self.attempt(block, Attempt { value: 0, seq, learner: false, acked: false, token });
+            self.attempt(block, Attempt { value: 0, seq, learner: false, token });
         }
         let op = Op::Discard {
             shard_ix: 0,
             lsn: Lsn { epoch: Epoch(1), seq: Seq(seq) },
-            commit: Seq(self.commit),
+            commit: Seq(self.oracle.commit),
             first,
             count,
             flags: 0,
@@ -269,22 +299,22 @@ impl Harness {
     }
 
     fn take_seq(&mut self) -> u64 {
-        let seq = self.next_seq;
-        self.next_seq += 1;
+        let seq = self.oracle.next_seq;
+        self.oracle.next_seq += 1;
         seq
     }
 
     fn attempt(&mut self, block: u32, attempt: Attempt) {
         if !attempt.learner {
-            let issued = self.issued.entry(block / REGION_BLOCKS).or_default();
+            let issued = self.oracle.issued.entry(block / REGION_BLOCKS).or_default();
             *issued = attempt.seq.max(*issued);
         }
-        self.blocks.entry(block).or_default().attempts.push(attempt);
+        self.oracle.blocks.entry(block).or_default().attempts.push(attempt);
     }
 
     /// Contents that the block may have now.
     fn allowed(&self, block: u32) -> Vec<Value> {
-        let Some(known) = self.blocks.get(&block) else { return vec![0] };
+        let Some(known) = self.oracle.blocks.get(&block) else { return vec![0] };
         let attempts = known.attempts.iter().map(|attempt| attempt.value);
         std::iter::once(known.certain).chain(attempts).collect()
     }
@@ -292,11 +322,11 @@ impl Harness {
     // --------------------------------------------------------------------------------- the world --
 
     pub fn step(&mut self, event: Event) {
-        let mut out = Effects::default();
-        self.lane.step(Tick(self.now), event, &mut out);
+        let (now, mut out) = (Tick(self.now), Effects::default());
+        self.lane_mut().step(now, event, &mut out);
         out.disk.into_iter().for_each(|request| self.disk.submit(request));
         for reply in out.replies {
-            let asked = self.asked.remove(&reply.token).expect("exactly one reply per request");
+            let asked = self.oracle.asked.remove(&reply.token).expect("exactly one reply per request");
             self.replied(reply.token, asked, reply.result);
         }
     }
@@ -318,24 +348,23 @@ impl Harness {
 
     fn replied(&mut self, token: u64, asked: Asked, result: Result<Outcome, Problem>) {
         match (asked, result) {
-            (Asked::Write { first, count }, Ok(_)) => {
+            // The lane stopped itself: like a crash, the effect of what was open is unknown.
+            (_, Err(Problem::Stopped { .. })) => {}
+            (Asked::Write { first, count, .. }, Ok(_)) => {
                 self.stats.acked += 1;
                 for block in first..first + count {
                     self.acknowledged(block, token);
                 }
                 self.raise_commit();
             }
-            (Asked::Write { first, count }, Err(problem)) => {
+            (Asked::Write { first, count, .. }, Err(problem)) => {
                 let without_effect = matches!(problem, Problem::NoSpace { .. });
                 self.stats.no_space += u64::from(without_effect);
                 self.stats.media += u64::from(matches!(problem, Problem::Media { .. }));
                 for block in first..first + count {
-                    let known = self.blocks.get_mut(&block).expect("it was attempted");
-                    if without_effect {
-                        known.attempts.retain(|attempt| attempt.token != token);
-                    } else {
-                        known.lost = true;
-                    }
+                    let known = self.oracle.blocks.get_mut(&block).expect("it was attempted");
+                    known.attempts.retain(|attempt| attempt.token != token);
+                    known.lost |= !without_effect;
                 }
             }
             (Asked::Read { first, before }, Ok(Outcome::Read { data, crcs })) => {
@@ -352,7 +381,7 @@ impl Harness {
             }
             (Asked::Read { first, before }, Err(problem)) => {
                 let lost = (first..first + before.len() as u32)
-                    .any(|block| self.blocks.get(&block).is_some_and(|known| known.lost));
+                    .any(|block| self.oracle.blocks.get(&block).is_some_and(|known| known.lost));
                 assert!(lost, "read of {first}: {problem}");
             }
             (Asked::Control, Ok(_)) => {}
@@ -362,20 +391,22 @@ impl Harness {
     }
 
     fn acknowledged(&mut self, block: u32, token: u64) {
-        let known = self.blocks.get_mut(&block).expect("it was attempted");
+        let known = self.oracle.blocks.get_mut(&block).expect("it was attempted");
         let at = known.attempts.iter().position(|attempt| attempt.token == token);
         let at = at.expect("it is among the attempts");
-        // Range locks are first come first served: what was issued before is over.
-        known.certain = known.attempts[at].value;
+        // Earlier attempts that are still open wait for space: they take effect after this one.
+        let attempt = &known.attempts[at];
+        known.certain = attempt.value;
+        known.certain_seq = if attempt.learner { 0 } else { attempt.seq };
         known.lost = false;
-        known.attempts.drain(..=at);
+        known.attempts.remove(at);
     }
 
     /// The commit watermark follows the acknowledged prefix.
     fn raise_commit(&mut self) {
-        let open = self.blocks.values().flat_map(|known| &known.attempts).map(|attempt| attempt.seq);
-        let lowest = open.min().unwrap_or(self.next_seq);
-        self.commit = self.commit.max(lowest - 1);
+        let open = self.oracle.blocks.values().flat_map(|known| &known.attempts).map(|attempt| attempt.seq);
+        let lowest = open.min().unwrap_or(self.oracle.next_seq);
+        self.oracle.commit = self.oracle.commit.max(lowest - 1);
     }
 
     /// Run until nothing is left to do.
@@ -390,28 +421,43 @@ impl Harness {
             }
             self.complete(0);
         }
-        if let Some(reason) = self.lane.failure() {
+        if let Some(reason) = self.lane().failure() {
             return Err(format!("the lane stopped: {reason}"));
         }
-        match self.asked.len() {
+        match self.oracle.asked.len() {
             0 => Ok(()),
-            count => Err(format!("{count} requests are never answered: {:?}", self.asked)),
+            count => Err(format!(
+                "{count} requests are never answered: {:?}, {} disk operations outstanding: {}",
+                self.oracle.asked,
+                self.disk.outstanding(),
+                self.lane().describe()
+            )),
         }
     }
 
     // ------------------------------------------------------------------------------------ crash --
 
-    /// What a crash needs of this moment, so that many crashes can be tried on it.
-    pub fn moment(&self) -> Moment {
-        Moment {
+    /// A copy of this moment with the process down: `crash` it, many times over.
+    pub fn fork(&self) -> Harness {
+        Harness {
             config: self.config,
             disk: self.disk.clone(),
+            machine: None,
+            stats: Stats::default(),
             header: self.header.clone(),
-            blocks: self.blocks.clone(),
-            issued: self.issued.clone(),
-            commit: self.commit,
-            next: (self.next_token, self.next_value, self.next_seq, self.mounts),
+            pool: self.pool.clone(),
+            now: self.now,
+            oracle: self.oracle.clone(),
         }
+    }
+
+    /// The lane; the process must be up.
+    pub fn lane(&self) -> &Lane {
+        self.machine.as_ref().expect("the process is up")
+    }
+
+    fn lane_mut(&mut self) -> &mut Lane {
+        self.machine.as_mut().expect("the process is up")
     }
 
     /// The process and the power fail; what is not durable meets `fates`. Recover, perhaps crash
@@ -420,17 +466,25 @@ impl Harness {
         self.stats.crashes += 1;
         self.stats.torn += fates.iter().filter(|fate| matches!(fate, Fate::Torn(_))).count() as u64;
         self.count_lane();
+        // The data of an unfinished write failed: its RESOLVE may be there and its reply not.
+        let failed = self.disk.has_failed;
         self.disk = self.disk.crashed(fates);
-        self.asked.clear();
-        self.mounts += 1;
+        let asked = std::mem::take(&mut self.oracle.asked).into_values();
+        self.oracle.unanswered = asked
+            .filter_map(|asked| match asked {
+                Asked::Write { first, count, value } => Some((first, count, value)),
+                Asked::Read { .. } | Asked::Control => None,
+            })
+            .collect();
+        self.oracle.mounts += 1;
         let mut interrupt = nested;
         loop {
-            self.mounts += 1;
-            let nonce = self.mounts.wrapping_mul(0x2545_f491_4f6c_dd1d);
+            self.oracle.mounts += 1;
+            let nonce = self.oracle.mounts.wrapping_mul(0x2545_f491_4f6c_dd1d);
             let found =
                 mount(&mut self.disk, self.config, &self.header, nonce, self.pool.clone(), interrupt)?;
             if let Some((lane, report)) = found {
-                self.lane = lane;
+                self.machine = Some(lane);
                 self.stats.verified += report.verified_blocks;
                 self.stats.restored += report.restored_blocks;
                 self.stats.placed += report.placed_blocks;
@@ -440,11 +494,16 @@ impl Harness {
             self.stats.nested += 1;
             interrupt = None;
         }
-        self.check_all()
+        self.check_all(failed)?;
+        // What the lane does not know of never happened: its numbers are given out again.
+        let shard = self.lane().tables().shard(0).ok_or("the replica is gone")?;
+        self.oracle.next_seq = shard.applied.seq.0.max(self.oracle.commit) + 1;
+        Ok(())
     }
 
     fn count_lane(&mut self) {
-        let counters = self.lane.counters();
+        let Some(lane) = &self.machine else { return };
+        let counters = lane.counters();
         self.stats.checkpoints += counters.checkpoints;
         self.stats.wraps += counters.journal_wraps;
         self.stats.redos += counters.redos;
@@ -453,14 +512,14 @@ impl Harness {
     }
 
     /// Compare every block ever touched, the region map and the space counters with the oracle.
-    fn check_all(&mut self) -> Result<(), Violation> {
-        let blocks: Vec<u32> = self.blocks.keys().copied().collect();
+    fn check_all(&mut self, failed: bool) -> Result<(), Violation> {
+        let blocks: Vec<u32> = self.oracle.blocks.keys().copied().collect();
         for block in blocks {
             let found = self.read_now(block)?;
-            self.check_block(block, found)?;
+            self.check_block(block, found, failed)?;
         }
         for block in [0, 17, 1023, 1024, SHARD_BLOCKS - 1] {
-            if !self.blocks.contains_key(&block) && self.read_now(block)? != Some(0) {
+            if !self.oracle.blocks.contains_key(&block) && self.read_now(block)? != Some(0) {
                 return Err(format!("block {block} was never written and is not zeros"));
             }
         }
@@ -468,10 +527,15 @@ impl Harness {
         self.check_space()
     }
 
-    fn check_block(&mut self, block: u32, found: Option<Value>) -> Result<(), Violation> {
-        let may_poison = self.config.may_poison();
+    fn check_block(
+        &mut self,
+        block: u32,
+        found: Option<Value>,
+        failed: bool,
+    ) -> Result<(), Violation> {
+        let may_poison = failed || self.config.may_poison();
         let region = self.region(block);
-        let known = self.blocks.get_mut(&block).expect("it was touched");
+        let known = self.oracle.blocks.get_mut(&block).expect("it was touched");
         let in_flight = known.attempts.last().cloned();
         match found {
             None if known.lost || (may_poison && in_flight.is_some()) => {
@@ -492,16 +556,18 @@ impl Harness {
                         known.certain
                     ));
                 }
-                // The region claims everything up to its seq unless SUSPECT.
-                let missing = known.attempts.iter().rev().take_while(|a| a.value != value);
-                let claimed =
-                    missing.filter(|a| !a.learner && a.seq <= region >> 1).next_back().is_some();
-                if claimed && region & 1 == 0 {
+                // Resync copies what changed after some seq: a region's may be too high, never too
+                // low.
+                let oldest = known.attempts.iter().find(|attempt| attempt.value == value);
+                let seq = oldest.filter(|_| known.certain != value);
+                let seq = seq.map_or(known.certain_seq, |a| if a.learner { 0 } else { a.seq });
+                if region >> 1 < seq && value != 0 {
                     return Err(format!(
-                        "region of block {block} claims seq {} but a write up to it is missing",
+                        "block {block} holds a write with seq {seq}, its region says {}",
                         region >> 1
                     ));
                 }
+                known.certain_seq = seq;
             }
         }
         known.certain = found.expect("lost blocks were handled");
@@ -510,14 +576,14 @@ impl Harness {
     }
 
     fn region(&self, block: u32) -> u64 {
-        let shard = self.lane.tables().shard(0).expect("the replica is there");
+        let shard = self.lane().tables().shard(0).expect("the replica is there");
         shard.regions[(block / REGION_BLOCKS) as usize]
     }
 
     fn check_regions(&self) -> Result<(), Violation> {
-        let shard = self.lane.tables().shard(0).ok_or("the replica is gone")?;
+        let shard = self.lane().tables().shard(0).ok_or("the replica is gone")?;
         for (region, &value) in shard.regions.iter().enumerate() {
-            let issued = self.issued.get(&(region as u32)).copied().unwrap_or(0);
+            let issued = self.oracle.issued.get(&(region as u32)).copied().unwrap_or(0);
             if value >> 1 > issued {
                 return Err(format!("region {region} claims seq {}, issued {issued}", value >> 1));
             }
@@ -526,10 +592,10 @@ impl Harness {
     }
 
     fn check_space(&self) -> Result<(), Violation> {
-        let tables = self.lane.tables();
+        let tables = self.lane().tables();
         let extents = tables.layers.iter().flatten().flat_map(|layer| &layer.extents);
         let mapped = extents.flat_map(|extent| extent.slots()).count() as u32;
-        let space = self.lane.space();
+        let space = self.lane().space();
         if space.mapped != mapped || space.inflight != 0 || space.reserved != 0 {
             return Err(format!("the map names {mapped} slots, the counters say {space:?}"));
         }
@@ -538,11 +604,11 @@ impl Harness {
 
     /// Read one block to the end; `None` when it is known to be lost.
     fn read_now(&mut self, block: u32) -> Result<Option<Value>, Violation> {
-        let mut out = Effects::default();
+        let (now, mut out) = (Tick(self.now), Effects::default());
         let op = Op::Read { shard_ix: 0, first: block, count: 1 };
-        let token = self.next_token;
-        self.next_token += 1;
-        self.lane.step(Tick(self.now), Event::Request(Request { token, op }), &mut out);
+        let token = self.oracle.next_token;
+        self.oracle.next_token += 1;
+        self.lane_mut().step(now, Event::Request(Request { token, op }), &mut out);
         for _ in 0..1000 {
             if let Some(reply) = out.replies.pop() {
                 return match reply.result {
@@ -555,21 +621,21 @@ impl Harness {
                     Err(problem) => Err(format!("block {block}: {problem}")),
                 };
             }
-            self.lane.step(Tick(self.now), Event::Turn, &mut out);
+            self.lane_mut().step(now, Event::Turn, &mut out);
             out.disk.drain(..).for_each(|request| self.disk.submit(request));
             if self.disk.outstanding() > 0 {
                 let done = self.disk.complete(0);
-                self.lane.step(Tick(self.now), Event::Disk(done), &mut out);
+                self.lane_mut().step(now, Event::Disk(done), &mut out);
             }
         }
-        Err(format!("a read of block {block} is never answered: {:?}", self.lane.failure()))
+        Err(format!("a read of block {block} is never answered: {:?}", self.lane().failure()))
     }
 
     /// Close cleanly and mount again: nothing may need recovery, everything must be there.
     pub fn close_and_reopen(&mut self) -> Result<(), Violation> {
         self.control(Op::Close);
         self.settle()?;
-        if !self.lane.is_closed() {
+        if !self.lane().is_closed() {
             return Err("the lane does not close".into());
         }
         let fates = vec![Fate::Lost; self.disk.undecided()];
@@ -580,6 +646,19 @@ impl Harness {
         }
         Ok(())
     }
+}
+
+/// Blocks in doubt are in SUSPECT regions, whatever was decided.
+fn check_decided(mounted: &lane::recover::Mounted) -> Result<(), Violation> {
+    for (shard_ix, first, count) in mounted.decided() {
+        let shard = mounted.tables().shard(shard_ix).ok_or("decided blocks of no shard")?;
+        for block in first..first + count {
+            if shard.regions[(block / REGION_BLOCKS) as usize] & 1 == 0 {
+                return Err(format!("block {block} was in doubt, its region is not SUSPECT"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Recover a lane; `None` when it was interrupted after `interrupt` disk writes.
@@ -617,7 +696,10 @@ fn mount(
                     results.push(disk.complete(0).result);
                 }
             }
-            MountStep::Mounted(mounted) => break mounted,
+            MountStep::Mounted(mounted) => {
+                check_decided(&mounted)?;
+                break mounted;
+            }
             MountStep::Faulted(fault) => return Err(format!("the lane is FAULTED: {fault}")),
         }
     };
