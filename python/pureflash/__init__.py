@@ -1,0 +1,1 @@
+"""PureFlash: shared, replicated block storage from the NVMe drives of ordinary servers."""
