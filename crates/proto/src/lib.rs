@@ -14,6 +14,7 @@ pub mod frame;
 pub mod ids;
 pub mod seam;
 pub mod status;
+pub mod wire;
 
 pub use buffer::{Buf, BufMut, Pool};
 pub use ids::{Epoch, Lsn, ReplicaId, Seq, ShardId, VolumeId};
