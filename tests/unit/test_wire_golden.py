@@ -149,14 +149,12 @@ def messages(draw: st.DrawFn) -> Message:
     is_reply = draw(st.booleans())
     body, _ = wire.BODIES.get((opcode, is_reply), (Body.NONE, 0))
     layout = wire.EXTENSIONS.get((opcode, is_reply), ())
-    extension: dict[str, int | bytes] = {
-        name: draw(
-            st.binary(min_size=size, max_size=size)
-            if size > 8
-            else st.integers(0, (1 << 8 * size) - 1)
-        )
-        for name, size in layout
-    }
+    extension: dict[str, wire.Value] = {}
+    for name, size in layout:
+        if size > 8:
+            extension[name] = draw(st.binary(min_size=size, max_size=size))
+        else:
+            extension[name] = draw(st.integers(0, (1 << 8 * size) - 1))
     unit = 4096 if opcode in wire.WHOLE_BLOCK_OPCODES else 512
     start = draw(st.integers(0, 1 << 30)) * unit
     length = draw(st.integers(1, 5 if unit == 4096 else 20)) * unit
