@@ -2,17 +2,22 @@
 //! block's checksum to the place where it belongs.
 
 use crate::{BLOCK_BYTES, VolumeId};
+use crc_fast::{CrcAlgorithm, Digest};
 
 /// CRC32C of `bytes`.
 #[must_use]
 pub fn crc32c(bytes: &[u8]) -> u32 {
-    ::crc32c::crc32c(bytes)
+    crc_fast::crc32_iscsi(bytes)
 }
 
 /// CRC32C of `bytes` appended to data whose CRC32C is `crc`.
 #[must_use]
 pub fn crc32c_append(crc: u32, bytes: &[u8]) -> u32 {
-    ::crc32c::crc32c_append(crc, bytes)
+    // The library continues from the register, which is the CRC before its final inversion.
+    let mut digest = Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, u64::from(!crc));
+    digest.update(bytes);
+    // The library holds every CRC in 64 bits; a 32-bit one leaves the upper half zero.
+    (digest.finalize() & 0xffff_ffff) as u32
 }
 
 /// CRC32C of each 4 KiB block of `data`.
@@ -54,6 +59,26 @@ mod tests {
         // RFC 3720 appendix B.4 and every CRC catalogue: "123456789" -> e3069283.
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(crc32c_append(crc32c(b"12345"), b"6789"), 0xe306_9283);
+    }
+
+    #[test]
+    fn every_length_and_every_split_agrees_with_the_bitwise_definition() {
+        // The library picks another kernel by length and by processor; the definition is the
+        // reflected polynomial 0x82f63b78, one bit at a time.
+        let bitwise = |bytes: &[u8]| {
+            !bytes.iter().fold(!0u32, |register, &byte| {
+                (0..8).fold(register ^ u32::from(byte), |crc, _| {
+                    (crc >> 1) ^ (0x82f6_3b78 & (crc & 1).wrapping_neg())
+                })
+            })
+        };
+        let data: Vec<u8> = (0..4200u32).map(|i| (i.wrapping_mul(167) >> 3) as u8).collect();
+        for len in (0..600).chain([1023, 1024, 4095, 4096, 4200]) {
+            let expected = bitwise(&data[..len]);
+            assert_eq!(crc32c(&data[..len]), expected, "{len} bytes");
+            let (head, tail) = data[..len].split_at(len / 3);
+            assert_eq!(crc32c_append(crc32c(head), tail), expected, "{len} bytes in two parts");
+        }
     }
 
     #[test]

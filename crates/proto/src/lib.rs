@@ -13,10 +13,13 @@ pub mod disk;
 pub mod frame;
 pub mod ids;
 pub mod seam;
+pub mod status;
+pub mod wire;
 
 pub use buffer::{Buf, BufMut, Pool};
 pub use ids::{Epoch, Lsn, ReplicaId, Seq, ShardId, VolumeId};
 pub use seam::Tick;
+pub use status::Status;
 
 /// The addressable and checksummed unit of a volume, in bytes.
 pub const BLOCK_BYTES: usize = 4096;

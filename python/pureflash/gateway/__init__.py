@@ -1,0 +1,1 @@
+"""Gateway: negotiation machines of the front ends and the process around `_core`."""

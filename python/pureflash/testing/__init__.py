@@ -1,0 +1,1 @@
+"""Test tools of PureFlash, for its own tests and for those of its users."""

@@ -1,0 +1,1 @@
+"""Executable specification: slow, obvious, and written from the documents, not from the code."""
