@@ -14,6 +14,8 @@ pub mod clock;
 pub mod disk_file;
 pub mod engine;
 pub mod error;
+pub mod metrics;
+pub mod reactor;
 pub mod thread;
 pub mod wake;
 

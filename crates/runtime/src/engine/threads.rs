@@ -51,6 +51,8 @@ pub struct Threads {
     jobs: Option<Sender<Job>>,
     workers: Vec<JoinHandle<()>>,
     queued: VecDeque<Job>,
+    /// Jobs at the front of the queue that `submit` has released.
+    due: usize,
     reaped: Vec<(DiskDone, Kind)>,
     in_flight: usize,
     counters: EngineCounters,
@@ -73,6 +75,7 @@ impl Threads {
             jobs: Some(jobs),
             workers: Vec::with_capacity(WORKERS),
             queued: VecDeque::new(),
+            due: 0,
             reaped: Vec::new(),
             in_flight: 0,
             counters: EngineCounters::default(),
@@ -83,6 +86,21 @@ impl Threads {
             engine.workers.push(worker);
         }
         Ok(engine)
+    }
+}
+
+impl Threads {
+    /// Give the workers what is due, as far as the depth allows.
+    fn hand_over(&mut self) {
+        let jobs = self.jobs.as_ref().expect("taken only by drop");
+        while self.due > 0 {
+            let job = self.queued.pop_front().expect("what is due is there");
+            match jobs.try_send(job) {
+                Ok(()) => self.due -= 1,
+                Err(TrySendError::Full(job)) => return self.queued.push_front(job),
+                Err(TrySendError::Disconnected(_)) => unreachable!("workers live until drop"),
+            }
+        }
     }
 }
 
@@ -101,14 +119,8 @@ impl DiskEngine for Threads {
     }
 
     fn submit(&mut self) {
-        let jobs = self.jobs.as_ref().expect("taken only by drop");
-        while let Some(job) = self.queued.pop_front() {
-            match jobs.try_send(job) {
-                Ok(()) => {}
-                Err(TrySendError::Full(job)) => return self.queued.push_front(job),
-                Err(TrySendError::Disconnected(_)) => unreachable!("workers live until drop"),
-            }
-        }
+        self.due = self.queued.len();
+        self.hand_over();
     }
 
     fn reap(&mut self, out: &mut Vec<DiskDone>) {
@@ -120,7 +132,7 @@ impl DiskEngine for Threads {
             out.push(done);
         }
         // Room has appeared: the backlog moves up.
-        self.submit();
+        self.hand_over();
     }
 
     fn arm(&mut self) -> bool {

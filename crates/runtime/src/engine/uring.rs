@@ -68,6 +68,8 @@ pub struct Uring {
     slots: Vec<Slot>,
     free: Vec<u32>,
     backlog: VecDeque<DiskRequest>,
+    /// Requests at the front of the backlog that `submit` has released.
+    due: usize,
     /// Slots whose request has to be given to the kernel (again).
     ready: Vec<u32>,
     at_kernel: usize,
@@ -100,6 +102,7 @@ impl Uring {
             slots: (0..depth).map(slot).collect(),
             free: (0..depth).rev().collect(),
             backlog: VecDeque::new(),
+            due: 0,
             ready: Vec::new(),
             at_kernel: 0,
             is_deferred,
@@ -129,8 +132,9 @@ impl Uring {
 
     /// Move requests into the submission queue and enter the kernel once.
     fn push_and_enter(&mut self) {
-        while !self.free.is_empty() {
-            let Some(request) = self.backlog.pop_front() else { break };
+        while self.due > 0 && !self.free.is_empty() {
+            let request = self.backlog.pop_front().expect("what is due is there");
+            self.due -= 1;
             self.place(request);
         }
         if self.ready.is_empty() && self.ring.submission().is_empty() {
@@ -316,6 +320,7 @@ impl DiskEngine for Uring {
     }
 
     fn submit(&mut self) {
+        self.due = self.backlog.len();
         self.push_and_enter();
     }
 
