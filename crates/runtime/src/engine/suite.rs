@@ -301,6 +301,25 @@ fn a_short_read_is_continued() {
     assert_eq!(ring.counters().reads, 1);
 }
 
+/// Only the thread that runs a ring can wait for it. Dropped by another one while the kernel owns a
+/// buffer, it must neither hang nor free: memory is leaked instead.
+#[test]
+fn a_ring_in_use_may_be_dropped_by_a_stranger() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let lane = std::thread::spawn(move || {
+        let fd = Arc::new(DiskFd::unlocked(reader));
+        let mut ring = Uring::new(fd, Pool::new(0), DEPTH).expect("a ring");
+        ring.queue(read(1, 0, BLOCK));
+        ring.submit();
+        assert_eq!(ring.in_flight(), 1, "a read of an empty pipe waits");
+        ring
+    });
+    let ring = lane.join().expect("the lane ran");
+    // On a kernel without deferred task run anyone can wait; the end of the pipe ends the wait.
+    drop(writer);
+    drop(ring);
+}
+
 #[test]
 fn transfers_resume_at_whole_blocks() {
     let at = |done, moved, total| match progress(done, moved, total) {

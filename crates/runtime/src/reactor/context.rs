@@ -214,7 +214,6 @@ impl Context {
 
     fn insert(&mut self, socket: OwnedFd, receiver: Receiver, phase: Phase) -> io::Result<ConnId> {
         if self.conns.len() >= CONNECTIONS_MAX {
-            self.shared.metrics.refused.add(1);
             return Err(io::Error::other(format!("{CONNECTIONS_MAX} connections are open")));
         }
         let id = self.conns.insert(|id| Conn::new(id, socket, receiver, phase));

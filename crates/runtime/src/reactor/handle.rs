@@ -55,6 +55,9 @@ pub struct ReactorMetrics {
     pub loops: Counter,
     /// Waits that could block.
     pub sleeps: Counter,
+    /// Idle ticks that found commands, frames or completions that no event had announced. More than
+    /// a coincidence now and then is a lost wake-up, which the tick hides at the price of latency.
+    pub late_wakes: Counter,
     /// System calls to wait or look for events.
     pub waits: Counter,
     /// Commands handled.
@@ -77,7 +80,7 @@ pub struct ReactorMetrics {
     pub closed: Counter,
     /// Connections open now.
     pub connections: Counter,
-    /// Accepted sockets that were dropped because a limit was reached.
+    /// Sockets that could not be accepted or adopted: a limit was reached, or it was no socket.
     pub refused: Counter,
     /// Disk operations finished.
     pub disk_done: Counter,
@@ -116,7 +119,8 @@ impl<C: Send> Handle<C> {
         })
     }
 
-    /// Hand a socket over, without waiting. `Application::opened` follows.
+    /// Hand a socket over, without waiting. `Application::opened` follows, unless the reactor has
+    /// too many connections: then the socket is closed and counted as refused.
     pub fn adopt(&self, adoption: Adoption) -> Result<(), Refused<Adoption>> {
         assert!(adoption.leftover.len() <= super::LEFTOVER_BYTES_MAX, "too much was read ahead");
         self.push(Inbox::Adopt(adoption)).map_err(|refused| match refused {

@@ -229,7 +229,10 @@ where
     let ctx = Context::new(options.pool, engines, Arc::clone(&shared))
         .map_err(RuntimeError::system("make an epoll set"))?;
     let spin = Spin::new(options.spin);
-    let body = move || Reactor { ctx, inbox, app: make(), spin, done: Vec::new() }.run();
+    let body = move || {
+        let app = make();
+        Reactor { ctx, inbox, app, spin, done: Vec::new(), is_idle_tick: false }.run();
+    };
     let thread =
         thread::spawn(&options.name, body).map_err(RuntimeError::system("start a thread"))?;
     Ok(Running { handle: Handle { inbox: sender, shared }, thread })
@@ -242,6 +245,8 @@ struct Reactor<A: Application> {
     spin: Spin,
     /// Kept between iterations for its memory.
     done: Vec<DiskDone>,
+    /// The last wait was a full idle tick without an event.
+    is_idle_tick: bool,
 }
 
 impl<A: Application> Reactor<A> {
@@ -254,8 +259,7 @@ impl<A: Application> Reactor<A> {
         while !self.ctx.is_stopping && !self.ctx.shared.is_stopping.load(Ordering::Acquire) {
             let count = self.wait(&mut events, did_io);
             self.begin_turn();
-            let metrics = &self.ctx.shared.metrics;
-            let before = metrics.received_frames.get() + metrics.disk_done.get();
+            let before = self.work_done();
             self.commands();
             // SAFETY: `wait` says how many events epoll has written, from the first on.
             let ready = unsafe { events[..count].assume_init_ref() };
@@ -263,10 +267,17 @@ impl<A: Application> Reactor<A> {
             self.receive_listed();
             self.reap_disks();
             self.deadlines();
+            let found = self.work_done() - before;
+            self.ctx.shared.metrics.late_wakes.add(u64::from(self.is_idle_tick && found > 0));
             self.finish_turn();
-            let metrics = &self.ctx.shared.metrics;
-            did_io = metrics.received_frames.get() + metrics.disk_done.get() > before;
+            did_io = self.work_done() > before;
         }
+    }
+
+    /// Everything that came from outside so far.
+    fn work_done(&self) -> u64 {
+        let metrics = &self.ctx.shared.metrics;
+        metrics.received_frames.get() + metrics.disk_done.get() + metrics.commands.get()
     }
 
     fn begin_turn(&mut self) {
@@ -292,14 +303,15 @@ impl<A: Application> Reactor<A> {
 
     /// Wait for events; returns how many there are.
     fn wait(&mut self, events: &mut [MaybeUninit<epoll::Event>], did_io: bool) -> usize {
+        self.is_idle_tick = false;
         if self.has_work() {
-            return self.poll(events, Some(0));
+            return self.poll(events, 0);
         }
         self.ctx.shared.fall_asleep();
         let engines_idle = self.ctx.disks.iter_mut().all(|disk| disk.engine.arm());
         let is_stopping = self.ctx.shared.is_stopping.load(Ordering::SeqCst);
         let count = if !engines_idle || is_stopping || !self.inbox.is_empty() {
-            self.poll(events, Some(0))
+            self.poll(events, 0)
         } else {
             let spun = if did_io { self.spin_for_events(events) } else { 0 };
             if spun > 0 { spun } else { self.sleep(events) }
@@ -308,14 +320,14 @@ impl<A: Application> Reactor<A> {
         count
     }
 
-    /// Something is to be done without any further event.
+    /// Something is to be done without any further event. (Commands are looked for later, when
+    /// their senders know that we are about to sleep.)
     fn has_work(&self) -> bool {
         let ctx = &self.ctx;
         !(ctx.listed.is_empty()
             && ctx.dirty.is_empty()
             && ctx.ended.is_empty()
-            && ctx.opened.is_empty()
-            && self.inbox.is_empty())
+            && ctx.opened.is_empty())
             || ctx.disks.iter().any(|disk| disk.is_dirty)
     }
 
@@ -323,7 +335,7 @@ impl<A: Application> Reactor<A> {
         let Some(limit) = self.spin.limit_nanos() else { return 0 };
         let until = clock::now().after_nanos(limit);
         loop {
-            let count = self.poll(events, Some(0));
+            let count = self.poll(events, 0);
             if count > 0 || clock::now() >= until {
                 self.spin.learn(count > 0);
                 return count;
@@ -338,15 +350,16 @@ impl<A: Application> Reactor<A> {
             // Rounded up: waking a moment early would only turn the loop once more.
             tick.0.saturating_sub(clock::now().0).div_ceil(1_000_000)
         });
-        self.poll(events, Some(left.min(IDLE_TICK_MS)))
+        let count = self.poll(events, left.min(IDLE_TICK_MS));
+        self.is_idle_tick = count == 0 && left >= IDLE_TICK_MS;
+        count
     }
 
-    fn poll(&mut self, events: &mut [MaybeUninit<epoll::Event>], timeout_ms: Option<u64>) -> usize {
+    fn poll(&mut self, events: &mut [MaybeUninit<epoll::Event>], timeout_ms: u64) -> usize {
         self.ctx.shared.metrics.waits.add(1);
-        let limit = timeout_ms.map(|millis| {
-            Timespec::try_from(Duration::from_millis(millis)).expect("a tick is short")
-        });
-        match epoll::wait(&self.ctx.epoll, events, limit.as_ref()) {
+        let limit = Duration::from_millis(timeout_ms);
+        let limit = Timespec::try_from(limit).expect("a tick is short");
+        match epoll::wait(&self.ctx.epoll, events, Some(&limit)) {
             Ok((ready, _)) => ready.len(),
             // A signal for this process: look again in the next iteration.
             Err(Errno::INTR) => 0,
@@ -363,10 +376,11 @@ impl<A: Application> Reactor<A> {
                     self.app.command(&mut self.ctx, command);
                 }
                 Inbox::Adopt(Adoption { socket, framing, leftover, token }) => {
-                    // Refused (too many, or not a socket): dropping it closes it, and the refusal
-                    // is counted; the application has not heard of it yet.
-                    if let Ok(id) = self.ctx.adopt(socket, framing, &leftover) {
-                        self.ctx.opened.push((id, Opened::Adopted { token }));
+                    match self.ctx.adopt(socket, framing, &leftover) {
+                        Ok(id) => self.ctx.opened.push((id, Opened::Adopted { token })),
+                        // Too many, or no stream socket. Dropped, and thereby closed; the
+                        // application has never heard of it.
+                        Err(_) => self.ctx.shared.metrics.refused.add(1),
                     }
                 }
             }

@@ -68,3 +68,23 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
     let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
     Ok((socket, bound))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_send_at_once_and_notice_a_dead_peer() {
+        let (socket, address) = listen(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
+        let (client, _) = connect(&Address::Tcp(address)).expect("begun");
+        for stream in [rustix::net::accept(&socket).expect("accepted"), client] {
+            prepare(&stream).expect("prepared");
+            assert!(sockopt::tcp_nodelay(&stream).expect("asked"));
+            assert!(sockopt::socket_keepalive(&stream).expect("asked"));
+            assert_eq!(sockopt::tcp_keepidle(&stream).expect("asked"), KEEPALIVE_IDLE);
+            assert_eq!(sockopt::tcp_user_timeout(&stream).expect("asked"), USER_TIMEOUT_MS);
+            let flags = rustix::fs::fcntl_getfl(&stream).expect("asked");
+            assert!(flags.contains(rustix::fs::OFlags::NONBLOCK));
+        }
+    }
+}

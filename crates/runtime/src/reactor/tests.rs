@@ -53,6 +53,22 @@ fn the_largest_payload_passes() {
     exchange(&server.unix().0, &stream, || 1 << 30);
 }
 
+/// More frames in one piece than a connection's share of an iteration: the rest waits in our own
+/// buffer, about which no event will ever come.
+#[test]
+fn a_burst_is_served_in_several_shares() {
+    let server = Server::start();
+    let burst: Vec<u8> =
+        (0..10 * FRAMES_PER_TURN as u32).flat_map(|n| frame_bytes(n, 0, 0)).collect();
+    let (client, _) = server.unix();
+    for _ in 0..20 {
+        exchange(&client, &burst, || 1 << 20);
+    }
+    let metrics = server.handle.metrics();
+    assert!(metrics.loops.get() >= 200, "{} iterations", metrics.loops.get());
+    assert!(metrics.late_wakes.get() < 10, "{} shares came late", metrics.late_wakes.get());
+}
+
 #[test]
 fn many_connections_are_served_side_by_side() {
     let server = Server::start();
@@ -363,6 +379,19 @@ fn an_adopted_socket_begins_with_what_was_read_ahead() {
 }
 
 #[test]
+fn what_is_no_socket_is_refused_and_counted() {
+    let server = Server::start();
+    let (socket, _writer) = std::io::pipe().expect("a pipe");
+    let framing = Box::new(TestFraming);
+    let adoption = Adoption { socket: socket.into(), framing, leftover: Vec::new(), token: 1 };
+    server.handle.adopt(adoption).expect("room");
+    let (client, _) = server.unix();
+    assert_eq!(server.handle.metrics().refused.get(), 1);
+    assert_eq!(server.handle.metrics().connections.get(), 1);
+    exchange(&client, &frame_bytes(1, 0, 64), || 1 << 20);
+}
+
+#[test]
 fn a_full_command_queue_gives_the_command_back() {
     let server = Server::with(Vec::new(), 4);
     let (release, held) = mpsc::channel::<()>();
@@ -417,6 +446,7 @@ fn no_command_is_forgotten_by_a_sleeping_reactor() {
     let metrics = server.handle.metrics();
     assert_eq!(metrics.commands.get(), senders * 3000);
     assert!(metrics.sleeps.get() > 100, "{} sleeps", metrics.sleeps.get());
+    assert!(metrics.late_wakes.get() < 10, "{} lost wake-ups", metrics.late_wakes.get());
 }
 
 #[test]
@@ -512,6 +542,8 @@ fn completions_wake_a_sleeping_reactor() {
             });
             assert_eq!(server.next(), Told::Disk(n as usize));
         }
+        let late = server.handle.metrics().late_wakes.get();
+        assert!(late < 10, "{late} completions were found by the idle tick");
     }
 }
 
