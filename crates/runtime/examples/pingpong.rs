@@ -1,11 +1,12 @@
 //! What the reactor itself costs: a closed loop between two reactors over one loopback TCP
-//! connection, with nothing behind. 64-byte header; `read` brings a payload back, `write` takes one.
+//! connection, with nothing behind. 64-byte header; `read` brings a payload back, `write` takes
+//! one.
 //!
 //!     cargo run --release -p pureflash-runtime --example pingpong -- read 32 3 4096 [SPIN_US]
 //!
-//! Arguments: direction, requests outstanding, seconds, payload bytes, longest spin. Prints requests
-//! per second, CPU-seconds of both ends per million requests (all threads of the process, user and
-//! system) and system calls of the server per request.
+//! Arguments: direction, requests outstanding, seconds, payload bytes, longest spin. Prints
+//! requests per second, CPU-seconds of both ends per million requests (all threads of the process,
+//! user and system) and system calls of the server per request.
 
 use proto::Pool;
 use proto::buffer::Buf;

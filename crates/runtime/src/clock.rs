@@ -2,8 +2,8 @@
 //!
 //! `CLOCK_BOOTTIME` and not `CLOCK_MONOTONIC`: leases must go on running while a machine sleeps, or
 //! a resumed primary would believe in a lease that the others gave up long ago. A reading goes
-//! through the vDSO (about 25 ns, no system call). Called by the reactor once per loop; machines get
-//! the value as a parameter.
+//! through the vDSO (about 25 ns, no system call). Called by the reactor once per loop; machines
+//! get the value as a parameter.
 
 use proto::Tick;
 use rustix::time::{ClockId, clock_gettime};

@@ -2,8 +2,8 @@
 //!
 //! One thread writes, any thread reads. So a counter is a plain load, add and store (no locked
 //! instruction), and a reader sees each number at some recent moment; the numbers of one snapshot
-//! may be a few I/Os apart. That is what rates and quantiles need, and it costs the I/O path about a
-//! nanosecond. There is no lock, and nothing to register: whoever makes a metric shares it in an
+//! may be a few I/Os apart. That is what rates and quantiles need, and it costs the I/O path about
+//! a nanosecond. There is no lock, and nothing to register: whoever makes a metric shares it in an
 //! `Arc` with whoever shows it.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

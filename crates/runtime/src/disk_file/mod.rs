@@ -8,7 +8,7 @@
 //!
 //! **What it guarantees.** `O_DIRECT` is on if one aligned read through it worked, else off and
 //! [`DiskFile::is_direct`] says so. What the disk promises on power loss is found out once, see
-//! [`promise`], always with the reason as a text, and in doubt it promises nothing.
+//! [`Promise`], always with the reason as a text, and in doubt it promises nothing.
 //!
 //! **Who calls it.** The store's start-up and `pf disk`; never the I/O path.
 

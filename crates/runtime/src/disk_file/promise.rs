@@ -157,9 +157,9 @@ fn own_promise(folder: &Path, name: &str) -> Promise {
 
 /// The device's all-or-nothing unit.
 ///
-/// `atomic_write_unit_max_bytes` (Linux 6.11) says it outright. Before, for NVMe alone, the physical
-/// block size does: the driver bounds it by the power-fail unit (AWUPF, NAWUPF). The physical block
-/// size of other drives says what is *fast*: a 512e disk may tear its 4 KiB.
+/// `atomic_write_unit_max_bytes` (Linux 6.11) says it outright. Before, for NVMe alone, the
+/// physical block size does: the driver bounds it by the power-fail unit (AWUPF, NAWUPF). The
+/// physical block size of other drives says what is *fast*: a 512e disk may tear its 4 KiB.
 fn atomic_bytes(folder: &Path, name: &str) -> u32 {
     let number = |file: &str| {
         read(folder, file).and_then(|text| text.parse::<u32>().ok()).filter(|&bytes| bytes > 0)

@@ -6,7 +6,8 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A folder of this test alone, removed at its end. Under the build directory: on a disk, not tmpfs.
+/// A folder of this test alone, removed at its end. Under the build directory: on a disk, not
+/// tmpfs.
 pub(crate) struct Folder(PathBuf);
 
 impl Folder {

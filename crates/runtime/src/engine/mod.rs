@@ -2,14 +2,14 @@
 //!
 //! **What it owns.** An engine owns the requests given to it, with their buffers, until it hands
 //! out their completions; it shares the file descriptor (and thereby the lock) of a
-//! [`DiskFile`](crate::disk_file::DiskFile). One engine belongs to one lane's thread: it may be
+//! [`DiskFile`]. One engine belongs to one lane's thread: it may be
 //! *made* elsewhere, but the thread of the first [`submit`](DiskEngine::submit) keeps it.
 //!
 //! **Who calls it.** The reactor, in this order per loop: `queue` as often as needed, `submit`
 //! once, `reap` once, and before it sleeps `arm`.
 //!
-//! **What it guarantees.** Every queued request is answered exactly once, in no particular order.
-//! A short transfer is continued, and reported as `Short` only at the end of the file. A flush covers
+//! **What it guarantees.** Every queued request is answered exactly once, in no particular order. A
+//! short transfer is continued, and reported as `Short` only at the end of the file. A flush covers
 //! the writes that had completed before it was queued. Memory that the kernel may still touch is
 //! never freed: dropping an engine first waits for what is in flight (requests that were queued but
 //! never submitted are discarded), and where waiting is impossible the memory is leaked.

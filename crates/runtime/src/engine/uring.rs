@@ -15,7 +15,8 @@
 //! kernel does not order its look at the switch after the posting of the completion.
 //!
 //! **End.** `drop` waits for everything in flight. If the ring refuses to wait (it was started on
-//! another thread), the slots are leaked: memory is cheaper than a device writing into a stranger's.
+//! another thread), the slots are leaked: memory is cheaper than a device writing into a
+//! stranger's.
 
 use super::{DiskEngine, EngineCounters, Kind, PROBE_WAIT, Progress, RETRIES_MAX};
 use super::{assert_request, progress};

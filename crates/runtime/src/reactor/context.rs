@@ -252,8 +252,8 @@ impl Context {
         }
     }
 
-    /// Stop receiving from a connection, for back-pressure. At most one read-ahead more is buffered;
-    /// then the peer's own sends block.
+    /// Stop receiving from a connection, for back-pressure. At most one read-ahead more is
+    /// buffered; then the peer's own sends block.
     pub fn pause(&mut self, id: ConnId) {
         if let Some(conn) = self.conns.get_mut(id) {
             conn.is_paused = true;

@@ -1,8 +1,8 @@
 //! The way into a reactor from other threads.
 //!
 //! Commands go through a bounded queue. The eventfd is written only when the reactor sleeps or is
-//! about to: it says so *before* its last look at the queue, and a sender looks for that *after* its
-//! push, so at least one of the two sees the other.
+//! about to: it says so *before* its last look at the queue, and a sender looks for that *after*
+//! its push, so at least one of the two sees the other.
 
 use crate::metrics::Counter;
 use crate::wake::Wake;

@@ -5,22 +5,22 @@
 //! sent, its listeners, and the queue of commands. One thread runs it and shares nothing with other
 //! reactors; [`Handle`] is the only way in.
 //!
-//! **One iteration.** wait (epoll; the engines' and the command eventfd; timeout = next deadline, at
-//! most [`IDLE_TICK_MS`]) -> commands -> sockets: accept, receive, frames -> disk completions ->
+//! **One iteration.** wait (epoll; the engines' and the command eventfd; timeout = next deadline,
+//! at most [`IDLE_TICK_MS`]) -> commands -> sockets: accept, receive, frames -> disk completions ->
 //! deadlines, timer -> `idle` -> submit to the disks, and if that completed something at once
 //! (memory, page cache) again completions and `idle` -> one send call per connection with frames ->
 //! report ended connections. So submissions and replies leave in batches that grow with the load.
 //!
-//! **What it guarantees.** A connection that was opened is closed exactly once, with a reason, and no
-//! frame of it is handed out after that. Frames of one connection arrive in order and leave in
+//! **What it guarantees.** A connection that was opened is closed exactly once, with a reason, and
+//! no frame of it is handed out after that. Frames of one connection arrive in order and leave in
 //! order. Each source gets a bounded share of an iteration, so none can starve the others. The
-//! iteration's start is published ([`Handle::age_nanos`]): the heartbeat vouches only for lanes that
-//! turn. A panic anywhere in it aborts the process.
+//! iteration's start is published ([`Handle::age_nanos`]): the heartbeat vouches only for lanes
+//! that turn. A panic anywhere in it aborts the process.
 //!
-//! **What it costs.** With 32 requests of 4 KiB outstanding on one connection about 0.1 system calls
-//! per request; no allocation of its own per frame beyond the payload's buffer handle. After an
-//! iteration with I/O it may spin (see [`Options::spin`]) before it sleeps, and stops doing so by
-//! itself where that does not pay.
+//! **What it costs.** With 32 requests of 4 KiB outstanding on one connection about 0.1 system
+//! calls per request; no allocation of its own per frame beyond the payload's buffer handle. After
+//! an iteration with I/O it may spin (see [`Options::spin`]) before it sleeps, and stops doing so
+//! by itself where that does not pay.
 
 mod conn;
 mod context;
@@ -45,11 +45,11 @@ use handle::{Inbox, Shared};
 use proto::buffer::Pool;
 use proto::disk::DiskDone;
 use proto::frame::{Frame, FrameError};
+use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with, sockopt};
 use spin::Spin;
-use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -181,7 +181,8 @@ pub trait Application {
     /// The deadline of `ctx.set_timer` has come.
     fn timer(&mut self, ctx: &mut Context);
 
-    /// All events of an iteration were handed out; what is queued after this call waits for the next.
+    /// All events of an iteration were handed out, and what was queued is about to leave. Called
+    /// again in the same iteration if the disks complete something at once.
     fn idle(&mut self, ctx: &mut Context);
 }
 
@@ -251,19 +252,17 @@ struct Reactor<A: Application> {
 
 impl<A: Application> Reactor<A> {
     fn run(mut self) {
-        let mut events = [MaybeUninit::<epoll::Event>::uninit(); EVENTS_MAX];
+        let mut events = Vec::with_capacity(EVENTS_MAX);
         let mut did_io = false;
         self.begin_turn();
         self.app.start(&mut self.ctx);
         self.finish_turn();
         while !self.ctx.is_stopping && !self.ctx.shared.is_stopping.load(Ordering::Acquire) {
-            let count = self.wait(&mut events, did_io);
+            self.wait(&mut events, did_io);
             self.begin_turn();
             let before = self.work_done();
             self.commands();
-            // SAFETY: `wait` says how many events epoll has written, from the first on.
-            let ready = unsafe { events[..count].assume_init_ref() };
-            ready.iter().for_each(|event| self.event(event));
+            events.iter().for_each(|event| self.event(event));
             self.receive_listed();
             self.reap_disks();
             self.deadlines();
@@ -301,8 +300,8 @@ impl<A: Application> Reactor<A> {
         self.report_ended();
     }
 
-    /// Wait for events; returns how many there are.
-    fn wait(&mut self, events: &mut [MaybeUninit<epoll::Event>], did_io: bool) -> usize {
+    /// Wait for events and put them into `events`.
+    fn wait(&mut self, events: &mut Vec<epoll::Event>, did_io: bool) {
         self.is_idle_tick = false;
         if self.has_work() {
             return self.poll(events, 0);
@@ -310,14 +309,12 @@ impl<A: Application> Reactor<A> {
         self.ctx.shared.fall_asleep();
         let engines_idle = self.ctx.disks.iter_mut().all(|disk| disk.engine.arm());
         let is_stopping = self.ctx.shared.is_stopping.load(Ordering::SeqCst);
-        let count = if !engines_idle || is_stopping || !self.inbox.is_empty() {
-            self.poll(events, 0)
-        } else {
-            let spun = if did_io { self.spin_for_events(events) } else { 0 };
-            if spun > 0 { spun } else { self.sleep(events) }
-        };
+        if !engines_idle || is_stopping || !self.inbox.is_empty() {
+            self.poll(events, 0);
+        } else if !(did_io && self.spin_for_events(events)) {
+            self.sleep(events);
+        }
         self.ctx.shared.awake();
-        count
     }
 
     /// Something is to be done without any further event. (Commands are looked for later, when
@@ -331,38 +328,37 @@ impl<A: Application> Reactor<A> {
             || ctx.disks.iter().any(|disk| disk.is_dirty)
     }
 
-    fn spin_for_events(&mut self, events: &mut [MaybeUninit<epoll::Event>]) -> usize {
-        let Some(limit) = self.spin.limit_nanos() else { return 0 };
+    /// Look for events for a short while; true if some came.
+    fn spin_for_events(&mut self, events: &mut Vec<epoll::Event>) -> bool {
+        let Some(limit) = self.spin.limit_nanos() else { return false };
         let until = clock::now().after_nanos(limit);
         loop {
-            let count = self.poll(events, 0);
-            if count > 0 || clock::now() >= until {
-                self.spin.learn(count > 0);
-                return count;
+            self.poll(events, 0);
+            if !events.is_empty() || clock::now() >= until {
+                self.spin.learn(!events.is_empty());
+                return !events.is_empty();
             }
         }
     }
 
-    fn sleep(&mut self, events: &mut [MaybeUninit<epoll::Event>]) -> usize {
+    fn sleep(&mut self, events: &mut Vec<epoll::Event>) {
         self.ctx.shared.metrics.sleeps.add(1);
         let next = [self.ctx.timer, self.ctx.deadlines.first().map(|(tick, _)| *tick)];
         let left = next.into_iter().flatten().min().map_or(u64::MAX, |tick| {
             // Rounded up: waking a moment early would only turn the loop once more.
             tick.0.saturating_sub(clock::now().0).div_ceil(1_000_000)
         });
-        let count = self.poll(events, left.min(IDLE_TICK_MS));
-        self.is_idle_tick = count == 0 && left >= IDLE_TICK_MS;
-        count
+        self.poll(events, left.min(IDLE_TICK_MS));
+        self.is_idle_tick = events.is_empty() && left >= IDLE_TICK_MS;
     }
 
-    fn poll(&mut self, events: &mut [MaybeUninit<epoll::Event>], timeout_ms: u64) -> usize {
+    fn poll(&mut self, events: &mut Vec<epoll::Event>, timeout_ms: u64) {
         self.ctx.shared.metrics.waits.add(1);
-        let limit = Duration::from_millis(timeout_ms);
-        let limit = Timespec::try_from(limit).expect("a tick is short");
-        match epoll::wait(&self.ctx.epoll, events, Some(&limit)) {
-            Ok((ready, _)) => ready.len(),
-            // A signal for this process: look again in the next iteration.
-            Err(Errno::INTR) => 0,
+        events.clear();
+        let limit = Timespec::try_from(Duration::from_millis(timeout_ms)).expect("a tick is short");
+        match epoll::wait(&self.ctx.epoll, spare_capacity(events), Some(&limit)) {
+            // EINTR: a signal for this process; look again in the next iteration.
+            Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => panic!("epoll_wait failed: {errno}"),
         }
     }

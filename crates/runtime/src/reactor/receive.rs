@@ -4,8 +4,8 @@
 //! large payload goes from the socket into its aligned buffer with one copy, by the kernel, and the
 //! next header comes along in the same call. Small frames arrive many at a time in the read-ahead
 //! buffer, and their payloads are copied out: at 4 KiB the copy costs a tenth of the system call
-//! that it saves. The read-ahead window follows the traffic: it doubles when a call fills it and falls
-//! back when a large payload comes, so that large payloads stay uncopied.
+//! that it saves. The read-ahead window follows the traffic: it doubles when a call fills it and
+//! falls back when a large payload comes, so that large payloads stay uncopied.
 //!
 //! Nothing is allocated for a body before the framing has accepted its header, and payload buffers
 //! are taken chunk by chunk as bytes come in: who announces 32 MiB and sends none gets 1 MiB.

@@ -1,7 +1,7 @@
 //! How long to look for events before sleeping.
 //!
-//! A sleep and its wake-up cost some 5 us of latency and more in a virtual machine; at queue depth 1
-//! that is most of a round trip. A spin costs a core. So the limit halves whenever a spin found
+//! A sleep and its wake-up cost some 5 us of latency and more in a virtual machine; at queue depth
+//! 1 that is most of a round trip. A spin costs a core. So the limit halves whenever a spin found
 //! nothing and doubles when it did; below [`SPIN_MIN_NANOS`] it is off, and every
 //! [`SLEEPS_BETWEEN_TRIALS`] sleeps it is tried again.
 
