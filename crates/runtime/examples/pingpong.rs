@@ -88,7 +88,7 @@ impl Application for Server {
             let chunk = &self.store[self.random as usize % self.store.len()];
             let places = (CHUNK_BYTES - wanted) / 4096 + 1;
             let start = (self.random >> 32) as usize % places * 4096;
-            // Copied, as a memory disk does: the kernel's own copy is slow on cold memory.
+            // Copied, as a memory disk does.
             reply.payload.push(ctx.pool().copy_of(&chunk[start..start + wanted]).freeze());
         }
         let _ = ctx.send(conn, reply);
