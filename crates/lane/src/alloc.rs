@@ -170,7 +170,8 @@ impl Allocator {
         let now = self.space.free + self.space.soft;
         let ever = now + self.space.unmaterialised;
         if count > 0
-            && (now < count.saturating_add(self.floor()) || ever < count.saturating_add(self.reserve()))
+            && (now < count.saturating_add(self.floor())
+                || ever < count.saturating_add(self.reserve()))
         {
             return false;
         }
@@ -217,8 +218,9 @@ impl Allocator {
     pub fn pick(&mut self, base: Option<u32>, position: u32) -> u32 {
         assert!(self.space.reserved > 0, "a slot is picked with a credit only");
         let natural = base.or_else(|| self.reserve_natural());
-        let preferred =
-            natural.map(|base| base + position).filter(|&slot| slot < self.limit && !self.is_used(slot));
+        let preferred = natural
+            .map(|base| base + position)
+            .filter(|&slot| slot < self.limit && !self.is_used(slot));
         let slot = preferred.unwrap_or_else(|| self.find_single());
         self.mark(slot);
         self.space.reserved -= 1;

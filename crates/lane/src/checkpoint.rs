@@ -6,9 +6,7 @@
 //! tail advance and the replaced slots become free. Unchanged MAP and REGION runs are kept.
 
 use crate::SLOT_BLOCKS;
-use crate::format::{
-    Pages, Replay, Run, RunKind, SLOT_BYTES, Superblock, encode_manifest,
-};
+use crate::format::{Pages, Replay, Run, RunKind, SLOT_BYTES, Superblock, encode_manifest};
 use crate::lane::{Io, Lane, Outcome, Reply};
 use crate::mutant::Mutant;
 use crate::tables::SIDE_GROUP;
@@ -114,7 +112,9 @@ impl Lane {
         let merged = self.tables.tags.begin_merge(&checkpoint.pages, single_side);
         let changed = self.encode_changed(&merged.iter().map(|page| page.page).collect::<Vec<_>>());
         let mut kept = self.runs.clone();
-        kept.retain(|(kind, _), _| matches!(kind, RunKind::Map | RunKind::Region | RunKind::TagSide));
+        kept.retain(|(kind, _), _| {
+            matches!(kind, RunKind::Map | RunKind::Region | RunKind::TagSide)
+        });
         for key in changed.keys() {
             kept.remove(key);
         }
@@ -133,8 +133,7 @@ impl Lane {
         checkpoint.runs = kept;
         for (&(kind, key), bytes) in &changed {
             if let Some(&pages) = placed.get(&(kind, key)) {
-                let run =
-                    Run { kind, key, pages, bytes: bytes.len() as u32, crc: crc32c(bytes) };
+                let run = Run { kind, key, pages, bytes: bytes.len() as u32, crc: crc32c(bytes) };
                 checkpoint.runs.insert((kind, key), run);
             }
         }
@@ -152,11 +151,10 @@ impl Lane {
             clean: checkpoint.clean,
         });
         checkpoint.slots = metadata_slots(list.iter(), manifest_pages);
-        checkpoint.obsolete =
-            self.metadata_slots.difference(&checkpoint.slots).copied().collect();
+        checkpoint.obsolete = self.metadata_slots.difference(&checkpoint.slots).copied().collect();
         checkpoint.obsolete.iter().for_each(|_| self.allocator.quarantine_metadata());
-        checkpoint.left = self.write_runs(&changed, &placed, manifest_pages, &manifest)
-            + merged.len() as u32;
+        checkpoint.left =
+            self.write_runs(&changed, &placed, manifest_pages, &manifest) + merged.len() as u32;
         for page in merged {
             let offset = self.geometry.tag_page(page.side, page.page);
             self.submit_metadata(offset, &page.bytes);
@@ -215,7 +213,8 @@ impl Lane {
             placed.insert(key, place);
             cursor.1 += pages;
         }
-        let mut manifest = Pages { slot: cursor.0, page: cursor.1 as u16, pages: manifest_pages as u16 };
+        let mut manifest =
+            Pages { slot: cursor.0, page: cursor.1 as u16, pages: manifest_pages as u16 };
         if ok && cursor.1 + manifest_pages > SLOT_BLOCKS {
             let slots = manifest_pages.div_ceil(SLOT_BLOCKS);
             match self.allocator.pick_metadata(slots) {
@@ -297,10 +296,8 @@ impl Lane {
         checkpoint.phase = Phase::Superblocks;
         checkpoint.left = 2;
         let superblock = checkpoint.superblock.as_ref().expect("made by the freeze");
-        let (page, places) = (
-            superblock.encode(&self.geometry.uuid),
-            self.geometry.superblocks(superblock.version),
-        );
+        let (page, places) =
+            (superblock.encode(&self.geometry.uuid), self.geometry.superblocks(superblock.version));
         for offset in places {
             self.submit_metadata(offset, &page);
         }

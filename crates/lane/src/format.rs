@@ -58,7 +58,9 @@ pub enum FormatError {
         what: &'static str,
     },
     /// Damaged.
-    #[error("{what}: CRC32C is {found:#010x}, the content has {expected:#010x}: the bytes are damaged")]
+    #[error(
+        "{what}: CRC32C is {found:#010x}, the content has {expected:#010x}: the bytes are damaged"
+    )]
     Crc {
         /// Which structure.
         what: &'static str,
@@ -68,9 +70,11 @@ pub enum FormatError {
         found: u32,
     },
     /// Another revision of the format.
-    #[error("disk format {found:#x}, made by \"{made_by}\", cannot be read by {MADE_BY} \
+    #[error(
+        "disk format {found:#x}, made by \"{made_by}\", cannot be read by {MADE_BY} \
              (format {FORMAT_VERSION:#x}): export its volumes with that program, or re-create it with \
-             `pf down --purge`")]
+             `pf down --purge`"
+    )]
     Version {
         /// As stored.
         found: u32,
@@ -252,7 +256,8 @@ impl DiskHeader {
     /// Parse one 16 KiB copy.
     pub fn parse(bytes: &[u8]) -> Result<DiskHeader, FormatError> {
         const WHAT: &str = "disk header";
-        let raw = RawHeader::read_from_bytes(bytes).map_err(|_| FormatError::Magic { what: WHAT })?;
+        let raw =
+            RawHeader::read_from_bytes(bytes).map_err(|_| FormatError::Magic { what: WHAT })?;
         if raw.magic != DISK_MAGIC {
             return Err(FormatError::Magic { what: WHAT });
         }
@@ -339,8 +344,7 @@ fn parse_lane(raw: &RawLane, disk_size: u64) -> Result<LaneEntry, FormatError> {
     let end = start.checked_add(length);
     field(start >= LANES_START && start % SLOT_BYTES == 0, WHAT, "start", start, "64 KiB aligned")?;
     field(end.is_some_and(|end| end <= disk_size), WHAT, "length", length, "inside the disk")?;
-    let entry =
-        LaneEntry { uuid: raw.uuid, start, length, journal_bytes: raw.journal_bytes.get() };
+    let entry = LaneEntry { uuid: raw.uuid, start, length, journal_bytes: raw.journal_bytes.get() };
     Geometry::new(&entry)?;
     Ok(entry)
 }
@@ -887,8 +891,7 @@ pub fn parse_manifest(
             }
             continue;
         };
-        let pages =
-            Pages { slot: raw.slot.get(), page: raw.page.get(), pages: raw.pages.get() };
+        let pages = Pages { slot: raw.slot.get(), page: raw.page.get(), pages: raw.pages.get() };
         check_pages("run", pages, geometry, SLOT_BLOCKS as u16)?;
         field(
             u32::from(pages.page) + u32::from(pages.pages) <= SLOT_BLOCKS

@@ -147,7 +147,8 @@ mod tests {
     #[test]
     fn one_good_copy_of_three_is_enough() {
         let plan = format_disk(&request(1 << 30)).expect("1 GiB is enough");
-        let mut copies: Vec<Vec<u8>> = plan.headers.iter().map(|(_, bytes)| bytes.clone()).collect();
+        let mut copies: Vec<Vec<u8>> =
+            plan.headers.iter().map(|(_, bytes)| bytes.clone()).collect();
         copies[0].fill(0);
         copies[2][500] ^= 4;
         assert_eq!(DiskHeader::choose(&copies).expect("the second copy is good"), plan.header);
@@ -168,7 +169,8 @@ mod tests {
 
     #[test]
     fn a_disk_that_is_too_small_is_refused_with_the_reason() {
-        let problem = format_disk(&request(12 << 20)).expect_err("no room beside 16 MiB of journal");
+        let problem =
+            format_disk(&request(12 << 20)).expect_err("no room beside 16 MiB of journal");
         assert!(problem.to_string().contains("room for at least 16 slots"), "{problem}");
     }
 

@@ -171,8 +171,8 @@ impl Journal {
     /// below the mark where data stops, so control records behind it can always be written.
     #[must_use]
     pub fn has_room_for_data(&self, pages: u32) -> bool {
-        let queued = self.queued_bytes.len().div_ceil(FRAME_RECORD_BYTES / 2)
-            + self.queued_payload.len();
+        let queued =
+            self.queued_bytes.len().div_ceil(FRAME_RECORD_BYTES / 2) + self.queued_payload.len();
         let spoken_for = u64::from(self.used_pages) + queued as u64 + u64::from(pages);
         spoken_for * 100 <= u64::from(self.ring_pages) * DATA_STOP_PERCENT
     }
@@ -372,12 +372,10 @@ impl Journal {
         let stable = self.stable();
         // A frame still being written is never given up, not even a PAD without records.
         let needed = |frame: &&Frame| frame.last_record > stable || frame.seq > self.durable_seq;
-        self.frames.iter().find(needed).map_or(self.next, |frame| {
-            Replay {
-                ring_page: frame.ring_page,
-                frame_seq: frame.seq,
-                prev_crc: frame.prev_crc,
-            }
+        self.frames.iter().find(needed).map_or(self.next, |frame| Replay {
+            ring_page: frame.ring_page,
+            frame_seq: frame.seq,
+            prev_crc: frame.prev_crc,
         })
     }
 

@@ -297,7 +297,9 @@ pub(crate) enum Kind {
         crcs: SmallVec<[u32; 4]>,
         solo: bool,
     },
-    Discard { parts: Vec<Part> },
+    Discard {
+        parts: Vec<Part>,
+    },
     Read(Reading),
     Control(Part),
 }
@@ -416,8 +418,8 @@ impl Lane {
     pub fn open(mounted: Mounted, pool: Pool) -> Lane {
         let Mounted { mut journal, resolved, mount, .. } = mounted;
         // Seeded bugs of the nonce: a mount that leaves no mark of its own in the chain.
-        let marked = !(mounted.mutant.is(Mutant::NoNonce)
-            || mounted.mutant.is(Mutant::NonceSequential));
+        let marked =
+            !(mounted.mutant.is(Mutant::NoNonce) || mounted.mutant.is(Mutant::NonceSequential));
         let first = marked.then(|| mount.clone());
         let records: Vec<Record> = first.into_iter().chain(resolved).collect();
         if records.is_empty() {
@@ -585,8 +587,7 @@ impl Lane {
                 assert_eq!(bytes, count as usize * proto::BLOCK_BYTES, "one CRC per block");
                 self.counters.writes += 1;
                 self.counters.blocks_written += u64::from(count);
-                let kind =
-                    Kind::Write { plan: None, parts: Vec::new(), payload: data, crcs, solo };
+                let kind = Kind::Write { plan: None, parts: Vec::new(), payload: data, crcs, solo };
                 let op = self.new_op(Some(token), shard_ix, first..first + count, kind);
                 let running = self.op_mut(op);
                 (running.lsn, running.commit, running.flags) = (lsn, commit, flags);
@@ -608,7 +609,9 @@ impl Lane {
                 let op = self.new_op(Some(token), shard_ix, first..first + count, kind);
                 self.lock_and_start(op, false);
             }
-            Op::Create { replica, blocks, family } => self.create(token, replica, blocks, family)?,
+            Op::Create { replica, blocks, family } => {
+                self.create(token, replica, blocks, family)?
+            }
             Op::Delete { shard_ix } => {
                 self.existing(shard_ix)?;
                 let body = Body::Shard(ShardChange::Delete);
@@ -658,10 +661,7 @@ impl Lane {
     }
 
     fn existing(&self, shard_ix: u32) -> Result<u32, Problem> {
-        self.tables
-            .shard(shard_ix)
-            .map(|shard| shard.blocks)
-            .ok_or(Problem::NotFound { shard_ix })
+        self.tables.shard(shard_ix).map(|shard| shard.blocks).ok_or(Problem::NotFound { shard_ix })
     }
 
     fn check_range(&self, shard_ix: u32, first: u32, count: u32, max: u32) -> Result<(), Problem> {
@@ -820,7 +820,9 @@ impl Lane {
             Kind::Control(part) if part.creates().is_some() => {
                 Outcome::Created { shard_ix: op.shard_ix }
             }
-            Kind::Control(_) | Kind::Read(_) | Kind::Write { .. } | Kind::Discard { .. } => Outcome::Done,
+            Kind::Control(_) | Kind::Read(_) | Kind::Write { .. } | Kind::Discard { .. } => {
+                Outcome::Done
+            }
         };
         if let Some(token) = op.token {
             let result = op.problem.map_or(Ok(outcome), Err);
@@ -1037,7 +1039,8 @@ impl Lane {
     // ------------------------------------------------------------------------------ materialise --
 
     fn start_materialise_if_due(&mut self, now: Tick) {
-        if self.materialise_failed && self.materialising.is_none() && now >= self.materialise_retry {
+        if self.materialise_failed && self.materialising.is_none() && now >= self.materialise_retry
+        {
             self.materialise_failed = false;
         }
         let space = self.allocator.space();

@@ -28,8 +28,7 @@ struct Entry {
 
 impl Entry {
     fn conflicts(&self, other: &Entry) -> bool {
-        let overlap =
-            self.blocks.start < other.blocks.end && other.blocks.start < self.blocks.end;
+        let overlap = self.blocks.start < other.blocks.end && other.blocks.start < self.blocks.end;
         let compatible = matches!(
             (self.hold, other.hold),
             (Hold::Shared, Hold::Shared | Hold::Placing) | (Hold::Placing, Hold::Shared)

@@ -300,12 +300,14 @@ mod tests {
         let range = (0u32..EXTENT_BLOCKS, 1u32..40)
             .prop_map(|(first, count)| (first, count.min(EXTENT_BLOCKS - first)));
         let whole = Just((0, EXTENT_BLOCKS));
-        (prop_oneof![8 => range, 1 => whole], 0u8..5).prop_map(|((first, count), kind)| match kind {
-            0 | 1 => Change::Data { first, count, scattered: kind == 1 },
-            2 => Change::Other { first, count, state: BlockState::Inherit },
-            3 => Change::Other { first, count, state: BlockState::Zero },
-            _ => Change::Other { first, count, state: BlockState::Poison },
-        })
+        (prop_oneof![8 => range, 1 => whole], 0u8..5).prop_map(
+            |((first, count), kind)| match kind {
+                0 | 1 => Change::Data { first, count, scattered: kind == 1 },
+                2 => Change::Other { first, count, state: BlockState::Inherit },
+                3 => Change::Other { first, count, state: BlockState::Zero },
+                _ => Change::Other { first, count, state: BlockState::Poison },
+            },
+        )
     }
 
     proptest! {

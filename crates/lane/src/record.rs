@@ -511,7 +511,12 @@ impl<'a> Cursor<'a> {
                 let shard = ShardId { volume: VolumeId(self.u64()?), index: self.u32()? };
                 let layer = self.u32()?;
                 let family = VolumeId(self.u64()?);
-                Ok(ShardChange::Create { replica: ReplicaId { shard, copy }, blocks, layer, family })
+                Ok(ShardChange::Create {
+                    replica: ReplicaId { shard, copy },
+                    blocks,
+                    layer,
+                    family,
+                })
             }
             2 => Ok(ShardChange::Delete),
             3 => Ok(ShardChange::Resize { blocks: self.u32()? }),
@@ -535,10 +540,14 @@ mod tests {
         (any::<u32>(), any::<u32>(), 0u32..EXTENT_BLOCKS)
             .prop_flat_map(|(layer, extent, first)| {
                 let most = DATA_BLOCKS_MAX.min(EXTENT_BLOCKS - first);
-                (Just((layer, extent, first)), prop::collection::vec(any::<u32>(), 1..=most as usize))
+                (
+                    Just((layer, extent, first)),
+                    prop::collection::vec(any::<u32>(), 1..=most as usize),
+                )
             })
             .prop_map(|((layer, extent, first), tags)| {
-                let slots = positions(first, tags.len() as u32).map(|position| position * 7).collect();
+                let slots =
+                    positions(first, tags.len() as u32).map(|position| position * 7).collect();
                 DataPart { layer, extent, first, slots, tags: tags.into() }
             })
     }
@@ -571,14 +580,10 @@ mod tests {
             }),
             prop::collection::vec(any::<u8>(), 0..=CONF_BYTES_MAX).prop_map(Body::Conf),
             Just(Body::Commit),
-            (any::<u32>(), any::<u64>())
-                .prop_map(|(region, value)| Body::Region { region, value }),
+            (any::<u32>(), any::<u64>()).prop_map(|(region, value)| Body::Region { region, value }),
             (any::<u64>(), any::<u32>(), any::<u8>(), any::<u32>(), any::<u32>()).prop_map(
                 |(volume, index, copy, blocks, layer)| Body::Shard(ShardChange::Create {
-                    replica: ReplicaId {
-                        shard: ShardId { volume: VolumeId(volume), index },
-                        copy
-                    },
+                    replica: ReplicaId { shard: ShardId { volume: VolumeId(volume), index }, copy },
                     blocks,
                     layer,
                     family: VolumeId(volume),

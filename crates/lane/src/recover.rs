@@ -430,7 +430,8 @@ impl Mount {
                 && header.ring_page == walk.next.ring_page
                 && header.ring_page + u32::from(header.payload_pages) < self.geometry.ring_pages
         };
-        let Some((header, crc, records)) = parsed.ok().filter(|(header, _, _)| expected(header)) else {
+        let Some((header, crc, records)) = parsed.ok().filter(|(header, _, _)| expected(header))
+        else {
             walk.ended = true;
             return Ok(false);
         };
@@ -508,11 +509,12 @@ impl Mount {
 
     /// Remember, for each block, its last data record and what was there before it (step 5).
     fn note_candidates(&mut self, number: u64, record: &Record, mut payload: Vec<Buf>) {
-        let forget = |candidates: &mut BTreeMap<(u32, u32), Candidate>, layer: u32, first, count| {
-            let range = (layer, first)..(layer, first + count);
-            let blocks: Vec<_> = candidates.range(range).map(|(&key, _)| key).collect();
-            blocks.iter().for_each(|key| drop(candidates.remove(key)));
-        };
+        let forget =
+            |candidates: &mut BTreeMap<(u32, u32), Candidate>, layer: u32, first, count| {
+                let range = (layer, first)..(layer, first + count);
+                let blocks: Vec<_> = candidates.range(range).map(|(&key, _)| key).collect();
+                blocks.iter().for_each(|key| drop(candidates.remove(key)));
+            };
         match &record.body {
             Body::Intent(piece) | Body::Redo(piece) => {
                 if number <= self.walk.stable || self.tables.shard(record.shard_ix).is_none() {
@@ -751,10 +753,12 @@ impl Mount {
         let superblock = self.superblock.take().expect("read first");
         let metadata_slots = metadata_slots(self.runs.values(), superblock.manifest);
         let allocator = self.rebuild_allocator(&superblock, &metadata_slots)?;
-        let nonce = match mutant {
-            _ if mutant.is(Mutant::NoNonce) => 0,
-            _ if mutant.is(Mutant::NonceSequential) => self.walk.last_nonce + 1,
-            _ => self.parameters.nonce,
+        let nonce = if mutant.is(Mutant::NoNonce) {
+            0
+        } else if mutant.is(Mutant::NonceSequential) {
+            self.walk.last_nonce + 1
+        } else {
+            self.parameters.nonce
         };
         let start = JournalStart {
             replay: superblock.replay,
@@ -844,7 +848,8 @@ impl Mount {
     ) -> Result<Allocator, Fault> {
         let extents = || self.tables.layers.iter().flatten().flat_map(|layer| &layer.extents);
         let mapped = || extents().flat_map(|extent| extent.slots().map(|(_, slot)| slot));
-        let highest = mapped().chain(metadata_slots.iter().copied()).max().map_or(0, |slot| slot + 1);
+        let highest =
+            mapped().chain(metadata_slots.iter().copied()).max().map_or(0, |slot| slot + 1);
         if highest > self.geometry.slots {
             return Err(Fault::Map(format!("slot {} is outside the lane", highest - 1)));
         }

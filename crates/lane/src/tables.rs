@@ -155,7 +155,9 @@ impl Tables {
             .get_mut(layer as usize)
             .and_then(Option::as_mut)
             .and_then(|layer| layer.extents.get_mut(extent as usize))
-            .ok_or_else(|| Contradiction { problem: format!("no extent {extent} of layer {layer}") })
+            .ok_or_else(|| Contradiction {
+                problem: format!("no extent {extent} of layer {layer}"),
+            })
     }
 
     /// Apply one record and tell which slots changed hands.
@@ -167,10 +169,14 @@ impl Tables {
         }
         match &record.body {
             Body::Intent(part) | Body::Redo(part) => {
-                for (index, position) in
-                    positions(part.first, part.count()).enumerate()
-                {
-                    self.take_slot(part.layer, part.extent, position, part.slots[index], &mut changes)?;
+                for (index, position) in positions(part.first, part.count()).enumerate() {
+                    self.take_slot(
+                        part.layer,
+                        part.extent,
+                        position,
+                        part.slots[index],
+                        &mut changes,
+                    )?;
                 }
                 for (block, slot, in_slot, tag) in part.blocks() {
                     self.tags.set(physical_block(slot, in_slot), tag);
@@ -208,7 +214,11 @@ impl Tables {
                 }
                 let count = part.decided.len() as u32;
                 self.tidy(part.layer, part.extent, part.first, count, &mut changes)?;
-                self.suspect_regions(record.shard_ix, part.extent * EXTENT_BLOCKS + part.first, count)?;
+                self.suspect_regions(
+                    record.shard_ix,
+                    part.extent * EXTENT_BLOCKS + part.first,
+                    count,
+                )?;
             }
             Body::Conf(blob) => self.shard_mut(record.shard_ix)?.conf.clone_from(blob),
             Body::Region { region, value } => {
@@ -312,7 +322,12 @@ impl Tables {
         Ok(())
     }
 
-    fn raise_regions(&mut self, record: &Record, first: u32, count: u32) -> Result<(), Contradiction> {
+    fn raise_regions(
+        &mut self,
+        record: &Record,
+        first: u32,
+        count: u32,
+    ) -> Result<(), Contradiction> {
         // A learner's live write says nothing about the rest of its region (lane.md 6).
         if record.flags & FLAG_LEARNER != 0 {
             return Ok(());
@@ -393,7 +408,8 @@ impl Tables {
                         }
                         let groups = (layer.extents.len() as u32).div_ceil(MAP_GROUP_EXTENTS);
                         self.dirty_maps.extend(
-                            (0..groups).map(|group| map_key(layer_ix as u32, group * MAP_GROUP_EXTENTS)),
+                            (0..groups)
+                                .map(|group| map_key(layer_ix as u32, group * MAP_GROUP_EXTENTS)),
                         );
                     }
                 }
@@ -412,7 +428,8 @@ impl Tables {
                 let (regions, extents) =
                     (Shard::region_count(shard.blocks), shard.blocks.div_ceil(EXTENT_BLOCKS));
                 shard.regions.resize(regions, 0);
-                let layer = self.layers[head as usize].as_mut().expect("a shard has its head layer");
+                let layer =
+                    self.layers[head as usize].as_mut().expect("a shard has its head layer");
                 let old_extents = layer.extents.len() as u32;
                 layer.extents.resize(extents as usize, Extent::default());
                 self.dirty_maps.extend((old_extents..extents).map(|extent| map_key(head, extent)));
@@ -524,10 +541,7 @@ impl Tables {
                 bytes
             }),
         );
-        pack(
-            RunKind::BadSlot,
-            &mut self.bad_slots.iter().map(|slot| slot.to_le_bytes().to_vec()),
-        );
+        pack(RunKind::BadSlot, &mut self.bad_slots.iter().map(|slot| slot.to_le_bytes().to_vec()));
         let sides = self.tags.sides_after_merge();
         for (group, chunk) in sides.chunks(SIDE_GROUP as usize).enumerate() {
             let mut bytes = Vec::new();

@@ -119,8 +119,10 @@ impl Lane {
         reading.io_left = reads.len() as u32;
         self.op_mut(ix).kind = Kind::Read(reading);
         for &(piece, physical, blocks) in &reads {
-            let (slot, in_slot) =
-                ((physical / u64::from(SLOT_BLOCKS)) as u32, (physical % u64::from(SLOT_BLOCKS)) as u32);
+            let (slot, in_slot) = (
+                (physical / u64::from(SLOT_BLOCKS)) as u32,
+                (physical % u64::from(SLOT_BLOCKS)) as u32,
+            );
             let offset = self.geometry.slot(slot, in_slot);
             let len = blocks * BLOCK_BYTES as u32;
             self.submit(Io::Read { op: ix, piece }, DiskOp::Read { offset, len });
@@ -140,7 +142,8 @@ impl Lane {
                 return Ok(Some((Place::Placing { op, part, index }, crc)));
             }
         }
-        let extent = self.tables.extent(shard.head, block / EXTENT_BLOCKS).expect("inside the shard");
+        let extent =
+            self.tables.extent(shard.head, block / EXTENT_BLOCKS).expect("inside the shard");
         let in_extent = block % EXTENT_BLOCKS;
         match extent.state(in_extent) {
             BlockState::Inherit | BlockState::Zero => Ok(Some((Place::Zero, self.zero_crc))),
@@ -163,7 +166,9 @@ impl Lane {
     /// The part of a REDO write that holds `block`, and the block's index in it.
     fn placed_block(&self, op: OpIx, layer: u32, block: u32) -> Option<(u32, &DataPart, u32)> {
         let running = self.op(op);
-        if running.undurable_parts > 0 || block < running.first || block >= running.first + running.count
+        if running.undurable_parts > 0
+            || block < running.first
+            || block >= running.first + running.count
         {
             return None;
         }

@@ -147,7 +147,8 @@ impl Lane {
         // Worst case: every position that has no slot now needs one.
         let needed = positions(first, count)
             .filter(|position| {
-                let (extent, position) = (position / crate::EXTENT_SLOTS, position % crate::EXTENT_SLOTS);
+                let (extent, position) =
+                    (position / crate::EXTENT_SLOTS, position % crate::EXTENT_SLOTS);
                 self.tables.extent(head, extent).is_none_or(|entry| entry.slot(position).is_none())
             })
             .count() as u32;
@@ -224,7 +225,8 @@ impl Lane {
     /// Seeded bug: slots become reusable before their free is durable.
     fn free_early(&mut self, layer: u32, ix: OpIx) {
         let (first, count) = (self.op(ix).first, self.op(ix).count);
-        let mut record = Record::of_lane(Body::Range { layer, kind: RangeKind::Inherit, first, count });
+        let mut record =
+            Record::of_lane(Body::Range { layer, kind: RangeKind::Inherit, first, count });
         record.shard_ix = self.op(ix).shard_ix;
         self.apply(&record);
     }
@@ -300,7 +302,9 @@ impl Lane {
     /// be what the checkpoint waits for.
     fn log_parts(&mut self, ix: OpIx) -> bool {
         loop {
-            let Kind::Write { plan, parts, .. } = &self.op(ix).kind else { unreachable!("a write") };
+            let Kind::Write { plan, parts, .. } = &self.op(ix).kind else {
+                unreachable!("a write")
+            };
             let plan = plan.as_ref().expect("planned first");
             let index = parts.len();
             let (head, mode) = (plan.head, plan.mode);
@@ -317,7 +321,9 @@ impl Lane {
                 self.write_data(ix, index as u32);
             }
         }
-        let Kind::Write { payload, .. } = &mut self.op_mut(ix).kind else { unreachable!("a write") };
+        let Kind::Write { payload, .. } = &mut self.op_mut(ix).kind else {
+            unreachable!("a write")
+        };
         payload.clear();
         true
     }
@@ -595,7 +601,8 @@ impl Lane {
                 state @ (BlockState::Inherit | BlockState::Zero) => Decided { state, tag: 0 },
             })
             .collect();
-        let slots = positions(piece.first, piece.count()).map(|position| extent.slot(position)).collect();
+        let slots =
+            positions(piece.first, piece.count()).map(|position| extent.slot(position)).collect();
         let resolve = ResolvePart {
             layer: piece.layer,
             extent: piece.extent,

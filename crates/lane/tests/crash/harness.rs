@@ -10,9 +10,7 @@ use lane::{
 };
 use proto::disk::{BufList, DiskOp, DiskRequest, IoId};
 use proto::seam::Machine;
-use proto::{
-    BLOCK_BYTES, Epoch, Lsn, Pool, ReplicaId, Seq, ShardId, Tick, VolumeId, checksum,
-};
+use proto::{BLOCK_BYTES, Epoch, Lsn, Pool, ReplicaId, Seq, ShardId, Tick, VolumeId, checksum};
 use std::collections::BTreeMap;
 
 /// Blocks of the test shard: two extents, so that writes across the edge exist.
@@ -48,6 +46,9 @@ impl Config {
     }
 }
 
+/// Byte of the disk where the journal of the test lane begins.
+pub const JOURNAL_START: u64 = (2 << 20) + (256 << 10);
+
 /// Value 0 is zeros; any other names the write that made it.
 pub type Value = u64;
 
@@ -76,8 +77,15 @@ struct Block {
 #[derive(Clone, Debug)]
 enum Asked {
     /// `value` of the first block, `None` for a discard.
-    Write { first: u32, count: u32, value: Option<Value> },
-    Read { first: u32, before: Vec<Vec<Value>> },
+    Write {
+        first: u32,
+        count: u32,
+        value: Option<Value>,
+    },
+    Read {
+        first: u32,
+        before: Vec<Vec<Value>>,
+    },
     Control,
 }
 
@@ -100,6 +108,8 @@ pub struct Stats {
     pub redos: u64,
     pub intents: u64,
     pub touches: u64,
+    /// Reads of rotten blocks: nothing but `Disk::rot` may cause one.
+    pub refused_reads: u64,
 }
 
 impl Stats {
@@ -120,6 +130,7 @@ impl Stats {
         self.redos += other.redos;
         self.intents += other.intents;
         self.touches += other.touches;
+        self.refused_reads += other.refused_reads;
     }
 }
 
@@ -326,7 +337,8 @@ impl Harness {
         self.lane_mut().step(now, event, &mut out);
         out.disk.into_iter().for_each(|request| self.disk.submit(request));
         for reply in out.replies {
-            let asked = self.oracle.asked.remove(&reply.token).expect("exactly one reply per request");
+            let asked =
+                self.oracle.asked.remove(&reply.token).expect("exactly one reply per request");
             self.replied(reply.token, asked, reply.result);
         }
     }
@@ -379,6 +391,7 @@ impl Harness {
                     assert!(allowed, "block {block} reads as write {found}");
                 }
             }
+            (Asked::Read { .. }, Err(Problem::BadChecksum { .. })) => self.stats.refused_reads += 1,
             (Asked::Read { first, before }, Err(problem)) => {
                 let lost = (first..first + before.len() as u32)
                     .any(|block| self.oracle.blocks.get(&block).is_some_and(|known| known.lost));
@@ -404,9 +417,34 @@ impl Harness {
 
     /// The commit watermark follows the acknowledged prefix.
     fn raise_commit(&mut self) {
-        let open = self.oracle.blocks.values().flat_map(|known| &known.attempts).map(|attempt| attempt.seq);
+        let open = self
+            .oracle
+            .blocks
+            .values()
+            .flat_map(|known| &known.attempts)
+            .map(|attempt| attempt.seq);
         let lowest = open.min().unwrap_or(self.oracle.next_seq);
         self.oracle.commit = self.oracle.commit.max(lowest - 1);
+    }
+
+    /// Ring page of the last frame written, in a ring that has not wrapped.
+    pub fn last_frame_page(&self) -> u32 {
+        (0..self.config.journal_pages)
+            .rev()
+            .find(|&page| {
+                let page = self.disk.read(JOURNAL_START + u64::from(page) * 4096, 4096);
+                page.iter().any(|&byte| byte != 0)
+            })
+            .expect("something was written")
+    }
+
+    /// Byte of the disk where a block of the shard lies.
+    pub fn place_of(&self, block: u32) -> u64 {
+        let geometry =
+            lane::format::Geometry::new(&self.header.lanes[0]).expect("the lane is open");
+        let extent = self.lane().tables().extent(0, block / 1024).expect("inside the shard");
+        let slot = extent.slot(block % 1024 / 16).expect("the block was written");
+        geometry.slot(slot, block % 16) + 5
     }
 
     /// Run until nothing is left to do.
@@ -481,8 +519,14 @@ impl Harness {
         loop {
             self.oracle.mounts += 1;
             let nonce = self.oracle.mounts.wrapping_mul(0x2545_f491_4f6c_dd1d);
-            let found =
-                mount(&mut self.disk, self.config, &self.header, nonce, self.pool.clone(), interrupt)?;
+            let found = mount(
+                &mut self.disk,
+                self.config,
+                &self.header,
+                nonce,
+                self.pool.clone(),
+                interrupt,
+            )?;
             if let Some((lane, report)) = found {
                 self.machine = Some(lane);
                 self.stats.verified += report.verified_blocks;
@@ -549,7 +593,8 @@ impl Harness {
             None => return Err(format!("block {block} cannot be read, its content is lost")),
             Some(_) if known.lost => known.lost = false,
             Some(value) => {
-                let values: Vec<Value> = known.attempts.iter().map(|attempt| attempt.value).collect();
+                let values: Vec<Value> =
+                    known.attempts.iter().map(|attempt| attempt.value).collect();
                 if value != known.certain && !values.contains(&value) {
                     return Err(format!(
                         "block {block} holds write {value}, allowed are {} and {values:?}",

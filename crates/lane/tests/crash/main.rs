@@ -224,6 +224,38 @@ fn random_config(seed: u64) -> Config {
     }
 }
 
+/// Rot of a durable frame is told from a torn tail; a rotten block is never returned as data.
+#[test]
+fn rot_is_found_and_never_served() {
+    let mut harness = Harness::new(Config::PLAIN).expect("a fresh lane");
+    for block in 0..6 {
+        harness.write(block, 1, false);
+        harness.settle().expect("writes");
+    }
+    harness.idle();
+    harness.settle().expect("the SEAL frame");
+    // Frame 4 of the ring: an early one, relied upon by all later ones.
+    let mut rotten = harness.fork();
+    rotten.disk.rot(harness::JOURNAL_START + 3 * 4096 + 100);
+    let problem = rotten.crash(&[], None).expect_err("a durable frame is damaged");
+    assert!(problem.contains("acknowledged writes may be lost"), "{problem}");
+    // The last frame before the SEAL, without which it would look like a torn tail.
+    let last = harness.last_frame_page();
+    let mut rotten = harness.fork();
+    rotten.disk.rot(harness::JOURNAL_START + u64::from(last - 1) * 4096 + 100);
+    let problem = rotten.crash(&[], None).expect_err("the last write is damaged");
+    assert!(problem.contains("acknowledged writes may be lost"), "{problem}");
+    // A block: refused, counted, never returned.
+    harness.control(Op::Checkpoint);
+    harness.settle().expect("a checkpoint");
+    let place = harness.place_of(2);
+    harness.disk.rot(place);
+    harness.read(2, 1);
+    harness.settle().expect("the read is answered");
+    assert_eq!(harness.lane().counters().checksum_errors, 1, "the rotten block was noticed");
+    assert_eq!(harness.stats.refused_reads, 1, "and it was refused");
+}
+
 fn trials() -> u64 {
     std::env::var("PF_CRASH_TRIALS").ok().and_then(|text| text.parse().ok()).unwrap_or(4_000)
 }
@@ -241,6 +273,7 @@ fn random_lives_lose_nothing() {
         }
     }
     println!("random: {} trials, {stats:?}", trials());
+    assert_eq!(stats.refused_reads, 0, "nothing rots here");
     for (name, count) in [
         ("acked", stats.acked),
         ("checkpoints", stats.checkpoints),
@@ -280,7 +313,9 @@ fn every_seeded_bug_is_caught() {
             }
         });
         match caught {
-            Some((seed, why)) => println!("| {mutant:?} | {seed} | {} |", &why[..why.len().min(90)]),
+            Some((seed, why)) => {
+                println!("| {mutant:?} | {seed} | {} |", &why[..why.len().min(90)])
+            }
             None => {
                 println!("| {mutant:?} | not caught | |");
                 missed.push(mutant);
