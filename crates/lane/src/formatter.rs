@@ -57,6 +57,14 @@ pub struct FormatPlan {
 ///
 /// Errors: a size or journal that leaves no room for the smallest lane.
 pub fn format_disk(request: &FormatRequest) -> Result<FormatPlan, FormatError> {
+    if request.size < 2 * LANES_START {
+        return Err(FormatError::Field {
+            what: "disk",
+            field: "size",
+            value: request.size,
+            expected: "at least 4 MiB, and room for a journal and slots",
+        });
+    }
     let usable_end = request.size / SLOT_BYTES * SLOT_BYTES - SLOT_BYTES.min(request.size);
     let room = usable_end.saturating_sub(LANES_START);
     let wanted = request.size.div_ceil(LANE_BYTES).clamp(1, LANES_DEFAULT_MAX);

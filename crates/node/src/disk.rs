@@ -11,9 +11,14 @@ use proto::{BLOCK_BYTES, Buf, Pool};
 use runtime::disk_file::{self, Durability as Promised};
 use runtime::{DiskFile, RuntimeError, blocking};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Bytes of one write while areas are filled with zeros.
 const ZERO_BYTES: u64 = 1 << 20;
+/// How long a store waits for the lock of a disk.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// Pause between two tries.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// Most lanes that a disk gets when it is formatted.
 const LANES_FORMATTED: usize = 4;
 
@@ -121,7 +126,18 @@ pub fn hex(uuid: &Uuid) -> String {
 
 /// Format the disk at `path`; a missing file is created sparse.
 pub fn format(path: &Path, options: &FormatOptions) -> Result<DiskHeader, DiskProblem> {
+    let refuse = |problem| DiskProblem::Format { path: path.to_owned(), problem };
     if let Some(size_bytes) = options.size_bytes.filter(|_| !path.exists()) {
+        if !size_bytes.is_multiple_of(BLOCK_BYTES as u64) {
+            return Err(refuse(FormatError::Field {
+                what: "disk",
+                field: "size",
+                value: size_bytes,
+                expected: "a multiple of 4,096 bytes",
+            }));
+        }
+        // A size that cannot be formatted leaves no file behind.
+        format_disk(&plan_request(size_bytes, options)).map_err(refuse)?;
         disk_file::create_sparse(path, size_bytes)?;
     }
     let disk = DiskFile::open(path)?;
@@ -135,18 +151,12 @@ pub fn format(path: &Path, options: &FormatOptions) -> Result<DiskHeader, DiskPr
     }
     let detected = durability(&disk);
     let plan = format_disk(&FormatRequest {
-        size: disk.size_bytes(),
-        cluster_id: options.cluster_id,
-        disk_uuid: random_uuid(),
-        format_uuid: random_uuid(),
-        lane_uuids: (0..LANES_FORMATTED).map(|_| random_uuid()).collect(),
-        journal_bytes: options.journal_bytes,
         durability: options.durability.unwrap_or(detected),
-        durability_override: options.durability.is_some(),
         atomic_bytes: disk.promise().atomic_bytes,
         sparse: disk.needs_materialising(),
+        ..plan_request(disk.size_bytes(), options)
     })
-    .map_err(|problem| DiskProblem::Format { path: path.to_owned(), problem })?;
+    .map_err(refuse)?;
     let zero = pool.zeroed(ZERO_BYTES as usize).freeze();
     for &(start, len) in &plan.zeroes {
         for offset in (start..start + len).step_by(ZERO_BYTES as usize) {
@@ -164,6 +174,22 @@ pub fn format(path: &Path, options: &FormatOptions) -> Result<DiskHeader, DiskPr
         execute(&disk, &pool, &DiskOp::Flush)?;
     }
     Ok(plan.header)
+}
+
+/// What is asked for, with the cautious answers to what only the disk can tell.
+fn plan_request(size: u64, options: &FormatOptions) -> FormatRequest {
+    FormatRequest {
+        size,
+        cluster_id: options.cluster_id,
+        disk_uuid: random_uuid(),
+        format_uuid: random_uuid(),
+        lane_uuids: (0..LANES_FORMATTED).map(|_| random_uuid()).collect(),
+        journal_bytes: options.journal_bytes,
+        durability: options.durability.unwrap_or(Durability::Volatile),
+        durability_override: options.durability.is_some(),
+        atomic_bytes: 512,
+        sparse: true,
+    }
 }
 
 fn durability(disk: &DiskFile) -> Durability {
@@ -205,6 +231,20 @@ pub fn read_header(disk: &DiskFile, pool: &Pool) -> Result<DiskHeader, DiskProbl
     Ok(header)
 }
 
+/// Open a disk whose last owner may have died a moment ago: the kernel keeps a killed process's ring,
+/// and with it the lock, until the ring's last I/O is over.
+fn open_after_owner(path: &Path) -> Result<DiskFile, DiskProblem> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match DiskFile::open(path) {
+            Err(RuntimeError::DiskHeld { .. }) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
 /// An open disk: its lanes are recovered and wait for their reactor.
 pub struct OpenDisk {
     /// The file or device, locked.
@@ -224,7 +264,7 @@ pub fn open(
     incarnation: u64,
     pool: &Pool,
 ) -> Result<OpenDisk, DiskProblem> {
-    let file = DiskFile::open(path)?;
+    let file = open_after_owner(path)?;
     let header = read_header(&file, pool)?;
     if header.cluster_id != *cluster_id {
         return Err(DiskProblem::WrongCluster {

@@ -5,4 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod direct;
 pub mod disk;
+pub mod lanes;
+pub mod status;
