@@ -57,12 +57,12 @@ pub struct FormatPlan {
 ///
 /// Errors: a size or journal that leaves no room for the smallest lane.
 pub fn format_disk(request: &FormatRequest) -> Result<FormatPlan, FormatError> {
-    if request.size < 2 * LANES_START {
+    if request.size < LANES_START + (1 << 20) {
         return Err(FormatError::Field {
             what: "disk",
             field: "size",
             value: request.size,
-            expected: "at least 4 MiB, and room for a journal and slots",
+            expected: "at least 3 MiB, and room for a journal and slots",
         });
     }
     let usable_end = request.size / SLOT_BYTES * SLOT_BYTES - SLOT_BYTES.min(request.size);
