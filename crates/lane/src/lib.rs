@@ -16,7 +16,7 @@ pub mod format;
 mod formatter;
 mod journal;
 pub mod lane;
-mod locks;
+pub mod locks;
 pub mod map;
 pub mod mutant;
 pub mod record;

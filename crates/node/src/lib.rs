@@ -7,5 +7,7 @@
 
 pub mod direct;
 pub mod disk;
+pub mod framing;
 pub mod lanes;
 pub mod status;
+pub mod store;

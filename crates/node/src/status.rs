@@ -9,16 +9,7 @@ use runtime::RuntimeError;
 /// The code of a lane's problem.
 #[must_use]
 pub fn of_lane(problem: &Problem) -> Status {
-    match problem {
-        Problem::NoSpace { .. } => Status::NoSpace,
-        Problem::OutOfRange { .. } => Status::OutOfRange,
-        Problem::NotFound { .. } => Status::NotFound,
-        Problem::AlreadyExists { .. } => Status::AlreadyExists,
-        Problem::Limit { .. } => Status::Limit,
-        Problem::Media { .. } | Problem::Poisoned { .. } => Status::MediaError,
-        Problem::BadChecksum { .. } => Status::BadChecksum,
-        Problem::Stopped { .. } => Status::DiskFailed,
-    }
+    shard::primary::status_of(problem)
 }
 
 /// The code of a disk that cannot be formatted, inspected or opened.

@@ -7,6 +7,7 @@ mod build_info;
 mod disk;
 mod errors;
 mod lane;
+mod store;
 
 use pyo3::prelude::*;
 
@@ -22,4 +23,6 @@ mod _core {
     use super::disk::{format_disk, inspect_disk};
     #[pymodule_export]
     use super::lane::Lane;
+    #[pymodule_export]
+    use super::store::StoreNode;
 }

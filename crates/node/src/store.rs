@@ -1,0 +1,1003 @@
+//! A store node's data side: lanes, the shards they serve, and the connections of clients.
+//!
+//! One reactor thread runs all lanes of the store and its listener; each shard has its machine
+//! (`shard::primary`). A connection begins with HELLO and a ticket that the cluster key has signed;
+//! its requests go to the shard's machine, from there to the lane, and the reply leaves when the lane
+//! says that the operation is durable. The control plane speaks through `StoreNode`: commands go in
+//! through the reactor's queue, results come out of a bounded queue with an eventfd. Nothing here
+//! calls Python.
+//!
+//! **Path slots.** A session's requests of one slot are known by (session, slot, generation) also
+//! after their connection has ended; FENCE_PATH is answered when the last of them is over, with the
+//! outcome of those that changed something, so nothing of a fenced slot takes effect afterwards.
+
+use crate::disk::{self, DiskProblem, OpenDisk};
+use crate::framing::Opener;
+use crate::lanes::{Finished, Lanes};
+use crate::status;
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use hmac::{Hmac, KeyInit, Mac};
+use lane::lane::Counters;
+use lane::recover::RecoveryReport;
+use lane::{Op, Outcome, Problem};
+use proto::disk::DiskDone;
+use proto::frame::Frame;
+use proto::wire::{
+    ByteRange, CheckedData, FenceOutcome, Header, Hello, HelloReply, Limits, Peer, Reply, ReplyOp,
+    Request, RequestOp, Rights, Side, SignedTicket, Ticket, VersionRange, Who,
+};
+use proto::{BLOCK_BYTES, Epoch, Lsn, Pool, ReplicaId, Seq, ShardId, Status};
+use runtime::engine::{self, DiskEngine, EngineChoice};
+use runtime::reactor::{
+    self, Application, CloseReason, ConnId, Context, DiskIndex, HANDSHAKE_MS, Handle, ListenerId,
+    Opened, Options,
+};
+use runtime::wake::Wake;
+use sha2::Sha256;
+use shard::primary::{Answer, ClientOp, ClientRequest, Effect, Primary};
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Free buffers that a store keeps per size class.
+const POOL_BYTES: usize = 32 << 20;
+/// Commands of the control plane that may wait.
+const COMMANDS_MAX: usize = 4096;
+/// Operations that one engine has outstanding.
+const ENGINE_DEPTH: u32 = 256;
+
+/// One disk of the store's configuration.
+#[derive(Clone, Debug)]
+pub struct DiskConfig {
+    /// File or device.
+    pub path: PathBuf,
+    /// Engine to use.
+    pub engine: EngineChoice,
+}
+
+/// What a store is started with.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Its id.
+    pub store_id: u64,
+    /// Of this process.
+    pub incarnation: u64,
+    /// The cluster.
+    pub cluster_id: [u8; 16],
+    /// Key of tickets.
+    pub cluster_key: Vec<u8>,
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Its disks.
+    pub disks: Vec<DiskConfig>,
+}
+
+/// What a shard's configuration means to its data path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Serving {
+    /// Epoch that requests must name.
+    pub epoch: u64,
+    /// Attach epoch below which they are refused.
+    pub attach_epoch: u64,
+}
+
+/// One replica, as the control plane sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReplicaFacts {
+    /// Which replica.
+    pub replica: ReplicaId,
+    /// Its size in blocks.
+    pub blocks: u32,
+    /// Index of its disk.
+    pub disk: usize,
+    /// Index of its lane in the store.
+    pub lane: usize,
+    /// The configuration, as stored.
+    pub conf: Vec<u8>,
+    /// Commit watermark.
+    pub commit: u64,
+}
+
+/// One disk, as the control plane sees it.
+#[derive(Clone, Debug)]
+pub struct DiskFacts {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Which engine serves it.
+    pub engine: &'static str,
+    /// Why that engine.
+    pub engine_reason: String,
+    /// `plp` or `volatile`.
+    pub durability: lane::format::Durability,
+    /// Why.
+    pub durability_reason: String,
+    /// Why it stopped, if it did.
+    pub failure: Option<String>,
+    /// Bytes of all slots, and of those that clients may still take.
+    pub bytes: (u64, u64),
+    /// Counters of its lanes.
+    pub counters: Vec<Counters>,
+    /// What recovery found on its lanes.
+    pub reports: Vec<RecoveryReport>,
+}
+
+/// A snapshot of the store.
+#[derive(Clone, Debug)]
+pub struct StoreFacts {
+    /// Its replicas.
+    pub replicas: Vec<ReplicaFacts>,
+    /// Its disks.
+    pub disks: Vec<DiskFacts>,
+    /// Connections that have said HELLO.
+    pub sessions: usize,
+}
+
+/// What the control plane asks; the answer is an event with the same id.
+#[derive(Debug)]
+pub enum ControlOp {
+    /// Make a replica on the lane with the most room.
+    Create {
+        /// Which replica.
+        replica: ReplicaId,
+        /// Its size in blocks.
+        blocks: u32,
+        /// Its first configuration.
+        conf: Vec<u8>,
+        /// What that means.
+        serving: Serving,
+    },
+    /// Forget a replica.
+    Delete(ShardId),
+    /// Let a replica grow.
+    Resize(ShardId, u32),
+    /// Follow a newer configuration.
+    SetConf(ShardId, Vec<u8>, Serving),
+}
+
+/// What the store tells the control plane.
+#[derive(Debug)]
+pub enum StoreEvent {
+    /// A command is done.
+    Done {
+        /// Its id.
+        request_id: u64,
+    },
+    /// A command failed.
+    Failed {
+        /// Its id.
+        request_id: u64,
+        /// Code for programs.
+        status: Status,
+        /// Text for people.
+        message: String,
+    },
+    /// A disk has stopped.
+    DiskFailed {
+        /// Which one.
+        disk: usize,
+        /// Why.
+        message: String,
+    },
+}
+
+enum Command {
+    Control(u64, ControlOp),
+    Look(Sender<StoreFacts>),
+    Close(Sender<()>),
+}
+
+/// Who waits for a lane.
+enum Waiter {
+    Shard { shard: ShardId, op: u32 },
+    Created { request_id: u64, lane: usize, conf: Vec<u8>, serving: Serving },
+    Control { request_id: u64, then: Then },
+    Closed,
+}
+
+enum Then {
+    Nothing,
+    Forget(ShardId),
+    Grow(ShardId, u32),
+    Follow(ShardId, Serving),
+}
+
+struct Served {
+    lane: usize,
+    primary: Primary,
+}
+
+/// A session's slot in one of its openings.
+type SlotKey = (u64, u8, u64);
+
+/// Requests of one opening of a slot.
+#[derive(Default)]
+struct SlotState {
+    conn: Option<ConnId>,
+    open: u32,
+    /// Changes that were carried out after their connection had ended.
+    outcomes: Vec<FenceOutcome>,
+    /// FENCE_PATH requests that wait for `open` to be 0.
+    fences: Vec<(ConnId, Header)>,
+}
+
+struct Conn {
+    opener: Opener,
+    /// Set by HELLO.
+    session: Option<(Ticket, SlotKey)>,
+    requests: u32,
+    bytes: u64,
+    is_paused: bool,
+}
+
+/// A client's request that a shard works on.
+struct Pending {
+    conn: ConnId,
+    slot: SlotKey,
+    header: Header,
+    bytes: u64,
+    /// The reply to a success without data; `None` for a read.
+    done: Option<ReplyOp>,
+    start_in_block: u32,
+}
+
+struct HostedDisk {
+    facts: DiskFacts,
+    lanes: std::ops::Range<usize>,
+    is_reported: bool,
+}
+
+struct StoreApp {
+    config: StoreConfig,
+    lanes: Lanes<Waiter>,
+    disks: Vec<HostedDisk>,
+    shards: BTreeMap<ShardId, Served>,
+    conns: HashMap<ConnId, Conn>,
+    slots: HashMap<SlotKey, SlotState>,
+    pending: HashMap<u64, Pending>,
+    next_token: u64,
+    events: Sender<StoreEvent>,
+    wake: Arc<Wake>,
+    listening: Option<Sender<std::io::Result<SocketAddr>>>,
+    closing: Option<(Sender<()>, usize)>,
+    pool: Pool,
+}
+
+/// True when the cluster key has signed the ticket and it has not expired.
+#[must_use]
+pub fn verify_ticket(key: &[u8], signed: &SignedTicket, now_seconds: u64) -> bool {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
+    mac.update(&signed.ticket.signed_bytes());
+    // Constant time: how much of a forged MAC is right must not show.
+    mac.verify_slice(&signed.mac).is_ok() && signed.ticket.expires > now_seconds
+}
+
+fn zero(range: ByteRange) -> ClientOp {
+    ClientOp::Zero { offset: range.offset(), length: range.length() }
+}
+
+fn now_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+impl StoreApp {
+    fn event(&self, event: StoreEvent) {
+        // The control plane may be gone at the very end.
+        let _ = self.events.send(event);
+        self.wake.signal();
+    }
+
+    // ----------------------------------------------------------------------------- connections --
+
+    fn hello(&mut self, ctx: &mut Context, id: ConnId, header: &Header, hello: &Hello) {
+        let refuse = |status| Reply::refuse(header, Epoch(0), status, 0);
+        let verdict = match (&hello.who, hello.versions.agree(VersionRange::OWN)) {
+            (_, None) => Err(Status::Unsupported),
+            _ if hello.cluster_id != self.config.cluster_id => Err(Status::WrongCluster),
+            (Who::Client(signed), Some(version)) => {
+                if verify_ticket(&self.config.cluster_key, signed, now_seconds()) {
+                    Ok((signed.ticket, version))
+                } else {
+                    Err(Status::Unauthenticated)
+                }
+            }
+            // Replication between stores arrives with the three-replica landing.
+            (Who::Peer(_) | Who::Heartbeat(_), Some(_)) => Err(Status::Unsupported),
+        };
+        let (ticket, version) = match verdict {
+            Ok(accepted) => accepted,
+            Err(status) => {
+                self.send(ctx, id, &refuse(status));
+                ctx.finish(id);
+                return;
+            }
+        };
+        let limits = hello.limits.agree(Limits::DEFAULT);
+        let slot = (ticket.session, hello.path.slot, hello.path.generation);
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.session = Some((ticket, slot));
+        conn.opener.open();
+        self.slots.entry(slot).or_default().conn = Some(id);
+        ctx.set_conn_deadline(id, None);
+        let peer = Peer {
+            store: self.config.store_id,
+            incarnation: self.config.incarnation,
+            nonce: [0; 32],
+            proof: [0; 32],
+        };
+        let reply =
+            HelloReply { version, features: 0, lanes: self.lanes.count() as u16, limits, peer };
+        self.reply_ok(ctx, id, header, Seq(0), ReplyOp::Hello(Box::new(reply)));
+    }
+
+    fn send(&self, ctx: &mut Context, id: ConnId, reply: &Reply) {
+        // An ended connection has no reader; a full queue ends it.
+        let _ = ctx.send(id, reply.encode());
+    }
+
+    fn reply_ok(&self, ctx: &mut Context, id: ConnId, header: &Header, seq: Seq, op: ReplyOp) {
+        let epoch = self.shards.get(&header.shard).map_or(Epoch(0), |s| s.primary.epoch());
+        let (command_id, shard) = (header.command_id, header.shard);
+        self.send(ctx, id, &Reply { command_id, shard, epoch, seq, result: Ok(op) });
+    }
+
+    fn refuse(&self, ctx: &mut Context, id: ConnId, header: &Header, status: Status) {
+        let epoch = self.shards.get(&header.shard).map_or(Epoch(0), |s| s.primary.epoch());
+        self.send(ctx, id, &Reply::refuse(header, epoch, status, 0));
+    }
+
+    fn request(&mut self, ctx: &mut Context, id: ConnId, header: Header, request: Request) {
+        let Some((ticket, slot)) = self.conns.get(&id).and_then(|conn| conn.session) else {
+            return;
+        };
+        let (client_op, done, start_in_block) = match request.op {
+            RequestOp::Ping(ping) => {
+                return self.reply_ok(ctx, id, &header, Seq(0), ReplyOp::Ping(ping));
+            }
+            RequestOp::FencePath { slot, generation } => {
+                return self.fence(ctx, id, header, (ticket.session, slot, generation));
+            }
+            RequestOp::Read { range, snap_seq: None } => {
+                let op = ClientOp::Read { offset: range.offset(), length: range.length() };
+                (op, None, (range.offset() % BLOCK_BYTES as u64) as u32)
+            }
+            RequestOp::Write(data) => {
+                let (range, crcs, data) = data.into_parts();
+                let op = ClientOp::Write { offset: range.offset(), crcs, data };
+                (op, Some(ReplyOp::Write), 0)
+            }
+            RequestOp::Discard(range) => (zero(range), Some(ReplyOp::Discard), 0),
+            RequestOp::WriteZeroes { range, .. } => (zero(range), Some(ReplyOp::WriteZeroes), 0),
+            RequestOp::Flush => (ClientOp::Flush, Some(ReplyOp::Flush), 0),
+            RequestOp::Read { snap_seq: Some(_), .. }
+            | RequestOp::CompareAndWrite { .. }
+            | RequestOp::Hello(_)
+            | RequestOp::Prepare(_)
+            | RequestOp::Settle(_)
+            | RequestOp::Tails(_)
+            | RequestOp::Copy(_)
+            | RequestOp::Digest(_)
+            | RequestOp::Snap(_)
+            | RequestOp::Attach(..)
+            | RequestOp::NeedConf(_) => {
+                return self.refuse(ctx, id, &header, Status::Unsupported);
+            }
+        };
+        let changes = matches!(client_op, ClientOp::Write { .. } | ClientOp::Zero { .. });
+        if ticket.volume != header.shard.volume {
+            return self.refuse(ctx, id, &header, Status::Denied);
+        }
+        if changes && ticket.rights != Rights::READ_WRITE {
+            return self.refuse(ctx, id, &header, Status::ReadOnly);
+        }
+        if !self.shards.contains_key(&header.shard) {
+            return self.refuse(ctx, id, &header, Status::NotPrimary);
+        }
+        let bytes = match &client_op {
+            ClientOp::Read { length, .. } => u64::from(*length),
+            ClientOp::Write { data, .. } => data.iter().map(|buf| buf.len() as u64).sum(),
+            ClientOp::Zero { .. } | ClientOp::Flush => 0,
+        };
+        let token = self.next_token;
+        self.next_token += 1;
+        let shard = header.shard;
+        self.charge(ctx, id, slot, bytes);
+        let pending = Pending { conn: id, slot, header, bytes, done, start_in_block };
+        self.pending.insert(token, pending);
+        let request = ClientRequest {
+            token,
+            epoch: request.epoch,
+            attach_epoch: request.attach_epoch,
+            op: client_op,
+        };
+        let mut effects = Vec::new();
+        let served = self.shards.get_mut(&shard).expect("looked up above");
+        served.primary.request(request, &mut effects);
+        self.carry_out(ctx, shard, effects);
+    }
+
+    /// Count a request of a connection; a connection at its limits is not read for a while.
+    fn charge(&mut self, ctx: &mut Context, id: ConnId, slot: SlotKey, bytes: u64) {
+        self.slots.entry(slot).or_default().open += 1;
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.requests += 1;
+        conn.bytes += bytes;
+        let limits = Limits::DEFAULT;
+        let is_full = conn.requests >= limits.requests_max
+            || conn.bytes >= u64::from(limits.inflight_bytes_max);
+        if is_full && !conn.is_paused {
+            conn.is_paused = true;
+            ctx.pause(id);
+        }
+    }
+
+    fn carry_out(&mut self, ctx: &mut Context, shard: ShardId, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Lane { op, request } => {
+                    let lane = self.shards[&shard].lane;
+                    self.lanes.request(ctx, lane, request, Waiter::Shard { shard, op });
+                }
+                Effect::Reply { token, result } => self.answer(ctx, token, result),
+            }
+        }
+    }
+
+    fn answer(&mut self, ctx: &mut Context, token: u64, result: Result<Answer, Status>) {
+        let pending = self.pending.remove(&token).expect("one answer per request");
+        let header = &pending.header;
+        if let Some(conn) = self.conns.get_mut(&pending.conn) {
+            conn.requests -= 1;
+            conn.bytes -= pending.bytes;
+            if std::mem::replace(&mut conn.is_paused, false) {
+                ctx.resume(pending.conn);
+            }
+        }
+        self.note_outcome(&pending, &result);
+        match result {
+            Ok(Answer::Done(seq)) => {
+                let op = pending.done.clone().expect("only a read brings data");
+                self.reply_ok(ctx, pending.conn, header, seq, op);
+            }
+            Ok(Answer::Read { crcs, data }) => {
+                let data = CheckedData::assume(pending.start_in_block, crcs, data);
+                self.reply_ok(ctx, pending.conn, header, Seq(0), ReplyOp::Read(data));
+            }
+            Err(status) => self.refuse(ctx, pending.conn, header, status),
+        }
+        self.settle_slot(ctx, pending.slot);
+    }
+
+    /// A change whose connection has ended is remembered until its slot is fenced.
+    fn note_outcome(&mut self, pending: &Pending, result: &Result<Answer, Status>) {
+        let slot = self.slots.get_mut(&pending.slot).expect("it has an open request");
+        slot.open -= 1;
+        let Ok(Answer::Done(seq)) = result else { return };
+        let is_change = *seq > Seq(0);
+        if is_change && (slot.conn.is_none() || !slot.fences.is_empty()) {
+            slot.outcomes.push(FenceOutcome {
+                command_id: pending.header.command_id,
+                lsn: Lsn { epoch: Epoch(pending.header.epoch), seq: *seq },
+                status: Status::Ok,
+                detail: 0,
+            });
+        }
+    }
+
+    /// Close the slot's connection; answer when none of its requests is open any more.
+    fn fence(&mut self, ctx: &mut Context, id: ConnId, header: Header, key: SlotKey) {
+        let state = self.slots.entry(key).or_default();
+        state.fences.push((id, header));
+        if let Some(conn) = state.conn.take() {
+            ctx.close(conn);
+        }
+        self.settle_slot(ctx, key);
+    }
+
+    fn settle_slot(&mut self, ctx: &mut Context, key: SlotKey) {
+        let Some(state) = self.slots.get_mut(&key) else { return };
+        if state.open > 0 || state.fences.is_empty() {
+            return;
+        }
+        let state = self.slots.remove(&key).expect("just looked at");
+        for (conn, header) in state.fences {
+            let outcomes = ReplyOp::FencePath(state.outcomes.clone());
+            self.reply_ok(ctx, conn, &header, Seq(0), outcomes);
+        }
+    }
+
+    // ---------------------------------------------------------------------------------- control --
+
+    fn control(&mut self, ctx: &mut Context, request_id: u64, op: ControlOp) {
+        let done = match op {
+            ControlOp::Create { replica, blocks, conf, serving } => {
+                self.create(ctx, request_id, (replica, blocks), conf, serving)
+            }
+            ControlOp::Delete(shard) => match self.place(shard) {
+                None => Ok(true),
+                Some((lane, shard_ix)) => {
+                    // No new requests from here on; the lane waits for those under way.
+                    let then = Then::Forget(shard);
+                    let waiter = Waiter::Control { request_id, then };
+                    self.lanes.request(ctx, lane, Op::Delete { shard_ix }, waiter);
+                    Ok(false)
+                }
+            },
+            ControlOp::Resize(shard, blocks) => self.with(ctx, shard, request_id, |ix| {
+                (Op::Resize { shard_ix: ix, blocks }, Then::Grow(shard, blocks))
+            }),
+            ControlOp::SetConf(shard, blob, serving) => self.with(ctx, shard, request_id, |ix| {
+                (Op::Conf { shard_ix: ix, blob }, Then::Follow(shard, serving))
+            }),
+        };
+        match done {
+            Ok(false) => {}
+            Ok(true) => self.event(StoreEvent::Done { request_id }),
+            Err((status, message)) => {
+                self.event(StoreEvent::Failed { request_id, status, message });
+            }
+        }
+    }
+
+    fn with(
+        &mut self,
+        ctx: &mut Context,
+        shard: ShardId,
+        request_id: u64,
+        make: impl FnOnce(u32) -> (Op, Then),
+    ) -> Result<bool, (Status, String)> {
+        let Some((lane, shard_ix)) = self.place(shard) else {
+            return Err((Status::NotFound, format!("no replica of shard {shard} on this store")));
+        };
+        let (op, then) = make(shard_ix);
+        self.lanes.request(ctx, lane, op, Waiter::Control { request_id, then });
+        Ok(false)
+    }
+
+    /// Lane and shard index of a shard's replica.
+    fn place(&self, shard: ShardId) -> Option<(usize, u32)> {
+        (0..self.lanes.count())
+            .find_map(|lane| Some((lane, self.lanes.lane(lane).tables().find(shard)?)))
+    }
+
+    fn create(
+        &mut self,
+        ctx: &mut Context,
+        request_id: u64,
+        (replica, blocks): (ReplicaId, u32),
+        conf: Vec<u8>,
+        serving: Serving,
+    ) -> Result<bool, (Status, String)> {
+        let shard = replica.shard;
+        if let Some((lane, shard_ix)) = self.place(shard) {
+            let held = self.lanes.lane(lane).tables().shard(shard_ix).expect("just found").blocks;
+            if held != blocks {
+                let text = format!("shard {shard} exists with {held} blocks, not {blocks}");
+                return Err((Status::AlreadyExists, text));
+            }
+            let op = Op::Conf { shard_ix, blob: conf };
+            let then = Then::Follow(shard, serving);
+            self.lanes.request(ctx, lane, op, Waiter::Control { request_id, then });
+            return Ok(false);
+        }
+        let working =
+            (0..self.lanes.count()).filter(|&lane| self.lanes.lane(lane).failure().is_none());
+        let Some(lane) = working.max_by_key(|&lane| self.lanes.lane(lane).free_slots()) else {
+            return Err((Status::DiskFailed, "no disk of this store works".into()));
+        };
+        let op = Op::Create { replica, blocks, family: shard.volume };
+        let waiter = Waiter::Created { request_id, lane, conf, serving };
+        self.lanes.request(ctx, lane, op, waiter);
+        Ok(false)
+    }
+
+    fn finished(&mut self, ctx: &mut Context, finished: Finished<Waiter>) {
+        match finished.waiter {
+            Waiter::Shard { shard, op } => {
+                // A deleted shard's operations were all answered before it went.
+                let Some(served) = self.shards.get_mut(&shard) else { return };
+                let mut effects = Vec::new();
+                served.primary.lane_done(op, finished.result, &mut effects);
+                self.carry_out(ctx, shard, effects);
+            }
+            Waiter::Created { request_id, lane, conf, serving } => match finished.result {
+                Ok(Outcome::Created { shard_ix }) => {
+                    self.serve(lane, shard_ix, serving);
+                    // The replica is known to the control plane once its configuration is durable.
+                    let waiter = Waiter::Control { request_id, then: Then::Nothing };
+                    self.lanes.request(ctx, lane, Op::Conf { shard_ix, blob: conf }, waiter);
+                }
+                Ok(_) => unreachable!("a creation answers so"),
+                Err(problem) => self.failed(request_id, &problem),
+            },
+            // Deleted twice: the second finds nothing, which is what was asked for.
+            Waiter::Control { request_id, then: Then::Forget(_) }
+                if matches!(finished.result, Err(Problem::NotFound { .. })) =>
+            {
+                self.event(StoreEvent::Done { request_id });
+            }
+            Waiter::Control { request_id, then } => match finished.result {
+                Ok(_) => {
+                    match then {
+                        Then::Nothing => {}
+                        Then::Forget(shard) => self.forget(ctx, shard),
+                        Then::Grow(shard, blocks) => {
+                            if let Some(served) = self.shards.get_mut(&shard) {
+                                served.primary.grow(blocks);
+                            }
+                        }
+                        Then::Follow(shard, serving) => self.follow(shard, serving),
+                    }
+                    self.event(StoreEvent::Done { request_id });
+                }
+                Err(problem) => self.failed(request_id, &problem),
+            },
+            Waiter::Closed => {
+                if let Some((_, left)) = &mut self.closing {
+                    *left -= 1;
+                }
+            }
+        }
+    }
+
+    fn failed(&self, request_id: u64, problem: &Problem) {
+        let (status, message) = (status::of_lane(problem), problem.to_string());
+        self.event(StoreEvent::Failed { request_id, status, message });
+    }
+
+    fn serve(&mut self, lane: usize, shard_ix: u32, serving: Serving) {
+        let shard = self.lanes.lane(lane).tables().shard(shard_ix).expect("the lane holds it");
+        let (id, blocks, applied) = (shard.replica.shard, shard.blocks, shard.applied);
+        let confs = (Epoch(serving.epoch), serving.attach_epoch);
+        let primary = Primary::new(shard_ix, blocks, confs, applied, self.pool.clone());
+        self.shards.insert(id, Served { lane, primary });
+    }
+
+    fn follow(&mut self, shard: ShardId, serving: Serving) {
+        match self.shards.get_mut(&shard) {
+            Some(served) => served.primary.follow(Epoch(serving.epoch), serving.attach_epoch),
+            None => {
+                if let Some((lane, shard_ix)) = self.place(shard) {
+                    self.serve(lane, shard_ix, serving);
+                }
+            }
+        }
+    }
+
+    /// The replica is gone: what its clients still wait for will not be done here.
+    fn forget(&mut self, ctx: &mut Context, shard: ShardId) {
+        self.shards.remove(&shard);
+        let open = self.pending.iter().filter(|(_, pending)| pending.header.shard == shard);
+        let tokens: Vec<u64> = open.map(|(&token, _)| token).collect();
+        for token in tokens {
+            self.answer(ctx, token, Err(Status::NotPrimary));
+        }
+    }
+
+    fn facts(&self) -> StoreFacts {
+        let mut replicas = Vec::new();
+        let mut disks = Vec::new();
+        for (disk_ix, disk) in self.disks.iter().enumerate() {
+            let mut facts = disk.facts.clone();
+            for lane_ix in disk.lanes.clone() {
+                let lane = self.lanes.lane(lane_ix);
+                let slot = lane::format::SLOT_BYTES;
+                facts.bytes.0 += u64::from(lane.space().total()) * slot;
+                facts.bytes.1 += u64::from(lane.free_slots()) * slot;
+                facts.failure = facts.failure.or_else(|| lane.failure().map(str::to_owned));
+                facts.counters.push(lane.counters());
+                facts.reports.push(self.lanes.report(lane_ix));
+                for shard in lane.tables().shards.iter().flatten() {
+                    replicas.push(ReplicaFacts {
+                        replica: shard.replica,
+                        blocks: shard.blocks,
+                        disk: disk_ix,
+                        lane: lane_ix,
+                        conf: shard.conf.clone(),
+                        commit: shard.commit.0,
+                    });
+                }
+            }
+            disks.push(facts);
+        }
+        let sessions = self.conns.values().filter(|conn| conn.session.is_some()).count();
+        StoreFacts { replicas, disks, sessions }
+    }
+
+    fn report_failures(&mut self) {
+        for (index, disk) in self.disks.iter_mut().enumerate() {
+            let failure = disk.lanes.clone().find_map(|lane| self.lanes.lane(lane).failure());
+            if let Some(message) = failure.filter(|_| !disk.is_reported) {
+                disk.is_reported = true;
+                let message = message.to_owned();
+                let _ = self.events.send(StoreEvent::DiskFailed { disk: index, message });
+                self.wake.signal();
+            }
+        }
+    }
+}
+
+impl Application for StoreApp {
+    type Command = Command;
+
+    fn start(&mut self, ctx: &mut Context) {
+        let listening = self.listening.take().expect("started once");
+        let bound = ctx.listen(self.config.listen).map(|(_, address)| address);
+        // The starter waits for this.
+        let _ = listening.send(bound);
+    }
+
+    fn command(&mut self, ctx: &mut Context, command: Command) {
+        match command {
+            Command::Control(request_id, op) => self.control(ctx, request_id, op),
+            Command::Look(waiter) => drop(waiter.send(self.facts())),
+            Command::Close(waiter) => {
+                self.closing = Some((waiter, self.lanes.count()));
+                for conn in self.conns.keys() {
+                    ctx.close(*conn);
+                }
+                for lane in 0..self.lanes.count() {
+                    self.lanes.request(ctx, lane, Op::Close, Waiter::Closed);
+                }
+            }
+        }
+    }
+
+    fn disk(&mut self, ctx: &mut Context, disk: DiskIndex, done: &mut Vec<DiskDone>) {
+        self.lanes.disk(ctx, disk, done);
+    }
+
+    fn accepted(&mut self, ctx: &mut Context, _listener: ListenerId, socket: OwnedFd) {
+        let opener = Opener::default();
+        let framing = opener.framing(Side::Called);
+        // A socket that cannot be taken over is closed by being dropped, and counted.
+        let Ok(id) = ctx.adopt(socket, framing, &[]) else { return };
+        ctx.set_conn_deadline(id, Some(ctx.now().after_millis(HANDSHAKE_MS)));
+        let conn = Conn { opener, session: None, requests: 0, bytes: 0, is_paused: false };
+        self.conns.insert(id, conn);
+    }
+
+    fn opened(&mut self, _ctx: &mut Context, _conn: ConnId, _how: Opened) {}
+
+    fn frame(&mut self, ctx: &mut Context, id: ConnId, frame: Frame) {
+        let header = Header::parse(&frame.header).expect("the framing has checked it");
+        match Request::parse(&header, frame) {
+            Ok(Request { op: RequestOp::Hello(hello), .. }) => self.hello(ctx, id, &header, &hello),
+            Ok(request) => self.request(ctx, id, header, request),
+            Err(problem) => {
+                self.refuse(ctx, id, &header, problem.status());
+                let said_hello = self.conns.get(&id).is_some_and(|conn| conn.session.is_some());
+                if !problem.is_answerable() || !said_hello {
+                    ctx.finish(id);
+                }
+            }
+        }
+    }
+
+    fn closed(&mut self, ctx: &mut Context, id: ConnId, _reason: CloseReason) {
+        let Some(conn) = self.conns.remove(&id) else { return };
+        let Some((_, key)) = conn.session else { return };
+        if let Some(state) = self.slots.get_mut(&key) {
+            state.conn = None;
+            // Kept while requests are open; forgotten when nothing is left to tell a fence.
+            if state.open == 0 && state.outcomes.is_empty() && state.fences.is_empty() {
+                self.slots.remove(&key);
+            } else {
+                self.settle_slot(ctx, key);
+            }
+        }
+    }
+
+    fn timer(&mut self, _ctx: &mut Context) {}
+
+    fn idle(&mut self, ctx: &mut Context) {
+        loop {
+            let finished = self.lanes.turn(ctx);
+            if finished.is_empty() {
+                break;
+            }
+            finished.into_iter().for_each(|finished| self.finished(ctx, finished));
+        }
+        self.report_failures();
+        ctx.set_timer(self.lanes.take_wake());
+        if let Some((waiter, _)) = self.closing.take_if(|(_, left)| *left == 0) {
+            let _ = waiter.send(());
+            ctx.stop();
+        }
+    }
+}
+
+/// Why a store cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreProblem {
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskProblem),
+    /// The listener.
+    #[error("cannot listen on {address}: {error}; another process holds the port, or choose 0")]
+    Listen {
+        /// Asked for.
+        address: SocketAddr,
+        /// The reason given.
+        error: std::io::Error,
+    },
+}
+
+/// Disks that are open and recovered, before anything is served.
+pub struct OpenStore {
+    config: StoreConfig,
+    disks: Vec<OpenDisk>,
+    pool: Pool,
+}
+
+impl OpenStore {
+    /// Open and recover all disks.
+    pub fn open(config: StoreConfig) -> Result<OpenStore, StoreProblem> {
+        let pool = Pool::new(POOL_BYTES);
+        let disks = config
+            .disks
+            .iter()
+            .map(|disk| disk::open(&disk.path, &config.cluster_id, config.incarnation, &pool))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(OpenStore { config, disks, pool })
+    }
+
+    /// The replicas found, with their stored configurations.
+    pub fn confs(&self) -> impl Iterator<Item = (ShardId, &[u8])> {
+        let lanes = self.disks.iter().flat_map(|disk| &disk.lanes);
+        let shards = lanes.flat_map(|lane| lane.tables().shards.iter().flatten());
+        shards.map(|shard| (shard.replica.shard, shard.conf.as_slice()))
+    }
+
+    /// Start serving; `serving` says what the stored configurations mean. A replica that is not
+    /// named waits for its configuration.
+    pub fn start(self, serving: &BTreeMap<ShardId, Serving>) -> Result<StoreNode, StoreProblem> {
+        let OpenStore { config, disks, pool } = self;
+        let (mut engines, mut hosted): (Vec<Box<dyn DiskEngine>>, Vec<HostedDisk>) =
+            (Vec::new(), Vec::new());
+        for (disk, chosen) in disks.iter().zip(&config.disks) {
+            let first = engines.len();
+            let (mut name, mut reason) = ("none", String::new());
+            for _ in &disk.lanes {
+                let (engine, probe) = engine::open(chosen.engine, &disk.file, &pool, ENGINE_DEPTH)
+                    .map_err(DiskProblem::from)?;
+                (name, reason) = (engine.name(), probe.reasons.join("; "));
+                engines.push(engine);
+            }
+            let facts = DiskFacts {
+                path: chosen.path.clone(),
+                engine: name,
+                engine_reason: reason,
+                durability: disk.durability,
+                durability_reason: disk.file.promise().reason.clone(),
+                failure: None,
+                bytes: (0, 0),
+                counters: Vec::new(),
+                reports: Vec::new(),
+            };
+            hosted.push(HostedDisk { facts, lanes: first..engines.len(), is_reported: false });
+        }
+        let wake = Arc::new(Wake::new().map_err(|source| {
+            DiskProblem::from(runtime::RuntimeError::SystemFailed {
+                action: "make an eventfd",
+                source,
+            })
+        })?);
+        // Bounded by the commands: each brings at most one event, each disk at most one more.
+        let (events, event_queue) = unbounded();
+        let (listening, bound) = bounded(1);
+        let options = Options {
+            name: format!("store-{}", config.store_id),
+            command_capacity: COMMANDS_MAX,
+            spin: Duration::ZERO,
+            pool: pool.clone(),
+        };
+        let (address, serving) = (config.listen, serving.clone());
+        let app_wake = Arc::clone(&wake);
+        let make = move || {
+            let lanes = Lanes::new(disks, &pool);
+            let mut app = StoreApp {
+                config,
+                lanes,
+                disks: hosted,
+                shards: BTreeMap::new(),
+                conns: HashMap::new(),
+                slots: HashMap::new(),
+                pending: HashMap::new(),
+                next_token: 1,
+                events,
+                wake: app_wake,
+                listening: Some(listening),
+                closing: None,
+                pool,
+            };
+            for (shard, serving) in serving {
+                app.follow(shard, serving);
+            }
+            app
+        };
+        let running = reactor::spawn(options, engines, make).map_err(DiskProblem::from)?;
+        let mut node = StoreNode {
+            handle: running.handle,
+            thread: Some(running.thread),
+            address,
+            events: event_queue,
+            wake,
+        };
+        let bound = bound.recv().map_err(|_| std::io::Error::other("the thread has ended"));
+        match bound.and_then(|result| result) {
+            Ok(address) => {
+                node.address = address;
+                Ok(node)
+            }
+            Err(error) => Err(StoreProblem::Listen { address, error }),
+        }
+    }
+}
+
+/// A store node that serves. Commands return at once; results are events.
+pub struct StoreNode {
+    handle: Handle<Command>,
+    thread: Option<JoinHandle<()>>,
+    address: SocketAddr,
+    events: Receiver<StoreEvent>,
+    wake: Arc<Wake>,
+}
+
+impl StoreNode {
+    /// Where clients connect.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Readable while events may wait.
+    #[must_use]
+    pub fn event_fd(&self) -> RawFd {
+        self.wake.as_raw_fd()
+    }
+
+    /// Take all events.
+    #[must_use]
+    pub fn drain(&self) -> Vec<StoreEvent> {
+        self.wake.clear();
+        self.events.try_iter().collect()
+    }
+
+    /// Give a command; its event carries `request_id`. False: the queue is full, or it has stopped.
+    #[must_use]
+    pub fn control(&self, request_id: u64, op: ControlOp) -> bool {
+        self.handle.try_send(Command::Control(request_id, op)).is_ok()
+    }
+
+    /// A snapshot; `None` when it has stopped.
+    #[must_use]
+    pub fn facts(&self) -> Option<StoreFacts> {
+        let (sender, receiver) = bounded(1);
+        self.handle.try_send(Command::Look(sender)).ok()?;
+        receiver.recv().ok()
+    }
+
+    /// Close the lanes cleanly and end the thread.
+    pub fn close(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        let (sender, receiver) = bounded(1);
+        if self.handle.try_send(Command::Close(sender)).is_ok() {
+            let _ = receiver.recv();
+        }
+        self.handle.stop();
+        let _ = thread.join();
+    }
+}
+
+impl Drop for StoreNode {
+    fn drop(&mut self) {
+        self.handle.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

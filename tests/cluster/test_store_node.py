@@ -1,0 +1,369 @@
+"""Ring 2: the store's data side, spoken to by the independent Python model of PFW.
+
+The client here shares no line with the Rust codec, so what passes is what docs/reference/pfw.md
+says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import json
+import select
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from pureflash import _core
+from pureflash.errors import Code, PureFlashError
+from pureflash.testing.model import wire
+from pureflash.testing.model.wire import Message, Opcode
+
+CLUSTER = bytes(range(16))
+KEY = b"k" * 32
+VOLUME = 7
+SHARD_BYTES = 8 << 20
+FAR_FUTURE = 1 << 40
+
+Starter = Callable[[], Any]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Starter]:
+    """Start the store on its one disk; the last one started is closed at the end."""
+    disk = tmp_path / "disk0.img"
+    _core.format_disk(disk, size_bytes=256 << 20, cluster_id=CLUSTER)
+    running: list[_core.StoreNode] = []
+
+    def starter() -> _core.StoreNode:
+        for node in running:
+            node.close()
+        node = _core.StoreNode(
+            store_id=1,
+            incarnation=len(running) + 1,
+            cluster_id=CLUSTER,
+            cluster_key=KEY,
+            listen="127.0.0.1:0",
+            disks=[{"path": str(disk), "engine": "auto"}],
+        )
+        running.append(node)
+        return node
+
+    yield starter
+    for node in running:
+        node.close()
+
+
+def conf(epoch: int = 1, attach_epoch: int = 1) -> bytes:
+    return json.dumps({"epoch": epoch, "attach_epoch": attach_epoch}).encode()
+
+
+def wait_events(node: _core.StoreNode, count: int = 1) -> list[tuple[Any, ...]]:
+    events: list[tuple[Any, ...]] = []
+    while len(events) < count:
+        readable, _, _ = select.select([node.fileno()], [], [], 30)
+        assert readable, f"no event within 30 s after {events}"
+        events += node.drain()
+    return events
+
+
+def with_shard(node: _core.StoreNode) -> _core.StoreNode:
+    node.create_replica(11, VOLUME, 0, 0, SHARD_BYTES, conf())
+    assert wait_events(node) == [("done", 11, None)]
+    return node
+
+
+@pytest.fixture(autouse=True)
+def _close_clients() -> Iterator[None]:
+    yield
+    while Client.opened:
+        Client.opened.pop().close()
+
+
+class Client:
+    """One PFW connection, by the Python model."""
+
+    opened: ClassVar[list[socket.socket]] = []
+
+    def __init__(
+        self, node: _core.StoreNode, *, slot: int = 0, generation: int = 1, **changes: Any
+    ) -> None:
+        host, port = node.address.split(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=30)
+        Client.opened.append(self.socket)
+        self.next_id = 1
+        ticket = {
+            "volume": VOLUME,
+            "attach_epoch": 1,
+            "session": 5,
+            "expires": FAR_FUTURE,
+            "rights": 3,
+        } | changes
+        body = b"".join(
+            int(ticket[name]).to_bytes(size, "little")
+            for name, size in (
+                ("volume", 8),
+                ("attach_epoch", 8),
+                ("session", 8),
+                ("expires", 8),
+                ("rights", 4),
+            )
+        )
+        mac = hmac.digest(changes.get("key", KEY), body, hashlib.sha256)
+        extension = {
+            "version_min": 1,
+            "version_max": 1,
+            "kind": 1,
+            "path_slot": slot,
+            "lane": 0,
+            "path_generation": generation,
+            "features": 0,
+            "payload_bytes_max": 1 << 20,
+            "requests_max": 128,
+            "inflight_bytes_max": 32 << 20,
+            "cluster_id": changes.get("cluster_id", CLUSTER),
+            "volume": ticket["volume"],
+            "attach_epoch": ticket["attach_epoch"],
+            "session": ticket["session"],
+            "expires": ticket["expires"],
+            "rights": ticket["rights"],
+            "ticket_mac": mac,
+            "store": 0,
+            "incarnation": 0,
+            "nonce": bytes(32),
+            "proof": bytes(32),
+        }
+        self.hello = self.call(Message(Opcode.HELLO, extension=extension))
+
+    def send(self, message: Message) -> None:
+        self.socket.sendall(wire.encode(message))
+
+    def receive(self) -> Message:
+        head = self._exactly(64)
+        return wire.decode(head + self._exactly(int.from_bytes(head[56:60], "little")))
+
+    def _exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            piece = self.socket.recv(count - len(data))
+            if not piece:
+                raise EOFError
+            data += piece
+        return data
+
+    def call(self, message: Message) -> Message:
+        self.send(message)
+        return self.receive()
+
+    def request(self, opcode: Opcode, offset: int, length: int, **fields: Any) -> Message:
+        self.next_id += 1
+        return Message(
+            opcode,
+            command_id=self.next_id,
+            volume_id=VOLUME,
+            place=offset,
+            length=length,
+            epoch=fields.pop("epoch", 1),
+            position=fields.pop("attach_epoch", 1),
+            **fields,
+        )
+
+    def write(self, offset: int, data: bytes, **fields: Any) -> Message:
+        return self.call(self.request(Opcode.WRITE, offset, len(data), data=data, **fields))
+
+    def read(self, offset: int, length: int, **fields: Any) -> Message:
+        snap = {"snap_seq": (1 << 64) - 1}
+        return self.call(self.request(Opcode.READ, offset, length, extension=snap, **fields))
+
+
+def status(reply: Message) -> Code:
+    return Code(reply.place & 0xFFFFFFFF)
+
+
+def test_what_is_written_is_read_also_after_a_restart(start: Starter) -> None:
+    node = with_shard(start())
+    client = Client(node)
+    assert status(client.hello) is Code.OK
+    assert status(client.write(8192, b"a" * 8192)) is Code.OK
+    assert status(client.write(512, b"b" * 1024)) is Code.OK, "sectors are merged into blocks"
+    assert status(client.call(client.request(Opcode.DISCARD, 12288, 4096))) is Code.OK
+    expected = bytes(512) + b"b" * 1024 + bytes(8192 - 1536) + b"a" * 4096 + bytes(4096)
+    assert client.read(0, 16384).data == expected
+    assert client.read(1024, 1024).data == b"b" * 512 + bytes(512)
+
+    client = Client(start())
+    assert client.read(0, 16384).data == expected, "served from the stored configuration"
+
+
+def test_a_write_past_the_end_has_no_effect(start: Starter) -> None:
+    client = Client(with_shard(start()))
+    assert status(client.write(SHARD_BYTES - 512, b"x" * 1024)) is Code.OUT_OF_RANGE
+    assert client.read(SHARD_BYTES - 4096, 4096).data == bytes(4096)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"epoch": 2}, Code.STALE_EPOCH),
+        ({"epoch": 0}, Code.STALE_EPOCH),
+        ({"attach_epoch": 0}, Code.FENCED),
+        ({"shard_index": 3}, Code.NOT_PRIMARY),
+    ],
+)
+def test_a_request_of_another_reign_is_refused(
+    start: Starter, fields: dict[str, int], expected: Code
+) -> None:
+    client = Client(with_shard(start()))
+    assert status(client.write(0, bytes(4096), **fields)) is expected
+
+
+def test_a_newer_configuration_fences_older_writers(start: Starter) -> None:
+    node = with_shard(start())
+    client = Client(node)
+    node.set_conf(12, VOLUME, 0, conf(epoch=2, attach_epoch=2))
+    assert wait_events(node) == [("done", 12, None)]
+    assert status(client.write(0, b"o" * 4096)) is Code.STALE_EPOCH
+    assert status(client.write(0, b"o" * 4096, epoch=2)) is Code.FENCED
+    assert status(client.write(0, b"n" * 4096, epoch=2, attach_epoch=2)) is Code.OK
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"key": b"x" * 32}, Code.UNAUTHENTICATED),
+        ({"expires": 1}, Code.UNAUTHENTICATED),
+        ({"cluster_id": bytes(16)}, Code.WRONG_CLUSTER),
+    ],
+)
+def test_who_cannot_prove_it_is_not_let_in(
+    start: Starter, changes: dict[str, Any], expected: Code
+) -> None:
+    client = Client(with_shard(start()), **changes)
+    assert status(client.hello) is expected
+    with pytest.raises((EOFError, ConnectionError)):
+        client.receive()
+
+
+def test_rights_bind_a_session_to_its_volume_and_to_reading(start: Starter) -> None:
+    node = with_shard(start())
+    reader = Client(node, rights=1)
+    assert status(reader.read(0, 4096)) is Code.OK
+    assert status(reader.write(0, bytes(4096))) is Code.READ_ONLY
+    stranger = Client(node, volume=VOLUME + 1)
+    assert status(stranger.read(0, 4096)) is Code.DENIED
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" + b" " * 64,
+        bytes(64),
+        b"\xff" * 200,
+        wire.encode(Message(Opcode.FLUSH, command_id=1)),
+    ],
+)
+def test_garbage_closes_its_connection_and_nothing_else(start: Starter, garbage: bytes) -> None:
+    node = with_shard(start())
+    client = Client(node)
+    host, port = node.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as stranger:
+        stranger.sendall(garbage)
+        # Closed in order, or reset because bytes of ours were not read.
+        with contextlib.suppress(ConnectionResetError):
+            assert stranger.recv(1) == b""
+    assert status(client.write(0, b"x" * 4096)) is Code.OK
+
+
+def test_damaged_data_are_refused_and_the_connection_goes_on(start: Starter) -> None:
+    client = Client(with_shard(start()))
+    frame = bytearray(wire.encode(client.request(Opcode.WRITE, 0, 4096, data=b"d" * 4096)))
+    frame[-1] ^= 1
+    client.socket.sendall(frame)
+    assert status(client.receive()) is Code.BAD_CHECKSUM
+    assert client.read(0, 4096).data == bytes(4096), "a refused write has no effect"
+
+
+def test_many_requests_in_flight_each_get_one_reply(start: Starter) -> None:
+    client = Client(with_shard(start()))
+    requests = [
+        client.request(Opcode.WRITE, block * 4096, 4096, data=bytes([block]) * 4096)
+        for block in range(200)
+    ]
+    for request in requests:
+        client.send(request)
+    replies = [client.receive() for _ in requests]
+    assert {reply.command_id for reply in replies} == {each.command_id for each in requests}
+    assert all(status(reply) is Code.OK for reply in replies)
+    assert client.read(199 * 4096, 4096).data == bytes([199]) * 4096
+
+
+def test_fencing_a_slot_closes_it_and_tells_what_it_had_done(start: Starter) -> None:
+    node = with_shard(start())
+    old, new = Client(node, slot=0), Client(node, slot=1)
+    assert status(old.write(0, b"1" * 4096)) is Code.OK
+    fence = Message(
+        Opcode.FENCE_PATH, command_id=99, volume_id=VOLUME, extension={"generation": 1, "slot": 0}
+    )
+    reply = new.call(fence)
+    assert status(reply) is Code.OK
+    assert wire.records(reply) == (), "everything of the slot was answered before"
+    with pytest.raises((EOFError, ConnectionError)):
+        old.write(0, b"2" * 4096)
+    assert new.read(0, 4096).data == b"1" * 4096
+
+
+def test_replicas_grow_and_go_and_their_space_comes_back(start: Starter) -> None:
+    node = with_shard(start())
+    client = Client(node)
+    assert status(client.write(0, b"x" * (1 << 20))) is Code.OK
+    free = node.stats()["disks"][0]["bytes_free"]
+    node.resize_replica(13, VOLUME, 0, 2 * SHARD_BYTES)
+    assert wait_events(node) == [("done", 13, None)]
+    node.create_replica(14, VOLUME, 0, 0, 2 * SHARD_BYTES, conf())
+    assert wait_events(node) == [("done", 14, None)], "what exists need not be created"
+    assert status(client.write(2 * SHARD_BYTES - 4096, b"y" * 4096)) is Code.OK
+    node.delete_replica(15, VOLUME, 0)
+    node.delete_replica(16, VOLUME, 0)
+    assert sorted(wait_events(node, 2)) == [("done", 15, None), ("done", 16, None)]
+    assert node.replicas() == []
+    assert node.stats()["disks"][0]["bytes_free"] >= free + (1 << 20)
+    assert status(client.read(0, 4096)) is Code.NOT_PRIMARY
+    node.set_conf(17, VOLUME, 0, conf())
+    (event,) = wait_events(node)
+    assert event[:3] == ("failed", 17, int(Code.NOT_FOUND))
+
+
+def test_space_of_a_deleted_volume_reads_as_zeros_in_the_next(start: Starter) -> None:
+    node = with_shard(start())
+    client = Client(node)
+    for offset in range(0, SHARD_BYTES, 1 << 20):
+        assert status(client.write(offset, b"secret!!" * (1 << 17))) is Code.OK
+    node.delete_replica(15, VOLUME, 0)
+    wait_events(node)
+    node.create_replica(16, VOLUME, 0, 0, SHARD_BYTES, conf())
+    wait_events(node)
+    client = Client(node, session=6)
+    assert status(client.write(4096, b"n" * 512)) is Code.OK
+    found = client.read(0, 65536).data
+    assert found == bytes(4096) + b"n" * 512 + bytes(65536 - 4608)
+
+
+def test_a_port_that_is_taken_is_named(start: Starter, tmp_path: Path) -> None:
+    node = start()
+    other = tmp_path / "disk1.img"
+    _core.format_disk(other, size_bytes=256 << 20, cluster_id=CLUSTER)
+    with pytest.raises(PureFlashError) as caught:
+        _core.StoreNode(
+            store_id=2,
+            incarnation=1,
+            cluster_id=CLUSTER,
+            cluster_key=KEY,
+            listen=node.address,
+            disks=[{"path": str(other)}],
+        )
+    assert caught.value.code is Code.IN_USE
+    assert node.address in caught.value.message
