@@ -66,7 +66,8 @@ def version(output: OutputOption = Output.TABLE) -> None:
 @app.command()
 def doctor(data: DataOption = None, output: OutputOption = Output.TABLE) -> None:
     """Check whether this machine can run PureFlash; says what to do about each finding."""
-    from pureflash.cli import context, diagnosis, machine
+    from pureflash.cli import diagnosis, machine
+    from pureflash.client import context
 
     place = context.resolve_data(data)
     findings = diagnosis.diagnose(machine.examine(place.directory))

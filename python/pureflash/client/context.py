@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pureflash.cli.outcome import CommandProblem, Exit
+from pureflash.errors import CallerError, Code
 
 CONTEXT_BYTES_MAX = 64 * 1024
 """Largest context file that is read; ours has two lines."""
@@ -29,16 +29,16 @@ class Place:
 def resolve_data(flag: Path | None, environment: Mapping[str, str] | None = None) -> Place:
     """Choose the data directory; it need not exist.
 
-    Errors: CommandProblem (usage) for a context file that is not what `pf up` writes.
+    Errors: CallerError INVALID for a context file that is not what `pf up` writes.
     """
     variables = os.environ if environment is None else environment
     if flag is not None:
         return Place(flag.absolute(), "--data")
     if named := variables.get("PF_DATA"):
         return Place(Path(named).absolute(), "PF_DATA")
-    context_file = _folder(variables, "XDG_CONFIG_HOME", ".config") / "pureflash/context.toml"
-    if (remembered := _read_context(context_file)) is not None:
-        return Place(remembered, str(context_file))
+    file = context_file(variables)
+    if (remembered := _read_context(file)) is not None:
+        return Place(remembered, str(file))
     return Place(_folder(variables, "XDG_STATE_HOME", ".local/state") / "pureflash", "default")
 
 
@@ -50,26 +50,31 @@ def _folder(variables: Mapping[str, str], name: str, below_home: str) -> Path:
     return Path(variables.get("HOME") or Path.home()) / below_home
 
 
-def _read_context(context_file: Path) -> Path | None:
+def _read_context(file: Path) -> Path | None:
     try:
-        with context_file.open("rb") as stream:
+        with file.open("rb") as stream:
             text = stream.read(CONTEXT_BYTES_MAX)
     except FileNotFoundError:
         return None
     try:
         data = tomllib.loads(text.decode()).get("data")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
-        raise _bad_context(context_file, f"it is not TOML ({cause})") from cause
+        raise _bad_context(file, f"it is not TOML ({cause})") from cause
     if data is None:
         return None
     if not isinstance(data, str) or not data.startswith("/"):
-        raise _bad_context(context_file, "`data` is not an absolute path")
+        raise _bad_context(file, "`data` is not an absolute path")
     return Path(data)
 
 
-def _bad_context(context_file: Path, reason: str) -> CommandProblem:
-    return CommandProblem(
-        f"cannot use the context file {context_file}: {reason}",
-        exit_status=Exit.USAGE,
-        next_step=f"name the directory with --data or PF_DATA, or delete {context_file}",
+def _bad_context(file: Path, reason: str) -> CallerError:
+    return CallerError(
+        Code.INVALID,
+        f"cannot use the context file {file}: {reason}",
+        next_step=f"name the directory with --data or PF_DATA, or delete {file}",
     )
+
+
+def context_file(variables: Mapping[str, str]) -> Path:
+    """Give the path of the context file."""
+    return _folder(variables, "XDG_CONFIG_HOME", ".config") / "pureflash/context.toml"
