@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Final
 
 from litestar import Litestar, Request
@@ -76,9 +75,9 @@ def create_app(conductor: Conductor, *, token: str, version: str, log: Log) -> L
         route_handlers=[*HANDLERS, show_metrics, agent_socket],
         middleware=[guard],
         dependencies={
-            "conductor": Provide(partial(_give, conductor), sync_to_thread=False),
-            "idempotency": Provide(partial(_give, idempotency), sync_to_thread=False),
-            "metrics": Provide(partial(_give, registry), sync_to_thread=False),
+            "conductor": Provide(lambda: conductor, sync_to_thread=False),
+            "idempotency": Provide(lambda: idempotency, sync_to_thread=False),
+            "metrics": Provide(lambda: registry, sync_to_thread=False),
         },
         exception_handlers={
             PureFlashError: problems.on_known,
@@ -95,10 +94,6 @@ def create_app(conductor: Conductor, *, token: str, version: str, log: Log) -> L
         logging_config=None,
         signature_namespace={"Conductor": Conductor},
     )
-
-
-def _give(thing: Any) -> Any:
-    return thing
 
 
 def _operations(operations: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

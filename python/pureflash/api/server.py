@@ -25,11 +25,11 @@ from pureflash.conductor.service import Conductor, Identity
 from pureflash.metastore.records import Records
 from pureflash.metastore.sqlite import SqliteMetastore
 from pureflash.model.domain import ID_MAX
+from pureflash.model.settings import Settings
 from pureflash.process.lifecycle import announce, stop_event
 from pureflash.process.logs import JsonLog
 from pureflash.process.net import bind_tcp
 from pureflash.process.secrets import read_key
-from pureflash.process.settings import Settings
 
 BACKLOG: Final = 128
 STOP_TIMEOUT_S: Final = 5.0

@@ -23,11 +23,11 @@ from pureflash.model.messages import (
     RegisterGateway,
     SetExports,
 )
+from pureflash.model.settings import Settings
 from pureflash.process.lifecycle import announce, next_incarnation, stop_event
 from pureflash.process.link import AgentLink
 from pureflash.process.logs import JsonLog, Log
 from pureflash.process.net import BACKLOG, bind_tcp
-from pureflash.process.settings import Settings
 
 SOCKET_PATH_BYTES_MAX: Final = 107
 
@@ -42,7 +42,7 @@ class GatewayAgent:
         self._gateway = gateway
         self._name = name
         self._cluster_id = cluster_id
-        self._incarnation = incarnation
+        self.incarnation = incarnation
         self._log = log
         self.exports: Exports
         self.uris: dict[Transport, str] = {}
@@ -55,7 +55,7 @@ class GatewayAgent:
             term=term,
             cluster_id=self._cluster_id,
             gateway=self._name,
-            incarnation=self._incarnation,
+            incarnation=self.incarnation,
         )
 
     def heartbeat(self, term: int) -> Message:
@@ -169,7 +169,7 @@ async def _serve(
     try:
         announce(
             settings.path("node.ready"),
-            incarnation=0,
+            incarnation=agent.incarnation,
             address=agent.uris[Transport.TCP].partition("//")[2].partition("/")[0],
         )
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

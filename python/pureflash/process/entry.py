@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from pureflash.errors import PureFlashError
+from pureflash.model.settings import SCHEMAS, Settings, load_settings
 from pureflash.process.lifecycle import die_with_parent
 from pureflash.process.logs import JsonLog
-from pureflash.process.settings import SCHEMAS, Settings, load_settings
 
 
 def run_process(
@@ -34,11 +34,15 @@ def run_process(
     try:
         flags = dict(text.split("=", 1) for text in options.set)
         settings = load_settings(
-            SCHEMAS[kind], path=options.config, environment=os.environ, flags=flags
+            SCHEMAS[kind],
+            text=options.config.read_text(),
+            source=str(options.config),
+            environment=os.environ,
+            flags=flags,
         )
         log_file, name = settings.path("log.file"), settings.text("node.id")
         asyncio.run(_as_coroutine(run, settings))
-    except (PureFlashError, OSError) as problem:
+    except (PureFlashError, OSError, UnicodeDecodeError) as problem:
         text = str(problem)
         print(f"pf {kind} run: {text}", file=sys.stderr)  # noqa: T201 - the user sees this
         if log_file is not None:

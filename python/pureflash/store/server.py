@@ -9,12 +9,12 @@ from typing import Any
 
 from pureflash.errors import CallerError, ClusterError, Code
 from pureflash.model.domain import Disk
+from pureflash.model.settings import DiskSetting, Settings
 from pureflash.process.lifecycle import announce, next_incarnation, stop_event
 from pureflash.process.link import AgentLink
 from pureflash.process.logs import JsonLog, Log
 from pureflash.process.net import check_loopback, split_address
 from pureflash.process.secrets import read_key
-from pureflash.process.settings import DiskSetting, Settings
 from pureflash.store.agent import StoreAgent, StoreFacts
 from pureflash.store.core import StoreCore, StoreNode, load_core
 

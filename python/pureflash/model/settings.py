@@ -19,7 +19,7 @@ from typing import Final
 from pureflash.errors import CallerError, Code
 from pureflash.units import parse_size
 
-FILE_BYTES_MAX: Final = 1 << 20
+FILE_CHARS_MAX: Final = 1 << 20
 Value = str | int | float | bool
 
 
@@ -125,73 +125,75 @@ SCHEMAS: Final = {"conductor": CONDUCTOR, "store": STORE, "gateway": GATEWAY}
 def load_settings(
     schema: Sequence[Setting],
     *,
-    path: Path | None,
+    text: str,
+    source: str,
     environment: Mapping[str, str],
     flags: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Read the file and merge all sources.
+    """Merge all sources; `text` is the file's contents and `source` its name.
 
     Errors: CallerError INVALID for a missing, unreadable, unknown or wrong value.
     """
-    document = {} if path is None else _read(path)
-    disks = _disks(document.pop("disk", []), path)
-    flat = _flatten(document, schema, path)
+    document = _read(text, source)
+    disks = _disks(document.pop("disk", []), source)
+    flat = _flatten(document, schema, source)
     values: dict[str, Chosen] = {}
     for setting in schema:
         if flags and setting.name in flags:
             flag = f"--{setting.name.rpartition('.')[2].replace('_', '-')}"
             values[setting.name] = Chosen(_parse(setting, flags[setting.name], flag), flag)
         elif setting.variable in environment:
-            text = environment[setting.variable]
-            values[setting.name] = Chosen(_parse(setting, text, setting.variable), setting.variable)
+            given = environment[setting.variable]
+            values[setting.name] = Chosen(
+                _parse(setting, given, setting.variable), setting.variable
+            )
         elif setting.name in flat:
-            values[setting.name] = Chosen(_check(setting, flat[setting.name], str(path)), str(path))
+            values[setting.name] = Chosen(_check(setting, flat[setting.name], source), source)
         elif setting.default is not None:
             values[setting.name] = Chosen(setting.default, "default")
         else:
-            raise _invalid(f"{setting.name} is not set ({setting.meaning})", f"{path}")
+            raise _invalid(f"{setting.name} is not set ({setting.meaning})", source)
     return Settings(values, disks)
 
 
-def _read(path: Path) -> dict[str, object]:
+def _read(text: str, source: str) -> dict[str, object]:
+    if len(text) > FILE_CHARS_MAX:
+        raise _invalid(f"it has {len(text)} characters", source)
     try:
-        with path.open("rb") as stream:
-            return tomllib.loads(stream.read(FILE_BYTES_MAX).decode())
-    except OSError as cause:
-        raise _invalid(f"cannot read it: {cause.strerror}", str(path)) from cause
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
-        raise _invalid(f"it is not TOML: {cause}", str(path)) from cause
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as cause:
+        raise _invalid(f"it is not TOML: {cause}", source) from cause
 
 
 def _flatten(
-    document: Mapping[str, object], schema: Sequence[Setting], path: Path | None
+    document: Mapping[str, object], schema: Sequence[Setting], source: str
 ) -> dict[str, object]:
     known = [setting.name for setting in schema]
     flat: dict[str, object] = {}
     for section, content in document.items():
         if not isinstance(content, dict):
-            raise _unknown(section, known, str(path))
+            raise _unknown(section, known, source)
         for key, value in content.items():
             name = f"{section}.{key}"
             if name not in known:
-                raise _unknown(name, known, str(path))
+                raise _unknown(name, known, source)
             flat[name] = value
     return flat
 
 
-def _disks(tables: object, path: Path | None) -> tuple[DiskSetting, ...]:
+def _disks(tables: object, source: str) -> tuple[DiskSetting, ...]:
     if not isinstance(tables, list):
-        raise _invalid("disk is a list of tables: write [[disk]]", str(path))
+        raise _invalid("disk is a list of tables: write [[disk]]", source)
     known = ["path", "size", "engine", "durability", "journal"]
     disks: list[DiskSetting] = []
     for table in tables:
         for key in table:
             if key not in known:
-                raise _unknown(f"disk.{key}", [f"disk.{name}" for name in known], str(path))
+                raise _unknown(f"disk.{key}", [f"disk.{name}" for name in known], source)
         if not isinstance(table.get("path"), str):
-            raise _invalid("a [[disk]] needs a path", str(path))
+            raise _invalid("a [[disk]] needs a path", source)
         sizes = {
-            key: _size(table[key], f"disk.{key}", str(path)) if key in table else None
+            key: _size(table[key], f"disk.{key}", source) if key in table else None
             for key in ("size", "journal")
         }
         disks.append(
