@@ -89,8 +89,17 @@ class Identity:
 class Conductor:
     """See the module's head. `start` before anything else; all methods run on one event loop."""
 
-    def __init__(self, records: Records, *, identity: Identity, clock: Clock, log: Log) -> None:
-        """Take empty records; `start` loads them."""
+    def __init__(
+        self,
+        records: Records,
+        *,
+        identity: Identity,
+        clock: Clock,
+        log: Log,
+        settle_timeout_s: float = SETTLE_TIMEOUT_S,
+    ) -> None:
+        """Take empty records, which `start` loads; 0 for `settle_timeout_s`: never wait."""
+        self._settle_timeout_s = settle_timeout_s
         self.records = records
         self.term = 0
         self.events = EventLog()
@@ -256,7 +265,8 @@ class Conductor:
             await self._write_all([Write(keys.job(job.id), job, "a request")])
         self.kick()
         await self.wait_for(
-            lambda view: view.jobs[job.id].state is not JobState.QUEUED, timeout_s=SETTLE_TIMEOUT_S
+            lambda view: view.jobs[job.id].state is not JobState.QUEUED,
+            timeout_s=self._settle_timeout_s,
         )
         return self.records.jobs[job.id]
 
@@ -287,7 +297,7 @@ class Conductor:
         self.kick()
         await self.wait_for(
             lambda view: states.export_view(view, export).state in ("ready", "failed"),
-            timeout_s=SETTLE_TIMEOUT_S,
+            timeout_s=self._settle_timeout_s,
         )
         return export.id, is_new
 
@@ -302,7 +312,7 @@ class Conductor:
             seen = view.gateways.get(gateway)
             return seen is None or not seen.is_connected or export_id not in seen.exports
 
-        await self.wait_for(is_gone, timeout_s=SETTLE_TIMEOUT_S)
+        await self.wait_for(is_gone, timeout_s=self._settle_timeout_s)
 
     def attach(self, reference: str, *, is_read_only: bool) -> VolumeSpec:
         """Give what a client needs to do I/O by itself; errors as `requests.check_attach`."""
@@ -502,7 +512,7 @@ class Conductor:
                 volume.id not in view.volumes
                 or states.volume_state(view, view.volumes[volume.id])[0] is HealthState.HEALTHY
             ),
-            timeout_s=SETTLE_TIMEOUT_S,
+            timeout_s=self._settle_timeout_s,
         )
 
     async def _take_id(self) -> None:

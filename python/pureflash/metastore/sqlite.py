@@ -68,24 +68,19 @@ class SqliteMetastore:
         not a metastore of this format.
         """
         lock = _lock_file(path)
+        connection: sqlite3.Connection | None = None
         try:
             connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-            assert mode == "wal", f"journal_mode is {mode}"
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.executescript(_SCHEMA)
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("INSERT OR IGNORE INTO fact VALUES ('format', ?)", (str(FORMAT),))
-            connection.execute("INSERT OR IGNORE INTO fact VALUES ('lineage', ?)", (new_lineage,))
-            found = connection.execute("SELECT value FROM fact WHERE name = 'format'").fetchone()[0]
-            connection.execute("COMMIT")
-        except sqlite3.Error as cause:
+            found = _prepare(connection, new_lineage)
+            if found != str(FORMAT):
+                raise _unavailable(path, f"its format is {found}, this version knows {FORMAT}")
+        except (sqlite3.Error, ClusterError) as cause:
+            if connection is not None:
+                connection.close()
             os.close(lock)
+            if isinstance(cause, ClusterError):
+                raise
             raise _unavailable(path, str(cause)) from cause
-        if found != str(FORMAT):
-            connection.close()
-            os.close(lock)
-            raise _unavailable(path, f"its format is {found}, this version knows {FORMAT}")
         return cls(connection, lock=lock, changes_kept=changes_kept)
 
     @property
@@ -202,6 +197,20 @@ class SqliteMetastore:
             return CasResult(cas.key, is_applied=True, revision=0)
         execute("INSERT OR REPLACE INTO entry VALUES (?, ?, ?)", (cas.key, cas.value, revision))
         return CasResult(cas.key, is_applied=True, revision=revision)
+
+
+def _prepare(connection: sqlite3.Connection, new_lineage: str) -> str:
+    """Make the tables that are missing; gives the format that the file has."""
+    mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+    assert mode == "wal", f"journal_mode is {mode}"
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.executescript(_SCHEMA)
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("INSERT OR IGNORE INTO fact VALUES ('format', ?)", (str(FORMAT),))
+    connection.execute("INSERT OR IGNORE INTO fact VALUES ('lineage', ?)", (new_lineage,))
+    found = connection.execute("SELECT value FROM fact WHERE name = 'format'").fetchone()[0]
+    connection.execute("COMMIT")
+    return str(found)
 
 
 def _lock_file(path: Path) -> int:
