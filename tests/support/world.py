@@ -7,7 +7,7 @@ replicas over restarts of themselves and of the conductor, as disks do.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 
 from pureflash.conductor.agents import Session
@@ -57,15 +57,21 @@ class ListLog:
     """A log that keeps its lines as (level, event, msg)."""
 
     lines: list[tuple[str, str, str]] = field(default_factory=list)
+    on_line: Callable[[str, str], None] | None = None
 
     def info(self, event: str, msg: str, **fields: object) -> None:
-        self.lines.append(("INFO", event, f"{msg} {fields or ''}"))
+        self._add("INFO", event, f"{msg} {fields or ''}")
 
     def warning(self, event: str, msg: str, *, code: str, **fields: object) -> None:
-        self.lines.append(("WARNING", event, f"{msg} {code} {fields or ''}"))
+        self._add("WARNING", event, f"{msg} {code} {fields or ''}")
 
     def error(self, event: str, msg: str, **fields: object) -> None:
-        self.lines.append(("ERROR", event, f"{msg} {fields or ''}"))
+        self._add("ERROR", event, f"{msg} {fields or ''}")
+
+    def _add(self, level: str, event: str, text: str) -> None:
+        self.lines.append((level, event, text))
+        if self.on_line is not None:
+            self.on_line(level, event)
 
 
 @dataclass

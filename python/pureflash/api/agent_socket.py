@@ -7,6 +7,7 @@ import contextlib
 from typing import Any
 
 from litestar import WebSocket, websocket
+from litestar.di import NamedDependency
 from litestar.exceptions import WebSocketDisconnect, WebSocketException
 
 from pureflash.conductor.agents import Session
@@ -16,7 +17,9 @@ from pureflash.model.messages import Refused, decode_up
 
 
 @websocket("/v1/agent")
-async def agent_socket(socket: WebSocket[Any, Any, Any], conductor: Conductor) -> None:
+async def agent_socket(
+    socket: WebSocket[Any, Any, Any], conductor: NamedDependency[Conductor]
+) -> None:
     """Serve one agent until it, or the conductor, ends the connection."""
     await socket.accept()
     session = Session()

@@ -59,21 +59,17 @@ class DocumentationPage(OpenAPIRenderPlugin):
         ).encode()
 
 
-def create_app(conductor: Conductor, *, token: str, version: str, log: Log) -> Litestar:
+def create_app(conductor: Conductor, *, token: str, version: str, log: Log) -> ASGIApp:
     """Make the ASGI application over one conductor; `token` opens it."""
     registry = CollectorRegistry()
     registry.register(ViewCollector(conductor))
     idempotency = Idempotency()
 
-    def guard(app: ASGIApp) -> ASGIApp:
-        return Guard(app, token=token)
-
     def answer_bug(request: Request[Any, Any, Any], error: Exception) -> Any:
         return problems.on_bug(log, request, error)
 
-    return Litestar(
+    app = Litestar(
         route_handlers=[*HANDLERS, show_metrics, agent_socket],
-        middleware=[guard],
         dependencies={
             "conductor": Provide(lambda: conductor, sync_to_thread=False),
             "idempotency": Provide(lambda: idempotency, sync_to_thread=False),
@@ -94,6 +90,7 @@ def create_app(conductor: Conductor, *, token: str, version: str, log: Log) -> L
         logging_config=None,
         signature_namespace={"Conductor": Conductor},
     )
+    return Guard(app, token=token)
 
 
 def _operations(operations: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -11,15 +11,17 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send, WebSocketScope
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from pureflash.errors import CallerError, Code, PureFlashError, SecurityError
 from pureflash.model.rest import Problem
 
+REQUEST_ID: Final = "pureflash.request_id"
+"""Where the id stands in the ASGI scope."""
 OPEN_PATHS: Final = ("/healthz", "/readyz", "/metrics", "/docs")
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -45,19 +47,22 @@ def problem_of(error: PureFlashError, *, status: int | None, request_id: str) ->
 
 
 class Guard:
-    """ASGI middleware; see the module's head."""
+    """ASGI around the whole application, also around paths that it does not know."""
 
     def __init__(self, app: ASGIApp, *, token: str) -> None:
         """Stand before `app`; `token` is the one that callers must show."""
         self._app = app
         self._token = token.encode()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if _REQUEST_ID.fullmatch(given) else f"r-{secrets.token_hex(6)}"
-        scope["state"]["request_id"] = request_id
+        scope[REQUEST_ID] = request_id
         try:
             self._check(scope, headers)
         except PureFlashError as error:
@@ -74,7 +79,7 @@ class Guard:
 
         await self._app(scope, receive, send_with_id)
 
-    def _check(self, scope: HTTPScope | WebSocketScope, headers: dict[bytes, bytes]) -> None:
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         host = host_name(headers.get(b"host", b"").decode("latin-1"))
         if host not in LOOPBACK_NAMES:
             raise CallerError(
@@ -95,7 +100,7 @@ class Guard:
 
 
 async def _refuse(scope: Scope, send: Send, problem: Problem) -> None:
-    if scope["type"] is ScopeType.WEBSOCKET:
+    if scope["type"] == ScopeType.WEBSOCKET:
         # Closing before accepting answers the upgrade with 403.
         await send({"type": "websocket.close", "code": 4401, "reason": problem.detail})
         return

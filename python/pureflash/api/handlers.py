@@ -11,7 +11,8 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from litestar import Request, Response, delete, get, patch, post
-from litestar.params import Parameter
+from litestar.di import NamedDependency
+from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 from litestar.response import ServerSentEvent
 from litestar.response.sse import ServerSentEventMessage
 
@@ -44,10 +45,12 @@ PAGE_MAX: Final = 1_000
 _R = TypeVar("_R")
 _V = TypeVar("_V")
 
-Limit = Annotated[int, Parameter(query="limit", ge=1, le=PAGE_MAX)]
-Cursor = Annotated[int, Parameter(query="cursor", ge=0)]
-IfMatch = Annotated[str | None, Parameter(header="If-Match")]
-Key = Annotated[str | None, Parameter(header="Idempotency-Key", max_length=128)]
+Leader = NamedDependency[Conductor]
+Reference = FromPath[str]
+Limit = Annotated[int, QueryParameter(name="limit", ge=1, le=PAGE_MAX)]
+Cursor = Annotated[int, QueryParameter(name="cursor", ge=0)]
+IfMatch = Annotated[str | None, HeaderParameter(name="If-Match")]
+Key = Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=128)]
 
 
 def page(
@@ -71,7 +74,7 @@ def parse_if_match(header: str | None) -> int | None:
 
 
 @get("/v1/cluster")
-async def show_cluster(conductor: Conductor) -> ClusterView:
+async def show_cluster(conductor: Leader) -> ClusterView:
     """Show the whole cluster on one screen: state, capacity, parts, findings."""
     view = conductor.view()
     found = health.findings(view)
@@ -109,7 +112,7 @@ async def show_cluster(conductor: Conductor) -> ClusterView:
 
 @get("/v1/volumes")
 async def list_volumes(
-    conductor: Conductor, limit: Limit = PAGE_MAX, cursor: Cursor = 0
+    conductor: Leader, limit: Limit = PAGE_MAX, cursor: Cursor = 0
 ) -> Page[VolumeView]:
     """List volumes."""
     view = conductor.view()
@@ -123,9 +126,9 @@ async def list_volumes(
 
 @post("/v1/volumes")
 async def create_volume(
-    conductor: Conductor,
-    idempotency: Idempotency,
-    data: CreateVolume,
+    conductor: Leader,
+    idempotency: NamedDependency[Idempotency],
+    data: JSONBody[CreateVolume],
     request: Request[Any, Any, Any],
     key: Key = None,
 ) -> Response[VolumeView]:
@@ -146,7 +149,7 @@ async def create_volume(
 
 
 @get("/v1/volumes/{reference:str}")
-async def show_volume(conductor: Conductor, reference: str) -> Response[VolumeView]:
+async def show_volume(conductor: Leader, reference: Reference) -> Response[VolumeView]:
     """Show a volume by name or id."""
     view = conductor.view()
     shown = states.volume_view(view, requests.find_volume(view, reference))
@@ -155,7 +158,10 @@ async def show_volume(conductor: Conductor, reference: str) -> Response[VolumeVi
 
 @patch("/v1/volumes/{reference:str}")
 async def change_volume(
-    conductor: Conductor, reference: str, data: PatchVolume, if_match: IfMatch = None
+    conductor: Leader,
+    reference: Reference,
+    data: JSONBody[PatchVolume],
+    if_match: IfMatch = None,
 ) -> VolumeView:
     """Let a volume grow."""
     version = parse_if_match(if_match)
@@ -166,28 +172,32 @@ async def change_volume(
 
 
 @delete("/v1/volumes/{reference:str}", status_code=202)
-async def delete_volume(conductor: Conductor, reference: str, if_match: IfMatch = None) -> JobView:
+async def delete_volume(
+    conductor: Leader, reference: Reference, if_match: IfMatch = None
+) -> JobView:
     """Delete a volume and its data; gives the job that does it."""
     job = await conductor.delete_volume(reference, if_version=parse_if_match(if_match))
     return states.job_view(job)
 
 
 @get("/v1/volumes/{reference:str}/explain")
-async def explain_volume(conductor: Conductor, reference: str) -> Page[ExplainLine]:
+async def explain_volume(conductor: Leader, reference: Reference) -> Page[ExplainLine]:
     """Say why a volume is as it is, shard by shard."""
     view = conductor.view()
     return Page(items=states.explain(view, requests.find_volume(view, reference)))
 
 
 @post("/v1/volumes/{reference:str}/attach", status_code=200)
-async def attach_volume(conductor: Conductor, reference: str, data: AttachVolume) -> VolumeSpec:
+async def attach_volume(
+    conductor: Leader, reference: Reference, data: JSONBody[AttachVolume]
+) -> VolumeSpec:
     """Give what a client needs to do I/O on a volume directly."""
     return conductor.attach(reference, is_read_only=data.is_read_only)
 
 
 @get("/v1/stores")
 async def list_stores(
-    conductor: Conductor, limit: Limit = PAGE_MAX, cursor: Cursor = 0
+    conductor: Leader, limit: Limit = PAGE_MAX, cursor: Cursor = 0
 ) -> Page[StoreView]:
     """List stores."""
     view = conductor.view()
@@ -200,21 +210,21 @@ async def list_stores(
 
 
 @get("/v1/stores/{reference:str}")
-async def show_store(conductor: Conductor, reference: str) -> StoreView:
+async def show_store(conductor: Leader, reference: Reference) -> StoreView:
     """Show a store by name or id."""
     view = conductor.view()
     return states.store_view(view, _find_store(view, reference))
 
 
 @post("/v1/stores/{reference:str}/exited", status_code=204)
-async def report_exit(conductor: Conductor, reference: str, data: ExitedStore) -> None:
+async def report_exit(conductor: Leader, reference: Reference, data: JSONBody[ExitedStore]) -> None:
     """Take a supervisor's word that a store's process has ended."""
     store = _find_store(conductor.view(), reference)
     await conductor.store_exited(store.id, incarnation=data.incarnation)
 
 
 @get("/v1/disks")
-async def list_disks(conductor: Conductor) -> Page[DiskView]:
+async def list_disks(conductor: Leader) -> Page[DiskView]:
     """List the disks of all stores."""
     view = conductor.view()
     found = [
@@ -225,7 +235,7 @@ async def list_disks(conductor: Conductor) -> Page[DiskView]:
 
 @get("/v1/exports")
 async def list_exports(
-    conductor: Conductor, limit: Limit = PAGE_MAX, cursor: Cursor = 0
+    conductor: Leader, limit: Limit = PAGE_MAX, cursor: Cursor = 0
 ) -> Page[ExportView]:
     """List exports."""
     view = conductor.view()
@@ -238,7 +248,7 @@ async def list_exports(
 
 
 @post("/v1/exports")
-async def create_export(conductor: Conductor, data: CreateExport) -> Response[ExportView]:
+async def create_export(conductor: Leader, data: JSONBody[CreateExport]) -> Response[ExportView]:
     """Export a volume; the same export again is answered with the existing one and 200."""
     export_id, is_new = await conductor.create_export(
         kind=data.kind,
@@ -253,21 +263,21 @@ async def create_export(conductor: Conductor, data: CreateExport) -> Response[Ex
 
 
 @get("/v1/exports/{reference:str}")
-async def show_export(conductor: Conductor, reference: str) -> ExportView:
+async def show_export(conductor: Leader, reference: Reference) -> ExportView:
     """Show an export by its id or its volume's name."""
     view = conductor.view()
     return states.export_view(view, _find_export(view, reference))
 
 
 @delete("/v1/exports/{reference:str}", status_code=204)
-async def delete_export(conductor: Conductor, reference: str) -> None:
+async def delete_export(conductor: Leader, reference: Reference) -> None:
     """Take an export away, by its id or its volume's name."""
     await conductor.delete_export(_find_export(conductor.view(), reference).id)
 
 
 @get("/v1/jobs")
 async def list_jobs(
-    conductor: Conductor, limit: Limit = PAGE_MAX, cursor: Cursor = 0
+    conductor: Leader, limit: Limit = PAGE_MAX, cursor: Cursor = 0
 ) -> Page[JobView]:
     """List jobs, also those that finished not long ago."""
     view = conductor.view()
@@ -275,7 +285,7 @@ async def list_jobs(
 
 
 @get("/v1/jobs/{job_id:int}")
-async def show_job(conductor: Conductor, job_id: int) -> JobView:
+async def show_job(conductor: Leader, job_id: FromPath[int]) -> JobView:
     """Show a job."""
     job = conductor.view().jobs.get(job_id)
     if job is None:
@@ -285,8 +295,8 @@ async def show_job(conductor: Conductor, job_id: int) -> JobView:
 
 @get("/v1/events")
 async def follow_events(
-    conductor: Conductor,
-    last_event_id: Annotated[str | None, Parameter(header="Last-Event-ID")] = None,
+    conductor: Leader,
+    last_event_id: Annotated[str | None, HeaderParameter(name="Last-Event-ID")] = None,
 ) -> ServerSentEvent:
     """Stream events; with Last-Event-ID those after it that are still kept, else new ones."""
     is_resumed = last_event_id is not None and last_event_id.isdecimal()
@@ -308,7 +318,7 @@ async def show_liveness() -> dict[str, str]:
 
 @get("/readyz")
 async def show_readiness(
-    conductor: Conductor, request: Request[Any, Any, Any]
+    conductor: Leader, request: Request[Any, Any, Any]
 ) -> Response[dict[str, str]]:
     """Say whether the metastore answers."""
     await conductor.records.metastore.revision()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from litestar import Response, get
+from litestar.di import NamedDependency
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -61,6 +62,6 @@ class ViewCollector(Collector):
 
 
 @get("/metrics", include_in_schema=False)
-async def show_metrics(metrics: CollectorRegistry) -> Response[bytes]:
+async def show_metrics(metrics: NamedDependency[CollectorRegistry]) -> Response[bytes]:
     """Show the metrics."""
     return Response(generate_latest(metrics), media_type=CONTENT_TYPE_LATEST)

@@ -8,7 +8,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
-from pureflash.api.guard import problem_of
+from pureflash.api.guard import REQUEST_ID, problem_of
 from pureflash.errors import CallerError, Code, PureFlashError, SoftwareError
 from pureflash.model.rest import Problem
 from pureflash.process.logs import Log
@@ -62,4 +62,5 @@ def on_bug(log: Log, request: Request[Any, Any, Any], error: Exception) -> Respo
 
 def request_id_of(request: Request[Any, Any, Any]) -> str:
     """Give the id that the guard set."""
-    return str(request.scope["state"]["request_id"])
+    scope: Any = request.scope
+    return str(scope[REQUEST_ID])

@@ -59,6 +59,7 @@ class AgentLink:
         self._outbox: asyncio.Queue[Message] = asyncio.Queue()
         self.term = 0
         self.registered = asyncio.Event()
+        self._is_lost = False
 
     async def run(self) -> None:
         """Keep connected until cancelled."""
@@ -79,7 +80,10 @@ class AgentLink:
             except (OSError, websockets.WebSocketException, TimeoutError) as problem:
                 if self.registered.is_set():
                     delay_s = RETRY_FIRST_S
-                    self._log.info("agent.lost", f"the conductor is gone: {problem}")
+                if not self._is_lost:
+                    # Once per absence: a conductor that is away for a day must not fill the log.
+                    self._is_lost = True
+                    self._log.info("agent.lost", f"no conductor: {problem}")
             except PureFlashError as problem:
                 self._log.error("agent.refused", str(problem))
             self.registered.clear()
@@ -124,6 +128,7 @@ class AgentLink:
         self.term = command.term
         if isinstance(command, Registered):
             self.registered.set()
+            self._is_lost = False
             self._log.info("agent.registered", f"the conductor leads term {command.term}")
         elif isinstance(command, Refused):
             self._log.error("agent.refused", f"{command.message}. {command.next_step}.")
