@@ -234,7 +234,7 @@ async def test_an_agent_without_the_token_or_of_another_cluster_is_refused(
         link._token = "wrong"
         # The link's log says when it has been refused: nothing else tells of a try that failed.
         refused = asyncio.Event()
-        served.log.on_line = lambda level, event: refused.set() if event == "agent.lost" else None
+        served.log.on_line = lambda _, event: refused.set() if event == "agent.lost" else None
         task = asyncio.create_task(link.run())
         await asyncio.wait_for(refused.wait(), 10)
         assert not link.registered.is_set()

@@ -88,29 +88,15 @@ def local_time(text: str) -> str:
     return f"{moment.astimezone().isoformat(sep=' ', timespec='seconds')} ({age} ago)"
 
 
-def yaml_lines(data: Any, indent: str = "") -> list[str]:
-    """Write JSON data as YAML in block style; scalars are JSON scalars, which YAML 1.2 includes."""
-    if isinstance(data, dict) and data:
-        lines: list[str] = []
-        for key, value in data.items():
-            if isinstance(value, dict | list) and value:
-                lines.append(f"{indent}{key}:")
-                lines += yaml_lines(value, indent + "  ")
-            else:
-                lines.append(f"{indent}{key}: {json.dumps(value)}")
-        return lines
-    if isinstance(data, list) and data:
-        lines = []
-        for value in data:
-            inner = yaml_lines(value, indent + "  ")
-            lines.append(f"{indent}- {inner[0].removeprefix(indent + '  ')}")
-            lines += inner[1:]
-        return lines
-    return [indent + json.dumps(data)]
+def to_yaml(data: Any) -> str:
+    """Write plain data as YAML, keys in their order."""
+    import msgspec.yaml
+
+    return msgspec.yaml.encode(data).decode()
 
 
 def _print_data(data: Any, output: Output) -> None:
     if output is Output.JSON:
         typer.echo(json.dumps(data, indent=2))
     else:
-        typer.echo("\n".join(yaml_lines(data)))
+        typer.echo(to_yaml(data), nl=False)

@@ -78,13 +78,13 @@ def inspect(
     import json
 
     from pureflash.cli.core import load_core
-    from pureflash.cli.render import yaml_lines
+    from pureflash.cli.render import to_yaml
 
     found = load_core("inspect_disk").inspect_disk(path)
     if output is Output.JSON:
         typer.echo(json.dumps(found, indent=2))
     else:
-        typer.echo("\n".join(yaml_lines(found)))
+        typer.echo(to_yaml(found), nl=False)
 
 
 def _disk_columns(column: type) -> list[Column[DiskView]]:

@@ -149,6 +149,7 @@ def delete(
 def explain(
     volume: VolumeArgument,
     output: OutputOption = Output.TABLE,
+    bare: NoHeaderOption = False,
     server: ServerOption = None,
     data: DataOption = None,
 ) -> None:
@@ -166,6 +167,7 @@ def explain(
         ],
         name=lambda line: line.subject,
         output=output,
+        is_bare=bare,
     )
 
 
