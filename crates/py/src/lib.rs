@@ -4,12 +4,22 @@
 //! No Rust thread calls Python, and no Python runs per I/O; see docs/internals/architecture.md.
 
 mod build_info;
+mod disk;
+mod errors;
+mod lane;
 
 use pyo3::prelude::*;
+
+// What users run never carries the seeded bugs of the tests.
+const _: () = assert!(!::lane::MUTANTS, "the wheel refuses the lane's `mutants` feature");
 
 /// The module that maturin puts beside the Python sources.
 #[pymodule]
 mod _core {
     #[pymodule_export]
     use super::build_info::{BuildInfo, build_info, version};
+    #[pymodule_export]
+    use super::disk::{format_disk, inspect_disk};
+    #[pymodule_export]
+    use super::lane::Lane;
 }

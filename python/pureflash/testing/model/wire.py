@@ -369,7 +369,8 @@ def records(message: Message) -> tuple[dict[str, Value], ...]:
     layouts = [layout] * count
     if message.opcode is Opcode.TAILS:
         counts = message.extension["record_count"], message.extension["result_count"]
-        assert isinstance(counts[0], int) and isinstance(counts[1], int)
+        assert isinstance(counts[0], int)
+        assert isinstance(counts[1], int)
         layouts = [layout] * counts[0] + [TAIL_RESULT] * counts[1]
         rest = len(message.data) - sum(size for each in layouts for _, size in each)
     _require(rest == 0, "a record is cut")
