@@ -108,7 +108,7 @@ def test_the_completion_protocol_offers_the_commands() -> None:
         check=False,
         capture_output=True,
         text=True,
-        env={"_PF_COMPLETE": "complete_bash", "COMP_WORDS": "pf do", "COMP_CWORD": "1"},
+        env={"_PF_COMPLETE": "complete_bash", "COMP_WORDS": "pf doc", "COMP_CWORD": "1"},
     )
     assert result.stdout.split() == ["doctor"]
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pureflash.cli.context import Place, resolve_data
-from pureflash.cli.outcome import CommandProblem, Exit
+from pureflash.cli.outcome import Exit, exit_status_of
+from pureflash.client.context import Place, resolve_data
+from pureflash.errors import CallerError
 
 
 def remember(config: Path, text: str) -> Path:
@@ -46,9 +47,8 @@ def test_a_context_without_data_falls_through_to_the_default(tmp_path: Path) -> 
 @pytest.mark.parametrize("text", ["data = 7\n", 'data = "relative"\n', "not toml", "\x00"])
 def test_a_broken_context_is_a_usage_error_that_names_the_file(tmp_path: Path, text: str) -> None:
     file = remember(tmp_path / ".config", text)
-    with pytest.raises(CommandProblem) as caught:
+    with pytest.raises(CallerError) as caught:
         resolve_data(None, {"HOME": str(tmp_path)})
-    assert caught.value.exit_status is Exit.USAGE
+    assert exit_status_of(caught.value) is Exit.USAGE
     assert str(file) in caught.value.message
-    assert caught.value.next_step is not None
     assert "--data" in caught.value.next_step

@@ -8,27 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pureflash.cli import clusters, exports, images, jobs, processes, stores, volumes
+from pureflash.cli.options import DataOption, Output, OutputOption
 from pureflash.cli.outcome import CommandProblem, Exit, present
-
-
-class Output(StrEnum):
-    """The forms in which a command prints its result."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
-OutputOption = Annotated[Output, typer.Option("-o", "--output", help="Form of the result.")]
-DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", help="Data directory; else $PF_DATA, else the current context."),
-]
 
 app = typer.Typer(
     name="pf",
@@ -37,6 +23,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.command("up")(clusters.up)
+app.command("down")(clusters.down)
+app.command("status")(clusters.status)
+app.command("logs")(clusters.logs)
+app.add_typer(volumes.app, name="volume")
+app.add_typer(volumes.app, name="vol", hidden=True)
+app.add_typer(exports.app, name="export")
+app.add_typer(images.app, name="image")
+app.add_typer(stores.store_app, name="store")
+app.add_typer(stores.disk_app, name="disk")
+app.add_typer(jobs.app, name="job")
+app.add_typer(processes.config_app, name="config")
+app.add_typer(processes.conductor_app, name="conductor")
+app.add_typer(processes.gateway_app, name="gateway")
 
 
 @app.command()
@@ -66,7 +67,8 @@ def version(output: OutputOption = Output.TABLE) -> None:
 @app.command()
 def doctor(data: DataOption = None, output: OutputOption = Output.TABLE) -> None:
     """Check whether this machine can run PureFlash; says what to do about each finding."""
-    from pureflash.cli import context, diagnosis, machine
+    from pureflash.cli import diagnosis, machine
+    from pureflash.client import context
 
     place = context.resolve_data(data)
     findings = diagnosis.diagnose(machine.examine(place.directory))
@@ -109,15 +111,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _core_facts() -> dict[str, object]:
-    try:
-        from pureflash import _core
-    except ImportError as cause:
-        raise CommandProblem(
-            f"the Rust core cannot be loaded: {cause}",
-            exit_status=Exit.FAILED,
-            next_step="install the package again: pip install --force-reinstall pureflash",
-        ) from cause
-    info = _core.build_info()
+    from pureflash.cli.core import load_core
+
+    info = load_core().build_info()
     return {
         "version": info.version,
         "profile": info.profile,

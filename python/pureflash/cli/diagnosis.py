@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from pureflash.cli.context import Place
 from pureflash.cli.machine import PORT_TRIES, Machine, Port
+from pureflash.client.context import Place
 from pureflash.units import format_size
 
 _GIB = 1024**3

@@ -1,0 +1,67 @@
+"""`/metrics` in Prometheus' text format: read from the view when it is asked for, nothing kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from litestar import Response, get
+from litestar.di import NamedDependency
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from pureflash.conductor import health, states
+from pureflash.conductor.service import Conductor
+from pureflash.model.domain import HealthState, StoreState
+
+
+class ViewCollector(Collector):
+    """Turns one view into metric families."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        """Read from `conductor` at each collection."""
+        self._conductor = conductor
+
+    def collect(self) -> Iterator[Metric]:
+        """Give all families."""
+        view = self._conductor.view()
+        term = GaugeMetricFamily("pureflash_term", "Term of the leading conductor")
+        term.add_metric([], self._conductor.term)
+        yield term
+        up = GaugeMetricFamily("pureflash_store_up", "1 while a store is online", labels=["store"])
+        total = CounterMetricFamily(
+            "pureflash_store_events", "Counters of a store process", labels=["store", "counter"]
+        )
+        free = GaugeMetricFamily(
+            "pureflash_disk_free_bytes", "Bytes free on a disk", labels=["store", "disk"]
+        )
+        for store in view.stores.values():
+            seen = view.observation(store.id)
+            up.add_metric([store.name], float(seen.state is StoreState.ONLINE))
+            for name, value in seen.counters.items():
+                total.add_metric([store.name, name], value)
+            for report in seen.disks.values():
+                free.add_metric([store.name, str(report.index)], report.bytes_free)
+        yield from (up, total, free)
+        volumes = GaugeMetricFamily("pureflash_volumes", "Volumes by state", labels=["state"])
+        now = [states.volume_state(view, volume)[0] for volume in view.volumes.values()]
+        for state in HealthState:
+            volumes.add_metric([state], now.count(state))
+        yield volumes
+        space = GaugeMetricFamily("pureflash_capacity_bytes", "Capacity", labels=["kind"])
+        shown = health.capacity_view(view)
+        for kind in ("raw", "usable", "used", "promised"):
+            space.add_metric([kind], getattr(shown, f"{kind}_bytes"))
+        yield space
+        found = GaugeMetricFamily("pureflash_health", "Findings by code", labels=["code"])
+        codes = [finding.code for finding in health.findings(view)]
+        for code in health.CODES:
+            found.add_metric([code], codes.count(code))
+        yield found
+
+
+@get("/metrics", include_in_schema=False)
+async def show_metrics(metrics: NamedDependency[CollectorRegistry]) -> Response[bytes]:
+    """Show the metrics."""
+    return Response(generate_latest(metrics), media_type=CONTENT_TYPE_LATEST)

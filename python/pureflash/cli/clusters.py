@@ -1,0 +1,261 @@
+"""`pf up`, `pf down`, `pf status`, `pf logs`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from pureflash.cli.options import (
+    DataOption,
+    Output,
+    OutputOption,
+    ServerOption,
+    YesOption,
+    confirm,
+    connected,
+    read_size,
+)
+from pureflash.cli.outcome import CommandProblem, Exit
+
+if TYPE_CHECKING:
+    from pureflash.model.layout import Layout
+
+UP_TIMEOUT_S: Final = 75.0
+"""The supervisor gives up after 60 s and then stops what it had started."""
+DOWN_TIMEOUT_S: Final = 45.0
+TAIL_LINES: Final = 20
+
+
+def up(
+    stores: Annotated[int | None, typer.Option(help="Number of stores; default 3.")] = None,
+    disk: Annotated[str | None, typer.Option(help="Disk of each store; default 10G.")] = None,
+    journal: Annotated[str | None, typer.Option(help="Journal of each lane.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when it is up.")] = False,
+    restart_delay: Annotated[
+        str, typer.Option("--restart-delay", help="Wait before a dead process is started again.")
+    ] = "1s",
+    data: DataOption = None,
+) -> None:
+    """Run a cluster on this machine: conductor, stores on sparse files, gateway. No root."""
+    from pureflash.client.context import resolve_data
+    from pureflash.units import parse_duration_ms
+
+    place = resolve_data(data)
+    try:
+        delay_ms = parse_duration_ms(restart_delay)
+    except ValueError as cause:
+        raise CommandProblem(f"--restart-delay: {cause}", exit_status=Exit.USAGE) from cause
+    command = [sys.executable, "-m", "pureflash.supervisor", "--data", str(place.directory)]
+    command += ["--restart-delay-ms", str(delay_ms)]
+    if stores is not None:
+        command += ["--stores", str(stores)]
+    if disk is not None:
+        command += ["--disk-bytes", str(read_size(disk, flag="--disk"))]
+    if journal is not None:
+        command += ["--journal-bytes", str(read_size(journal, flag="--journal"))]
+    if not detach:
+        os.execv(sys.executable, command)  # noqa: S606 - our own interpreter and module
+    outcome = _start_detached(command)
+    for warning in outcome["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
+    if outcome["error"]:
+        for line in outcome["log_tail"]:
+            typer.echo(line, err=True)
+        from pureflash.errors import from_code
+
+        raise from_code(outcome["code"], outcome["error"], next_step=outcome["next_step"])
+    if outcome["is_running"]:
+        typer.echo(f"already running in {place.directory}")
+    status(data=place.directory)
+
+
+def down(
+    purge: Annotated[bool, typer.Option("--purge", help="Also delete all data.")] = False,
+    yes: YesOption = False,
+    data: DataOption = None,
+) -> None:
+    """Stop the cluster of this machine; with --purge delete it."""
+    from pureflash.client.context import forget, resolve_data
+    from pureflash.model.layout import Layout
+
+    place = resolve_data(data)
+    layout = Layout(place.directory)
+    if purge and layout.directory.exists():
+        if not layout.cluster_file.exists():
+            raise CommandProblem(
+                f"{layout.directory} (from {place.source}) holds no cluster",
+                exit_status=Exit.UNSAFE,
+                next_step="name the directory of a cluster with --data",
+            )
+        plan = f"delete the cluster in {layout.directory} with all volumes and data on it"
+        confirm(plan, layout.directory.name, is_agreed=yes)
+    _stop(layout)
+    if purge:
+        _remove(layout)
+        forget(layout.directory, os.environ)
+        typer.echo(f"deleted {layout.directory}")
+
+
+def status(
+    output: OutputOption = Output.TABLE, server: ServerOption = None, data: DataOption = None
+) -> None:
+    """Show the cluster on one screen."""
+    from pureflash.cli.render import print_object
+    from pureflash.cli.status import status_lines
+    from pureflash.client.context import resolve_data
+    from pureflash.model.layout import Layout
+
+    with connected(server, data) as api:
+        seen = api.cluster()
+        address = api.address
+    if output in (Output.TABLE, Output.WIDE):
+        place = resolve_data(data)
+        typer.echo("\n".join(status_lines(seen, address, _children(Layout(place.directory)))))
+    else:
+        print_object(seen, [], name=seen.state, output=output)
+    if seen.state == "offline":
+        raise typer.Exit(Exit.FAILED)
+
+
+def logs(
+    name: Annotated[str | None, typer.Argument(help="c1, s1 .., g1, supervisor.")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as lines come.")] = False,
+    lines: Annotated[int, typer.Option("-n", help="Lines of each log to begin with.")] = TAIL_LINES,
+    data: DataOption = None,
+) -> None:
+    """Show the logs of the processes, one or all."""
+    from pureflash.cli.logs import follow_logs, print_logs
+    from pureflash.client.context import resolve_data
+    from pureflash.model.layout import Layout
+
+    place = resolve_data(data)
+    layout = Layout(place.directory)
+    found = sorted(layout.log("x").parent.glob("*.jsonl"))
+    paths = [path for path in found if name is None or path.stem == name]
+    if not paths:
+        known = ", ".join(path.stem for path in found) or "none"
+        raise CommandProblem(
+            f"no log of {name or 'any process'} in {place.directory} (from {place.source})",
+            exit_status=Exit.NOT_FOUND,
+            next_step=f"logs there are: {known}",
+        )
+    positions = print_logs(paths, lines)
+    if follow:
+        follow_logs(positions)
+
+
+def _start_detached(command: list[str]) -> dict[str, Any]:
+    """Start the supervisor in its own session and wait for its outcome."""
+    import json
+    import select
+
+    reader, writer = os.pipe()
+    os.set_inheritable(writer, True)
+    with subprocess.Popen(
+        [*command, "--ready-fd", str(writer)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        pass_fds=(writer,),
+    ) as process:
+        os.close(writer)
+        is_told, _, _ = select.select([reader], [], [], UP_TIMEOUT_S)
+        line = os.read(reader, 1 << 16) if is_told else b""
+        os.close(reader)
+        if line:
+            process.returncode = 0  # it lives on by itself: leaving the block must not wait for it
+            outcome: dict[str, Any] = json.loads(line)
+            return outcome
+        process.kill()
+    raise CommandProblem(
+        "the supervisor ended without a word",
+        exit_status=Exit.FAILED,
+        next_step="run `pf up` without --detach to see why",
+    )
+
+
+def _stop(layout: Layout) -> None:
+    """Ask the supervisor to stop and wait for its end; no supervisor is fine."""
+    import select
+
+    pid = _supervisor_pid(layout)
+    if pid is None:
+        typer.echo(f"not running in {layout.directory}")
+        return
+    _warn_of_clients(layout)
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+        has_ended, _, _ = select.select([handle], [], [], DOWN_TIMEOUT_S)
+    finally:
+        os.close(handle)
+    if not has_ended:
+        raise CommandProblem(
+            f"the supervisor (pid {pid}) has not stopped within {DOWN_TIMEOUT_S:g} s",
+            exit_status=Exit.UNAVAILABLE,
+            next_step="see `pf logs supervisor`",
+        )
+    typer.echo("stopped")
+
+
+def _supervisor_pid(layout: Layout) -> int | None:
+    """Give the pid of the process that holds the lock; None when nobody does."""
+    import fcntl
+
+    try:
+        lock = os.open(layout.lock, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int(os.read(lock, 32))
+    finally:
+        os.close(lock)
+    return None
+
+
+def _warn_of_clients(layout: Layout) -> None:
+    from pureflash.errors import PureFlashError
+
+    try:
+        with connected(None, layout.directory) as api:
+            clients = sum(export.connections for export in api.exports())
+    except PureFlashError:
+        return  # a cluster that does not answer is stopped all the same
+    if clients:
+        typer.echo(f"warning: {clients} client connection(s) are open", err=True)
+
+
+def _remove(layout: Layout) -> None:
+    import shutil
+
+    sockets = layout.sockets(runtime_directory=os.environ.get("XDG_RUNTIME_DIR"), uid=os.getuid())
+    for folder in (sockets, layout.directory):
+        if folder.exists():
+            shutil.rmtree(folder)
+    parent: Path = sockets.parent
+    if parent.exists() and not any(parent.iterdir()):
+        parent.rmdir()
+
+
+def _children(layout: Layout) -> list[dict[str, Any]]:
+    """Give what the supervisor of a local cluster knows; nothing for a remote one."""
+    import json
+
+    try:
+        report = json.loads(layout.supervisor_file.read_text())
+    except FileNotFoundError:
+        return []
+    children: list[dict[str, Any]] = report["children"]
+    return children

@@ -1,0 +1,102 @@
+"""Results as people and programs want them: aligned tables, JSON, YAML, names.
+
+A table is plain text in aligned columns; only a terminal gets bold headers. `-H` is for scripts: no
+header, columns separated by one tab. `-o json` prints the REST object as it came.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import msgspec
+import typer
+
+from pureflash.cli.options import Output
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[_T]):
+    """A column: its title and the text of a cell. `is_wide`: only with `-o wide`."""
+
+    title: str
+    cell: Callable[[_T], str]
+    is_wide: bool = False
+
+
+def print_list(
+    items: Sequence[_T],
+    columns: Sequence[Column[_T]],
+    *,
+    name: Callable[[_T], str],
+    output: Output,
+    is_bare: bool = False,
+) -> None:
+    """Print a list of objects."""
+    if output is Output.NAME:
+        for item in items:
+            typer.echo(name(item))
+    elif output in (Output.JSON, Output.YAML):
+        _print_data({"items": [msgspec.to_builtins(item) for item in items]}, output)
+    else:
+        shown = [column for column in columns if output is Output.WIDE or not column.is_wide]
+        rows = [[column.cell(item) for column in shown] for item in items]
+        print_rows([column.title for column in shown], rows, is_bare=is_bare)
+
+
+def print_object(
+    item: msgspec.Struct, lines: Sequence[tuple[str, str]], *, name: str, output: Output
+) -> None:
+    """Print one object: `lines` are (label, text) for people."""
+    if output is Output.NAME:
+        typer.echo(name)
+    elif output in (Output.JSON, Output.YAML):
+        _print_data(msgspec.to_builtins(item), output)
+    else:
+        width = max(len(label) for label, _ in lines)
+        for label, text in lines:
+            typer.echo(f"{label:<{width}}  {text}".rstrip())
+
+
+def print_rows(titles: Sequence[str], rows: Sequence[Sequence[str]], *, is_bare: bool) -> None:
+    """Print rows in aligned columns."""
+    if is_bare:
+        for row in rows:
+            typer.echo("\t".join(row))
+        return
+    widths = [max(len(row[i]) for row in [titles, *rows]) for i in range(len(titles))]
+    head = "  ".join(f"{title:<{width}}" for title, width in zip(titles, widths, strict=True))
+    typer.echo(typer.style(head.rstrip(), bold=True) if sys.stdout.isatty() else head.rstrip())
+    for row in rows:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
+
+
+def local_time(text: str) -> str:
+    """Show an RFC 3339 time with the local offset and its age."""
+    moment = dt.datetime.fromisoformat(text)
+    seconds = max(0, int((dt.datetime.now(dt.UTC) - moment).total_seconds()))
+    from pureflash.units import format_duration
+
+    age = format_duration(seconds * 1000)
+    return f"{moment.astimezone().isoformat(sep=' ', timespec='seconds')} ({age} ago)"
+
+
+def to_yaml(data: Any) -> str:
+    """Write plain data as YAML, keys in their order."""
+    import msgspec.yaml
+
+    return msgspec.yaml.encode(data).decode()
+
+
+def _print_data(data: Any, output: Output) -> None:
+    if output is Output.JSON:
+        typer.echo(json.dumps(data, indent=2))
+    else:
+        typer.echo(to_yaml(data), nl=False)

@@ -1,0 +1,110 @@
+"""`pf store list` and `pf disk ...`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pureflash.cli.options import (
+    DataOption,
+    NoHeaderOption,
+    Output,
+    OutputOption,
+    ServerOption,
+    connected,
+)
+
+if TYPE_CHECKING:
+    from pureflash.model.rest import DiskView, StoreView
+
+store_app = typer.Typer(help="Store nodes.", no_args_is_help=True)
+disk_app = typer.Typer(help="Disks of the stores.", no_args_is_help=True)
+
+
+@store_app.command("list")
+def list_stores(
+    output: OutputOption = Output.TABLE,
+    bare: NoHeaderOption = False,
+    server: ServerOption = None,
+    data: DataOption = None,
+) -> None:
+    """List stores. Alias: ls."""
+    from pureflash.cli.render import Column, print_list
+
+    with connected(server, data) as api:
+        stores = api.stores()
+    columns: list[Column[StoreView]] = [
+        Column("NAME", lambda s: s.name),
+        Column("STATE", lambda s: s.state),
+        Column("ADDRESS", lambda s: s.address),
+        Column("DISKS", lambda s: str(len(s.disks))),
+        Column("REPLICAS", lambda s: str(s.replicas)),
+        Column("HEARD", lambda s: "-" if s.silent_ms is None else f"{s.silent_ms} ms ago"),
+        Column("ID", lambda s: str(s.id), is_wide=True),
+        Column("INCARNATION", lambda s: str(s.incarnation), is_wide=True),
+        Column("REASON", lambda s: s.reason, is_wide=True),
+    ]
+    print_list(stores, columns, name=lambda s: s.name, output=output, is_bare=bare)
+
+
+store_app.command("ls", hidden=True)(list_stores)
+
+
+@disk_app.command("list")
+def list_disks(
+    output: OutputOption = Output.TABLE,
+    bare: NoHeaderOption = False,
+    server: ServerOption = None,
+    data: DataOption = None,
+) -> None:
+    """List disks. Alias: ls."""
+    from pureflash.cli.render import Column, print_list
+
+    with connected(server, data) as api:
+        disks = api.disks()
+    print_list(disks, _disk_columns(Column), name=lambda d: d.id, output=output, is_bare=bare)
+
+
+disk_app.command("ls", hidden=True)(list_disks)
+
+
+@disk_app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="A disk file or device; it is only read.")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show what is written in the header of a disk, without a cluster."""
+    import json
+
+    from pureflash.cli.core import load_core
+    from pureflash.cli.render import to_yaml
+
+    found = load_core("inspect_disk").inspect_disk(path)
+    if output is Output.JSON:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        typer.echo(to_yaml(found), nl=False)
+
+
+def _disk_columns(column: type) -> list[Column[DiskView]]:
+    from pureflash.units import format_size
+
+    def size(number: int | None) -> str:
+        return "-" if number is None else format_size(number)
+
+    return [
+        column("STORE", lambda d: d.store),
+        column("DISK", lambda d: str(d.index)),
+        column("STATE", lambda d: d.state),
+        column("SIZE", lambda d: format_size(d.size_bytes)),
+        column("FREE", lambda d: size(d.bytes_free)),
+        column("ENGINE", lambda d: d.engine or "-"),
+        column("PATH", lambda d: d.path),
+        column("ID", lambda d: d.id, is_wide=True),
+        column("REASON", lambda d: d.reason, is_wide=True),
+    ]
+
+
+if TYPE_CHECKING:
+    from pureflash.cli.render import Column

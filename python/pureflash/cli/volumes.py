@@ -1,0 +1,197 @@
+"""`pf volume ...`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pureflash.cli.options import (
+    DataOption,
+    DryRunOption,
+    NoHeaderOption,
+    Output,
+    OutputOption,
+    ServerOption,
+    VolumeArgument,
+    YesOption,
+    confirm,
+    connected,
+    read_size,
+)
+
+if TYPE_CHECKING:
+    from pureflash.model.rest import VolumeView
+
+app = typer.Typer(help="Volumes: create, look at, resize, delete.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Name: a-z 0-9 . _ -")],
+    size: Annotated[str, typer.Argument(help="Size with a unit, such as 5G.")],
+    replicas: Annotated[int, typer.Option(help="Copies of the data.")] = 1,
+    shard_size: Annotated[
+        str | None, typer.Option("--shard-size", help="1G to 64G, a power of two; default 16G.")
+    ] = None,
+    dry_run: DryRunOption = False,
+    output: OutputOption = Output.TABLE,
+    server: ServerOption = None,
+    data: DataOption = None,
+) -> None:
+    """Create a volume."""
+    from pureflash.model.rest import CreateVolume
+
+    wish = CreateVolume(
+        name=name,
+        size_bytes=read_size(size, flag="SIZE"),
+        replicas=replicas,
+        shard_size_bytes=None if shard_size is None else read_size(shard_size, flag="--shard-size"),
+        dry_run=dry_run,
+    )
+    with connected(server, data) as api:
+        volume = api.create_volume(wish)
+    if dry_run and output is Output.TABLE:
+        typer.echo(f"would create {name} with {len(volume.shards)} shard(s); nothing was changed")
+        return
+    _print_volume(volume, output)
+
+
+@app.command("list")
+def list_all(
+    output: OutputOption = Output.TABLE,
+    bare: NoHeaderOption = False,
+    server: ServerOption = None,
+    data: DataOption = None,
+) -> None:
+    """List volumes. Alias: ls."""
+    from pureflash.cli.render import Column, print_list
+    from pureflash.units import format_size
+
+    with connected(server, data) as api:
+        volumes = api.volumes()
+    columns: list[Column[VolumeView]] = [
+        Column("NAME", lambda v: v.name),
+        Column("SIZE", lambda v: format_size(v.size_bytes)),
+        Column("USED", lambda v: "-" if v.used_bytes is None else format_size(v.used_bytes)),
+        Column("REPLICAS", lambda v: str(v.replicas)),
+        Column("STATE", lambda v: v.state),
+        Column("ID", lambda v: str(v.id), is_wide=True),
+        Column("SHARDS", lambda v: str(len(v.shards)), is_wide=True),
+        Column("CREATED", lambda v: v.created_at, is_wide=True),
+        Column("REASON", lambda v: v.reason, is_wide=True),
+    ]
+    print_list(volumes, columns, name=lambda v: v.name, output=output, is_bare=bare)
+
+
+app.command("ls", hidden=True)(list_all)
+
+
+@app.command()
+def show(
+    volume: VolumeArgument,
+    output: OutputOption = Output.TABLE,
+    server: ServerOption = None,
+    data: DataOption = None,
+) -> None:
+    """Show a volume with its shards."""
+    with connected(server, data) as api:
+        found = api.volume(volume)
+    _print_volume(found, output)
+
+
+@app.command()
+def resize(
+    volume: VolumeArgument,
+    size: Annotated[str, typer.Argument(help="New size with a unit; a volume only grows.")],
+    output: OutputOption = Output.TABLE,
+    server: ServerOption = None,
+    data: DataOption = None,
+) -> None:
+    """Let a volume grow."""
+    with connected(server, data) as api:
+        grown = api.resize_volume(volume, size_bytes=read_size(size, flag="SIZE"))
+    _print_volume(grown, output)
+
+
+@app.command()
+def delete(
+    volume: VolumeArgument,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    wait: Annotated[bool, typer.Option(help="Wait until its space is free.")] = True,
+    output: OutputOption = Output.TABLE,
+    server: ServerOption = None,
+    data: DataOption = None,
+) -> None:
+    """Delete a volume and all data on it."""
+    from pureflash.cli.jobs import print_job, wait_for_job
+    from pureflash.units import format_size
+
+    with connected(server, data) as api:
+        found = api.volume(volume)
+        used = "unknown" if found.used_bytes is None else format_size(found.used_bytes)
+        plan = (
+            f"delete volume {found.name}: {format_size(found.size_bytes)}, {used} used,"
+            f" {len(found.shards)} shard(s) x {found.replicas} replica(s); this cannot be undone"
+        )
+        if dry_run:
+            typer.echo(f"would {plan}")
+            return
+        confirm(plan, found.name, is_agreed=yes)
+        job = api.delete_volume(str(found.id), if_version=found.version)
+        if wait:
+            job = wait_for_job(api, job)
+    print_job(job, output)
+
+
+@app.command()
+def explain(
+    volume: VolumeArgument,
+    output: OutputOption = Output.TABLE,
+    bare: NoHeaderOption = False,
+    server: ServerOption = None,
+    data: DataOption = None,
+) -> None:
+    """Say why a volume is in its state, shard by shard."""
+    from pureflash.cli.render import Column, print_list
+
+    with connected(server, data) as api:
+        lines = api.explain_volume(volume)
+    print_list(
+        lines,
+        [
+            Column("SUBJECT", lambda line: line.subject),
+            Column("STATE", lambda line: line.state),
+            Column("REASON", lambda line: line.reason),
+        ],
+        name=lambda line: line.subject,
+        output=output,
+        is_bare=bare,
+    )
+
+
+def _print_volume(volume: VolumeView, output: Output) -> None:
+    from pureflash.cli.render import local_time, print_object, print_rows
+    from pureflash.units import format_size
+
+    used = "-" if volume.used_bytes is None else format_size(volume.used_bytes)
+    lines = [
+        ("name", volume.name),
+        ("id", str(volume.id)),
+        ("state", f"{volume.state}{': ' + volume.reason if volume.reason else ''}"),
+        ("size", format_size(volume.size_bytes)),
+        ("used", used),
+        ("replicas", str(volume.replicas)),
+        ("shard size", format_size(volume.shard_size_bytes)),
+        ("created", local_time(volume.created_at)),
+        ("version", str(volume.version)),
+    ]
+    print_object(volume, lines, name=volume.name, output=output)
+    if output is Output.WIDE:
+        typer.echo("")
+        rows = [
+            [str(shard.index), str(shard.epoch), shard.state, str(shard.primary), shard.reason]
+            for shard in volume.shards
+        ]
+        print_rows(["SHARD", "EPOCH", "STATE", "PRIMARY", "REASON"], rows, is_bare=False)

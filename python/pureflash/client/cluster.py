@@ -1,0 +1,128 @@
+"""`pureflash.connect()`: volumes of a cluster as Python objects.
+
+cluster = pureflash.connect()
+volume = cluster.volumes.create("v1", "20GiB", replicas=1)
+with volume.open() as device:
+device.pwrite(bytes(4096), offset=0)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pureflash.client.api import Api
+from pureflash.client.context import resolve_server
+from pureflash.client.device import Device, open_device
+from pureflash.model.rest import ClusterView, CreateVolume, VolumeView
+from pureflash.units import parse_size
+
+
+class Volume:
+    """A volume; `view` is how it was when it was last read."""
+
+    def __init__(self, api: Api, view: VolumeView) -> None:
+        """Wrap what the API gave."""
+        self._api = api
+        self.view = view
+
+    @property
+    def name(self) -> str:
+        """Name of the volume."""
+        return self.view.name
+
+    def refresh(self) -> VolumeView:
+        """Read it again."""
+        self.view = self._api.volume(str(self.view.id))
+        return self.view
+
+    def resize(self, size: int | str) -> VolumeView:
+        """Let it grow to `size`: bytes, or text such as 20GiB."""
+        self.view = self._api.resize_volume(str(self.view.id), size_bytes=_bytes_of(size))
+        return self.view
+
+    def delete(self) -> None:
+        """Delete it and its data; the space is free a moment later."""
+        self._api.delete_volume(str(self.view.id))
+
+    def open(self, *, is_read_only: bool = False) -> Device:
+        """Attach it for I/O in this process."""
+        return open_device(self._api.attach_volume(str(self.view.id), is_read_only=is_read_only))
+
+
+class Volumes:
+    """The volumes of a cluster; iterating lists them."""
+
+    def __init__(self, api: Api) -> None:
+        """Work through `api`."""
+        self._api = api
+
+    def __iter__(self) -> Iterator[Volume]:
+        return (Volume(self._api, view) for view in self._api.volumes())
+
+    def get(self, reference: str) -> Volume:
+        """Find a volume by name or id. Errors: CallerError NOT_FOUND."""
+        return Volume(self._api, self._api.volume(reference))
+
+    def create(
+        self,
+        name: str,
+        size: int | str,
+        *,
+        replicas: int = 1,
+        shard_size: int | str | None = None,
+    ) -> Volume:
+        """Make a volume; sizes are bytes, or text such as 20GiB.
+
+        Errors: CallerError INVALID, ALREADY_EXISTS; MediaError NO_SPACE.
+        """
+        wish = CreateVolume(
+            name=name,
+            size_bytes=_bytes_of(size),
+            replicas=replicas,
+            shard_size_bytes=None if shard_size is None else _bytes_of(shard_size),
+        )
+        return Volume(self._api, self._api.create_volume(wish))
+
+
+class Cluster:
+    """A connection to a cluster; a context manager."""
+
+    def __init__(self, api: Api) -> None:
+        """Work through `api`."""
+        self.api = api
+        self.volumes = Volumes(api)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def status(self) -> ClusterView:
+        """Show the cluster."""
+        return self.api.cluster()
+
+    def close(self) -> None:
+        """End the connections; open devices go on."""
+        self.api.close()
+
+
+def connect(server: str | None = None, *, data: str | Path | None = None) -> Cluster:
+    """Connect to a cluster: `server` (host:port) or `data`, else as `pf` finds it.
+
+    Errors: ClusterError UNAVAILABLE, SecurityError UNAUTHENTICATED.
+    """
+    found = resolve_server(server, None if data is None else Path(data))
+    return Cluster(Api(found.address, found.token, source=found.source))
+
+
+def _bytes_of(size: int | str) -> int:
+    return size if isinstance(size, int) else parse_size(size).size_bytes

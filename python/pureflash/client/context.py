@@ -1,0 +1,153 @@
+"""Where a command's data directory comes from: flag, environment, context file or default.
+
+`pf up` writes the context file; every other command reads it, so that nothing has to be repeated.
+An answer carries its source, because an error about a directory must name what chose it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pureflash.errors import CallerError, ClusterError, Code, SecurityError
+from pureflash.model.layout import Layout
+
+CONTEXT_BYTES_MAX = 64 * 1024
+"""Largest context file that is read; ours has two lines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A data directory and what named it: `--data`, `PF_DATA`, the context file or `default`."""
+
+    directory: Path
+    source: str
+
+
+def resolve_data(flag: Path | None, environment: Mapping[str, str] | None = None) -> Place:
+    """Choose the data directory; it need not exist.
+
+    Errors: CallerError INVALID for a context file that is not what `pf up` writes.
+    """
+    variables = os.environ if environment is None else environment
+    if flag is not None:
+        return Place(flag.absolute(), "--data")
+    if named := variables.get("PF_DATA"):
+        return Place(Path(named).absolute(), "PF_DATA")
+    file = context_file(variables)
+    if (remembered := _read_context(file)) is not None:
+        return Place(remembered, str(file))
+    return Place(_folder(variables, "XDG_STATE_HOME", ".local/state") / "pureflash", "default")
+
+
+def _folder(variables: Mapping[str, str], name: str, below_home: str) -> Path:
+    # The XDG specification: a relative path in these variables is to be ignored.
+    value = variables.get(name, "")
+    if value.startswith("/"):
+        return Path(value)
+    return Path(variables.get("HOME") or Path.home()) / below_home
+
+
+def _read_context(file: Path) -> Path | None:
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(CONTEXT_BYTES_MAX)
+    except FileNotFoundError:
+        return None
+    try:
+        data = tomllib.loads(text.decode()).get("data")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+        raise _bad_context(file, f"it is not TOML ({cause})") from cause
+    if data is None:
+        return None
+    if not isinstance(data, str) or not data.startswith("/"):
+        raise _bad_context(file, "`data` is not an absolute path")
+    return Path(data)
+
+
+def _bad_context(file: Path, reason: str) -> CallerError:
+    return CallerError(
+        Code.INVALID,
+        f"cannot use the context file {file}: {reason}",
+        next_step=f"name the directory with --data or PF_DATA, or delete {file}",
+    )
+
+
+def context_file(variables: Mapping[str, str]) -> Path:
+    """Give the path of the context file."""
+    return _folder(variables, "XDG_CONFIG_HOME", ".config") / "pureflash/context.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where the API is: host:port, its token, and what named it."""
+
+    address: str
+    token: str
+    source: str
+
+
+def resolve_server(
+    server: str | None, data: Path | None, environment: Mapping[str, str] | None = None
+) -> Server:
+    """Find the conductor: `--server` > `PF_SERVER` > the cluster of the data directory.
+
+    The token is `PF_TOKEN`, else that of the data directory. Errors: ClusterError UNAVAILABLE when
+    there is no cluster in the directory, SecurityError UNAUTHENTICATED without a readable token.
+    """
+    variables = os.environ if environment is None else environment
+    place = resolve_data(data, variables)
+    layout = Layout(place.directory)
+    if server is not None:
+        address, source = server, "--server"
+    elif named := variables.get("PF_SERVER"):
+        address, source = named, "PF_SERVER"
+    else:
+        address, source = _address_of(layout, place), f"{place.directory}, {place.source}"
+    address = address.removeprefix("http://").rstrip("/")
+    token = variables.get("PF_TOKEN")
+    if token is None:
+        try:
+            token = layout.token.read_text().strip()
+        except OSError as cause:
+            raise SecurityError(
+                Code.UNAUTHENTICATED,
+                f"cannot read the token {layout.token}: {cause.strerror}",
+                next_step="name the cluster's directory with --data, or set PF_TOKEN",
+            ) from cause
+    return Server(address, token, source)
+
+
+def remember(directory: Path, environment: Mapping[str, str]) -> None:
+    """Let later commands use this data directory."""
+    file = context_file(environment)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    # A JSON string is a TOML basic string.
+    temporary.write_text(f"data = {json.dumps(str(directory))}\n")
+    temporary.replace(file)
+
+
+def forget(directory: Path, environment: Mapping[str, str]) -> None:
+    """Take the directory out of the context, if it is the one that is remembered."""
+    file = context_file(environment)
+    if _read_context(file) == directory:
+        file.unlink()
+
+
+def _address_of(layout: Layout, place: Place) -> str:
+    try:
+        document = tomllib.loads(layout.cluster_file.read_text())
+        return f"127.0.0.1:{document['ports']['conductor']}"
+    except FileNotFoundError as cause:
+        raise ClusterError(
+            Code.UNAVAILABLE,
+            f"there is no cluster in {place.directory} (from {place.source})",
+            next_step="start one with `pf up`, or name one with --data or --server",
+        ) from cause
+    except (KeyError, tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+        raise CallerError(Code.INVALID, f"{layout.cluster_file} is damaged: {cause}") from cause

@@ -1,0 +1,157 @@
+"""Health: stable codes with meaning, cause and next step. Pure.
+
+`CODES` is the whole list; a finding names one of them, so documentation and mutes can rely on the
+identifiers. A cluster's state is the worst of its findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Final
+
+from pureflash.conductor.requests import capacity
+from pureflash.conductor.states import export_view, volume_state
+from pureflash.conductor.view import View
+from pureflash.model.domain import HealthState, StoreState, VolumeIntent
+from pureflash.model.rest import CapacityView, HealthView
+from pureflash.units import format_size
+
+NEAR_FULL_PERCENT: Final = 85
+FULL_PERCENT: Final = 95
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    WARN = "warn"
+    ERROR = "error"
+
+
+CODES: Final[dict[str, tuple[Severity, str]]] = {
+    "STORE_OFFLINE": (Severity.ERROR, "A store node does not answer; its data cannot be reached"),
+    "STORE_SUSPECTED": (Severity.WARN, "A store node has been silent for too long"),
+    "DISK_FAILED": (Severity.ERROR, "A disk stopped after a failed write or flush"),
+    "DISK_NEAR_FULL": (Severity.WARN, f"A disk is more than {NEAR_FULL_PERCENT} % full"),
+    "DISK_FULL": (Severity.ERROR, "A disk takes overwrites only; new data has no place"),
+    "VOLUME_OFFLINE": (Severity.ERROR, "A volume cannot serve I/O until something comes back"),
+    "VOLUME_PARKED": (Severity.WARN, "A volume keeps I/O waiting; it goes on by itself"),
+    "EXPORT_NOT_READY": (Severity.WARN, "An export is wanted but clients cannot connect to it"),
+    "GATEWAY_OFFLINE": (Severity.WARN, "A gateway with exports is not connected"),
+    "REPLICA_UNKNOWN": (Severity.WARN, "A store holds a replica that no volume has"),
+    "OVERPROMISED": (Severity.WARN, "Volumes were promised more space than there is"),
+}
+
+
+def findings(view: View) -> list[HealthView]:
+    """List everything that is not as it should be, errors first."""
+    found = [*_stores(view), *_disks(view), *_volumes(view), *_exports(view), *_space(view)]
+    return sorted(found, key=lambda finding: finding.severity != Severity.ERROR)
+
+
+def cluster_state(view: View, found: list[HealthView]) -> tuple[HealthState, str]:
+    """Sum the findings up in a state and one sentence."""
+    if not view.stores:
+        return HealthState.OFFLINE, "No store has joined yet."
+    if not found:
+        return HealthState.HEALTHY, "Everything is as it should be."
+    first = found[0]
+    more = f" ({len(found) - 1} more below)" if len(found) > 1 else ""
+    is_error = first.severity == Severity.ERROR
+    state = HealthState.OFFLINE if is_error else HealthState.DEGRADED
+    return state, f"{first.meaning}: {first.subject}{more}."
+
+
+def capacity_view(view: View) -> CapacityView:
+    """Show the capacity as `GET /v1/cluster` does."""
+    now = capacity(view)
+    return CapacityView(
+        raw_bytes=now.raw_bytes,
+        usable_bytes=now.usable_bytes,
+        used_bytes=now.used_bytes,
+        promised_bytes=now.promised_bytes,
+        after_one_loss_bytes=now.usable_bytes - now.largest_store_bytes,
+        overcommit_ratio=view.overcommit_ratio,
+    )
+
+
+def finding(code: str, subject: str, cause: str, next_step: str) -> HealthView:
+    """Make a finding of one of `CODES`."""
+    severity, meaning = CODES[code]
+    return HealthView(
+        code=code,
+        severity=severity,
+        subject=subject,
+        meaning=meaning,
+        cause=cause,
+        next_step=next_step,
+    )
+
+
+def _stores(view: View) -> Iterator[HealthView]:
+    for store in view.stores.values():
+        seen = view.observation(store.id)
+        if seen.state is StoreState.OFFLINE:
+            step = f"start it; its log says why it stopped: pf logs {store.name}"
+            yield finding("STORE_OFFLINE", store.name, seen.cause, step)
+        elif seen.state is StoreState.SUSPECTED:
+            step = f"look at its machine; its log: pf logs {store.name}"
+            yield finding("STORE_SUSPECTED", store.name, seen.cause, step)
+        for volume_id, index in seen.replicas:
+            if (volume_id, index) not in view.shards:
+                cause = f"shard {index} of volume {volume_id} has no record"
+                step = "report it: a deletion removes records last, so this should not happen"
+                yield finding("REPLICA_UNKNOWN", store.name, cause, step)
+
+
+def _disks(view: View) -> Iterator[HealthView]:
+    for store in view.stores.values():
+        for report in view.observation(store.id).disks.values():
+            name = f"{store.name} disk {report.index}"
+            if report.state == "failed":
+                step = "replace the disk; data with other replicas is not lost"
+                yield finding("DISK_FAILED", name, report.reason, step)
+                continue
+            used = report.bytes_total - report.bytes_free
+            percent = 100 * used // report.bytes_total if report.bytes_total else 0
+            cause = f"{percent} % of {format_size(report.bytes_total)} used"
+            step = "delete or discard data, or add a disk"
+            if percent >= FULL_PERCENT:
+                yield finding("DISK_FULL", name, cause, step)
+            elif percent >= NEAR_FULL_PERCENT:
+                yield finding("DISK_NEAR_FULL", name, cause, step)
+
+
+def _volumes(view: View) -> Iterator[HealthView]:
+    for volume in view.volumes.values():
+        if volume.intent is VolumeIntent.DELETING:
+            continue
+        state, reason = volume_state(view, volume)
+        step = f"pf volume explain {volume.name}"
+        if state in (HealthState.OFFLINE, HealthState.AMNESIA):
+            yield finding("VOLUME_OFFLINE", volume.name, reason, step)
+        elif state is HealthState.PARKED:
+            yield finding("VOLUME_PARKED", volume.name, reason, step)
+
+
+def _exports(view: View) -> Iterator[HealthView]:
+    offline: set[str] = set()
+    for export in view.exports.values():
+        shown = export_view(view, export)
+        if shown.state == "offline":
+            offline.add(export.gateway)
+        elif shown.state != "ready":
+            step = f"see the gateway's log: pf logs {export.gateway}"
+            yield finding("EXPORT_NOT_READY", shown.volume, shown.reason, step)
+    for name in sorted(offline):
+        step = f"start it; its log says why it stopped: pf logs {name}"
+        yield finding("GATEWAY_OFFLINE", name, "its connection is closed", step)
+
+
+def _space(view: View) -> Iterator[HealthView]:
+    now = capacity(view)
+    limit = int(now.usable_bytes * view.overcommit_ratio)
+    if now.promised_bytes > limit:
+        cause = f"{format_size(now.promised_bytes)} promised, {format_size(limit)} is the limit"
+        step = "add a disk, delete volumes, or raise the property overcommit_ratio"
+        yield finding("OVERPROMISED", "cluster", cause, step)

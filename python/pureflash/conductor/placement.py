@@ -1,0 +1,74 @@
+"""Placement: which disk holds a replica. Pure, and the same view gives the same answer.
+
+Rules. Replicas of a shard lie on distinct stores. A disk takes a replica only if what it has
+promised, with the replica, stays within usable x `overcommit_ratio`. Of those that can take it the
+one with the most room left wins, which spreads the shards of a volume; ties go to the lower id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pureflash.conductor.view import View, promised_by_disk, usable_bytes
+from pureflash.errors import Code, MediaError
+from pureflash.model.domain import Disk, Store
+from pureflash.units import format_size
+
+
+@dataclass(slots=True)
+class Room:
+    """A disk and the bytes that may still be promised on it; placing takes from it."""
+
+    store: Store
+    disk: Disk
+    room_bytes: int
+
+
+def rooms(view: View) -> list[Room]:
+    """List the disks of all online stores with their room."""
+    promised = promised_by_disk(view)
+    found: list[Room] = []
+    for store in sorted(view.stores.values(), key=lambda store: store.id):
+        if not view.is_online(store.id):
+            continue
+        reports = view.observation(store.id).disks
+        for disk in store.disks:
+            limit = int(usable_bytes(disk, reports.get(disk.index)) * view.overcommit_ratio)
+            found.append(Room(store, disk, limit - promised.get(disk.disk_uuid, 0)))
+    return found
+
+
+def place_shard(size_bytes: int, replicas: int, available: Sequence[Room]) -> list[Room]:
+    """Choose `replicas` disks on distinct stores and take `size_bytes` from the room of each.
+
+    Errors: MediaError NO_SPACE, which says what is missing; nothing is taken then.
+    """
+    chosen: list[Room] = []
+    for room in sorted(available, key=lambda room: (-room.room_bytes, room.store.id)):
+        if room.room_bytes < size_bytes or len(chosen) == replicas:
+            break
+        if all(room.store.id != other.store.id for other in chosen):
+            chosen.append(room)
+    if len(chosen) < replicas:
+        raise _no_room(size_bytes, replicas, available)
+    for room in chosen:
+        room.room_bytes -= size_bytes
+    return chosen
+
+
+def _no_room(size_bytes: int, replicas: int, available: Sequence[Room]) -> MediaError:
+    if not available:
+        return MediaError(
+            Code.NO_SPACE,
+            "no store is online",
+            next_step="see `pf store list`; start the stores and try again",
+        )
+    largest = max(0, *(room.room_bytes for room in available), 0)
+    return MediaError(
+        Code.NO_SPACE,
+        f"{replicas} replica(s) of a shard of {format_size(size_bytes)} do not fit on distinct"
+        f" stores; the largest room on a disk is {format_size(largest)}",
+        next_step="use a smaller --shard-size, delete volumes, add a disk, or raise the property"
+        " overcommit_ratio",
+    )

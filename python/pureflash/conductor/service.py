@@ -1,0 +1,585 @@
+"""The conductor at work: owns the records and the agents' sessions, and carries plans out.
+
+Theory of operation. One task reconciles: whenever something was learned (`kick`), and every
+`TICK_MS` for the detector, it makes a view, plans, writes, tells, and repeats until a plan has no
+writes left. Every write to the metastore happens under one lock, so a request and the reconciler
+never plan from the same view at once. A request writes the least that makes its wish durable, kicks
+the reconciler, and waits for what it wants to see in the view, with a bound.
+
+What is only here (observations, sessions, commands in flight, failures) may be lost at any point:
+the agents connect again and tell everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+import msgspec
+
+from pureflash.conductor import detector, planner, requests, states
+from pureflash.conductor.agents import Session
+from pureflash.conductor.events import EventLog
+from pureflash.conductor.observations import Observations
+from pureflash.conductor.planner import ExportPlan, Offer, Tell
+from pureflash.conductor.view import View
+from pureflash.errors import ClusterError, Code, SecurityError
+from pureflash.metastore import keys
+from pureflash.metastore.lease import renew_lease, take_leadership
+from pureflash.metastore.records import Records, Write
+from pureflash.model.domain import (
+    Cluster,
+    HealthState,
+    Job,
+    JobState,
+    NameClaim,
+    Store,
+    StoreState,
+    Volume,
+)
+from pureflash.model.messages import (
+    Applied,
+    ExportsApplied,
+    ExportSpec,
+    Heartbeat,
+    Registered,
+    RegisterGateway,
+    RegisterStore,
+    ReplicaCommand,
+    SetExports,
+    ShardRoute,
+    Up,
+    VolumeSpec,
+)
+from pureflash.model.ticket import Rights, Ticket, make_ticket
+from pureflash.process.logs import Log
+
+TICK_MS: Final = 250
+PASSES_MAX: Final = 64
+"""Plans in one reconciliation; more means that two rules undo one another."""
+SETTLE_TIMEOUT_S: Final = 10.0
+"""How long a request waits for the stores before it answers with what is so far."""
+TICKET_S: Final = 24 * 3600
+LEASE_RENEW_MS: Final = 3_000
+
+
+class Clock(Protocol):
+    """Two clocks: `now_ms` only grows, `wall_ms` counts from 1970."""
+
+    def now_ms(self) -> int:
+        """Give monotonic milliseconds."""
+
+    def wall_ms(self) -> int:
+        """Give milliseconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What the conductor is told about the cluster. `draw` gives a random number below 2^53."""
+
+    cluster_id: str
+    cluster_key: bytes
+    owner: str
+    overcommit_ratio: float
+    draw: Callable[[], int]
+
+
+class Conductor:
+    """See the module's head. `start` before anything else; all methods run on one event loop."""
+
+    def __init__(
+        self,
+        records: Records,
+        *,
+        identity: Identity,
+        clock: Clock,
+        log: Log,
+        settle_timeout_s: float = SETTLE_TIMEOUT_S,
+    ) -> None:
+        """Take empty records, which `start` loads; 0 for `settle_timeout_s`: never wait."""
+        self._settle_timeout_s = settle_timeout_s
+        self.records = records
+        self.term = 0
+        self.events = EventLog()
+        self.observations = Observations()
+        self._identity = identity
+        self._clock = clock
+        self._log = log
+        self._sessions: dict[int | str, Session] = {}
+        self._next_message = 1
+        self._lock = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._news = asyncio.Condition()
+        self._lease_until_ms = 0
+
+    async def start(self) -> None:
+        """Take the lead and read the records; makes the cluster's record the first time.
+
+        Errors: ClusterError UNAVAILABLE while another conductor leads, WRONG_CLUSTER when the
+        metastore belongs to another cluster.
+        """
+        store, wall_ms = self.records.metastore, self._clock.wall_ms()
+        term = await take_leadership(store, owner=self._identity.owner, now_ms=wall_ms)
+        if term is None:
+            raise ClusterError(Code.UNAVAILABLE, "another conductor leads")
+        self.term = term
+        await self.records.load()
+        if self.records.cluster is None:
+            first = Cluster(cluster_id=self._identity.cluster_id, next_id=1, created_at_ms=wall_ms)
+            await self._write([Write(keys.CLUSTER, first, "the first start")])
+        assert self.records.cluster is not None, "written above"
+        if self.records.cluster.cluster_id != self._identity.cluster_id:
+            raise ClusterError(
+                Code.WRONG_CLUSTER,
+                f"the metastore belongs to cluster {self.records.cluster.cluster_id}",
+            )
+        self._log.info("conductor.leads", f"leading term {term}", term=term)
+
+    async def run(self) -> None:
+        """Reconcile until cancelled."""
+        while True:
+            await self.reconcile()
+            try:
+                await asyncio.wait_for(self._wake.wait(), TICK_MS / 1000)
+            except TimeoutError:
+                continue
+            self._wake.clear()
+
+    def kick(self) -> None:
+        """Let the reconciler look again."""
+        self._wake.set()
+
+    def view(self) -> View:
+        """Read the world as it is now."""
+        records = self.records
+        assert records.cluster is not None, "start() was called"
+        return View(
+            now_ms=self._clock.now_ms(),
+            wall_ms=self._clock.wall_ms(),
+            overcommit_ratio=self._identity.overcommit_ratio,
+            cluster=records.cluster,
+            stores=records.stores,
+            volumes=records.volumes,
+            names=records.names,
+            shards=records.shards,
+            exports=records.exports,
+            jobs=records.jobs,
+            observed=self.observations.stores,
+            gateways=self.observations.gateways,
+            in_flight=frozenset(
+                tell.key
+                for session in self._sessions.values()
+                for tell in session.in_flight.values()
+            ),
+            failures=self.observations.failures,
+        )
+
+    async def reconcile(self) -> None:
+        """Plan and act until there is nothing to write; a metastore that fails is tried later."""
+        try:
+            async with self._lock:
+                await self._renew_lease()
+                self._watch_silence()
+                for _ in range(PASSES_MAX):
+                    actions = planner.plan(self.view())
+                    writes = [action for action in actions if isinstance(action, Write)]
+                    self._tell([action for action in actions if isinstance(action, Tell)])
+                    self._offer([action for action in actions if isinstance(action, Offer)])
+                    if not writes:
+                        break
+                    await self._write(writes)
+                else:
+                    self._log.error("planner.circle", f"{PASSES_MAX} plans without an end")
+        except ClusterError as problem:
+            self._log.error("metastore.failed", str(problem))
+        async with self._news:
+            self._news.notify_all()
+
+    async def wait_for(self, is_so: Callable[[View], bool], *, timeout_s: float) -> bool:
+        """Wait until the view satisfies `is_so`; False when it did not in time."""
+        async with self._news:
+            try:
+                await asyncio.wait_for(self._news.wait_for(lambda: is_so(self.view())), timeout_s)
+            except TimeoutError:
+                return False
+        return True
+
+    # Requests of users.
+
+    async def create_volume(
+        self,
+        *,
+        name: str,
+        size_bytes: int,
+        replicas: int,
+        shard_size_bytes: int | None,
+        is_dry_run: bool = False,
+    ) -> Volume:
+        """Make a volume and wait until its stores have it; errors as `requests.new_volume`."""
+        async with self._lock:
+            volume = requests.new_volume(
+                self.view(),
+                name=name,
+                size_bytes=size_bytes,
+                replicas=replicas,
+                shard_size_bytes=shard_size_bytes,
+            )
+            if is_dry_run:
+                return volume
+            await self._take_id()
+            claim = NameClaim(volume_id=volume.id)
+            # The name first: of two volumes that want it one must lose before it is stored.
+            await self._write_all([Write(keys.name(name), claim, "a request")])
+            await self._write_all([Write(keys.volume(volume.id), volume, "a request")])
+        await self._settle(volume)
+        return volume
+
+    async def resize_volume(
+        self, reference: str, *, size_bytes: int, if_version: int | None
+    ) -> Volume:
+        """Let a volume grow and wait for its stores; errors as `requests.resized`."""
+        async with self._lock:
+            view = self.view()
+            volume = requests.find_volume(view, reference)
+            grown = requests.resized(view, volume, size_bytes=size_bytes, if_version=if_version)
+            if grown != volume:
+                await self._write_all([Write(keys.volume(volume.id), grown, "a request")])
+        await self._settle(grown)
+        return grown
+
+    async def delete_volume(self, reference: str, *, if_version: int | None) -> Job:
+        """Begin to delete a volume; gives the job, also when one is under way."""
+        async with self._lock:
+            view = self.view()
+            volume = requests.find_volume(view, reference)
+            job = requests.delete_job(view, volume, if_version=if_version)
+            if job is None:
+                return next(
+                    job
+                    for job in view.jobs.values()
+                    if job.volume_id == volume.id and not job.is_finished
+                )
+            await self._take_id()
+            await self._write_all([Write(keys.job(job.id), job, "a request")])
+        self.kick()
+        await self.wait_for(
+            lambda view: view.jobs[job.id].state is not JobState.QUEUED,
+            timeout_s=self._settle_timeout_s,
+        )
+        return self.records.jobs[job.id]
+
+    async def create_export(
+        self,
+        *,
+        kind: str,
+        volume: str,
+        transport: str,
+        is_read_only: bool,
+        gateway: str | None,
+    ) -> tuple[int, bool]:
+        """Make an export and wait for its gateway; gives its id and whether it is new."""
+        async with self._lock:
+            view = self.view()
+            export = requests.new_export(
+                view,
+                kind=kind,
+                volume=requests.find_volume(view, volume),
+                transport=transport,
+                is_read_only=is_read_only,
+                gateway=gateway,
+            )
+            is_new = export.id not in view.exports
+            if is_new:
+                await self._take_id()
+                await self._write_all([Write(keys.export(export.id), export, "a request")])
+        self.kick()
+        await self.wait_for(
+            lambda view: states.export_view(view, export).state in ("ready", "failed"),
+            timeout_s=self._settle_timeout_s,
+        )
+        return export.id, is_new
+
+    async def delete_export(self, export_id: int) -> None:
+        """Forget an export and wait until its gateway, if connected, has taken it away."""
+        async with self._lock:
+            gateway = self.records.exports[export_id].gateway
+            await self._write_all([Write(keys.export(export_id), None, "a request")])
+        self.kick()
+
+        def is_gone(view: View) -> bool:
+            seen = view.gateways.get(gateway)
+            return seen is None or not seen.is_connected or export_id not in seen.exports
+
+        await self.wait_for(is_gone, timeout_s=self._settle_timeout_s)
+
+    def attach(self, reference: str, *, is_read_only: bool) -> VolumeSpec:
+        """Give what a client needs to do I/O by itself; errors as `requests.check_attach`."""
+        view = self.view()
+        volume = requests.find_volume(view, reference)
+        requests.check_attach(view, volume, is_read_only=is_read_only)
+        plan = planner.routes(view, volume)
+        rights = Rights.READ if is_read_only else Rights.READ_WRITE
+        return self._spec(volume, plan, rights)
+
+    async def store_exited(self, store_id: int, *, incarnation: int) -> None:
+        """Believe a supervisor that this incarnation ended; an older one is no news."""
+        store = self.records.stores.get(store_id)
+        if store is None or store.incarnation != incarnation:
+            return
+        if session := self._sessions.pop(store_id, None):
+            session.close()
+        seen = self.view().observation(store_id)
+        self.observations.stores[store_id] = detector.exited(seen)
+        self.events.add(self._clock.wall_ms(), "store.exited", store.name, "its process ended")
+        self.kick()
+
+    # Agents.
+
+    async def receive(self, session: Session, message: Up) -> None:
+        """Take in one message of an agent.
+
+        Errors: SecurityError and ClusterError for an agent that may not register; the caller
+        answers with `Refused` and closes the connection.
+        """
+        if isinstance(message, RegisterStore):
+            await self._register_store(session, message)
+        elif isinstance(message, RegisterGateway):
+            self._register_gateway(session, message)
+        elif session.store is None and session.gateway is None:
+            raise SecurityError(Code.UNAUTHENTICATED, "an agent must register first")
+        elif isinstance(message, Heartbeat):
+            self.observations.heartbeat(session, message, now_ms=self._clock.now_ms())
+        elif isinstance(message, Applied):
+            self._applied(session, message)
+        elif isinstance(message, ExportsApplied) and session.gateway is not None:
+            self.observations.exports(session.gateway, message)
+            self.kick()
+
+    def disconnect(self, session: Session) -> None:
+        """Forget a session; a store is then silent, a gateway is disconnected."""
+        session.close()
+        peer = session.store if session.store is not None else session.gateway
+        if peer is None or self._sessions.get(peer) is not session:
+            return
+        del self._sessions[peer]
+        if session.gateway is not None:
+            self.observations.gateway_left(session.gateway)
+        self.kick()
+
+    def close_sessions(self) -> None:
+        """End all agents' connections; the process is about to stop."""
+        for session in list(self._sessions.values()):
+            session.close()
+
+    async def _register_store(self, session: Session, message: RegisterStore) -> None:
+        self._check_cluster(message.cluster_id)
+        async with self._lock:
+            known = self.records.stores.get(message.store)
+            if known is not None and known.incarnation > message.incarnation:
+                raise ClusterError(
+                    Code.UNAVAILABLE,
+                    f"{message.name} has registered a newer incarnation {known.incarnation}",
+                    next_step="end the older process of this store",
+                )
+            store = Store(
+                id=message.store,
+                name=message.name,
+                incarnation=message.incarnation,
+                address=message.address,
+                disks=message.disks,
+            )
+            if store != known:
+                await self._write_all([Write(keys.store(store.id), store, "it registered")])
+        self._enter(store.id, session)
+        session.store, session.incarnation = store.id, store.incarnation
+        self.observations.register_store(message, now_ms=self._clock.now_ms())
+        self._answer_registration(session)
+        self._log.info("store.registered", f"{store.name} at {store.address}", store=store.id)
+
+    def _register_gateway(self, session: Session, message: RegisterGateway) -> None:
+        self._check_cluster(message.cluster_id)
+        self._enter(message.gateway, session)
+        session.gateway, session.incarnation = message.gateway, message.incarnation
+        self.observations.register_gateway(message.gateway, now_ms=self._clock.now_ms())
+        self._answer_registration(session)
+        self._log.info("gateway.registered", message.gateway, gateway=message.gateway)
+
+    def _check_cluster(self, cluster_id: str) -> None:
+        if cluster_id != self._identity.cluster_id:
+            raise ClusterError(
+                Code.WRONG_CLUSTER,
+                f"the agent belongs to cluster {cluster_id[:32]}, not to this one",
+            )
+
+    def _enter(self, peer: int | str, session: Session) -> None:
+        """Make `session` the one of `peer`; an older one of it is closed."""
+        if (older := self._sessions.get(peer)) is not None and older is not session:
+            older.close()
+        self._sessions[peer] = session
+
+    def _answer_registration(self, session: Session) -> None:
+        metastore = self.records.metastore
+        answer = Registered(
+            id=self._message_id(),
+            term=self.term,
+            lineage=metastore.lineage,
+            revision=self.records.revision,
+        )
+        session.send(answer)
+        self.kick()
+
+    def _applied(self, session: Session, message: Applied) -> None:
+        tell = session.in_flight.pop(message.id, None)
+        if tell is None:
+            return  # an answer to a question of an earlier session
+        failure = self.observations.applied(tell, message, now_ms=self._clock.now_ms())
+        if failure is not None:
+            self._log.warning(
+                "store.refused",
+                f"{type(tell.command).__name__}: {failure.message}",
+                code="VOLUME_PARKED",
+                store=tell.store,
+                volume=tell.command.volume_id,
+                shard=tell.command.index,
+            )
+        self.kick()
+
+    # Carrying plans out.
+
+    def _tell(self, tells: Sequence[Tell]) -> None:
+        for tell in tells:
+            session = self._sessions.get(tell.store)
+            if session is None:
+                continue  # its connection ended a moment ago; planned again when it is back
+            number = self._message_id()
+            session.in_flight[number] = tell
+            command = tell.command
+            session.send(_numbered(command, number, self.term))
+            self._log.info(
+                "store.told",
+                f"{type(command).__name__}: {tell.reason}",
+                store=tell.store,
+                volume=command.volume_id,
+                shard=command.index,
+            )
+
+    def _offer(self, offers: Sequence[Offer]) -> None:
+        for offer in offers:
+            session = self._sessions.get(offer.gateway)
+            # Tickets are made anew at half of their life, so none expires at a gateway.
+            half_life = self._clock.wall_ms() // (TICKET_S * 500)
+            if session is None or session.offered == (offer.plans, half_life):
+                continue
+            session.offered = (offer.plans, half_life)
+            exports = tuple(self._export_spec(plan) for plan in offer.plans)
+            session.send(SetExports(id=self._message_id(), term=self.term, exports=exports))
+
+    def _export_spec(self, plan: ExportPlan) -> ExportSpec:
+        rights = Rights.READ if plan.export.is_read_only else Rights.READ_WRITE
+        return ExportSpec(
+            id=plan.export.id,
+            name=plan.volume.name,
+            kind=plan.export.kind,
+            transport=plan.export.transport,
+            is_read_only=plan.export.is_read_only,
+            volume=self._spec(plan.volume, plan.routes, rights),
+        )
+
+    def _spec(self, volume: Volume, routes: tuple[ShardRoute, ...], rights: Rights) -> VolumeSpec:
+        ticket = Ticket(
+            volume_id=volume.id,
+            attach_epoch=volume.attach_epoch,
+            session=self._identity.draw(),
+            expires=self._clock.wall_ms() // 1000 + TICKET_S,
+            rights=rights,
+        )
+        return VolumeSpec(
+            volume_id=volume.id,
+            size_bytes=volume.size_bytes,
+            shard_size_bytes=volume.shard_size_bytes,
+            attach_epoch=volume.attach_epoch,
+            ticket=make_ticket(self._identity.cluster_key, ticket).hex(),
+            shards=routes,
+        )
+
+    async def _settle(self, volume: Volume) -> None:
+        """Wait until every shard of a volume serves, or for `SETTLE_TIMEOUT_S`."""
+        self.kick()
+        await self.wait_for(
+            lambda view: (
+                volume.id not in view.volumes
+                or states.volume_state(view, view.volumes[volume.id])[0] is HealthState.HEALTHY
+            ),
+            timeout_s=self._settle_timeout_s,
+        )
+
+    async def _take_id(self) -> None:
+        """Use up the next id: written before the record that has it, so no id is given twice."""
+        cluster = self.records.cluster
+        assert cluster is not None, "start() was called"
+        after = replace(cluster, next_id=cluster.next_id + 1)
+        await self._write_all([Write(keys.CLUSTER, after, "an id was used")])
+
+    async def _write_all(self, writes: list[Write]) -> None:
+        """Write records that must all be applied; the lock makes anything else another writer."""
+        if not all(await self._write(writes)):
+            raise ClusterError(
+                Code.UNAVAILABLE,
+                "another conductor changed the metastore",
+                next_step="try again; if it persists look for a second conductor",
+            )
+
+    async def _write(self, writes: list[Write]) -> list[bool]:
+        before = {write.key: self._subject(write) for write in writes}
+        applied = await self.records.commit(writes)
+        for write, is_applied in zip(writes, applied, strict=True):
+            if is_applied and write.key != keys.CLUSTER:
+                verb = "deleted" if write.record is None else "changed"
+                kind = f"{write.key.partition('/')[0]}.{verb}"
+                subject = before[write.key]
+                self.events.add(self._clock.wall_ms(), kind, subject, write.reason)
+                self._log.info(kind, f"{subject}: {write.reason}", key=write.key)
+        return applied
+
+    def _subject(self, write: Write) -> str:
+        if write.record is None and write.key.startswith("volume/"):
+            volume = self.records.volumes.get(int(write.key.partition("/")[2]))
+            return volume.name if volume else write.key
+        return states.subject_of(write.key, write.record)
+
+    async def _renew_lease(self) -> None:
+        now_ms = self._clock.now_ms()
+        if now_ms < self._lease_until_ms:
+            return
+        wall_ms = self._clock.wall_ms()
+        if not await renew_lease(
+            self.records.metastore, owner=self._identity.owner, now_ms=wall_ms
+        ):
+            raise ClusterError(Code.UNAVAILABLE, "another conductor took the lead")
+        self._lease_until_ms = now_ms + LEASE_RENEW_MS
+
+    def _watch_silence(self) -> None:
+        for store_id, before, after in self.observations.watch(now_ms=self._clock.now_ms()):
+            store = self.records.stores[store_id]
+            self.events.add(self._clock.wall_ms(), "store.changed", store.name, after.cause)
+            self._log.warning(
+                "store.silent",
+                f"{store.name}: {before.state} -> {after.state}: {after.cause}",
+                code=f"STORE_{after.state.upper()}",
+                store=store_id,
+            )
+            if after.state is StoreState.OFFLINE and (
+                session := self._sessions.pop(store_id, None)
+            ):
+                # A store that was only paused must register again and tell everything anew.
+                session.close()
+
+    def _message_id(self) -> int:
+        self._next_message += 1
+        return self._next_message
+
+
+def _numbered(command: ReplicaCommand, number: int, term: int) -> ReplicaCommand:
+    return msgspec.structs.replace(command, id=number, term=term)

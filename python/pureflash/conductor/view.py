@@ -1,0 +1,136 @@
+"""Everything a planner may look at: records, observations, and the time.
+
+A `View` is a reading, not a copy: the service makes one whenever it plans, and planners never
+change it. Monotonic milliseconds are used for silence, never for records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from pureflash.model.domain import (
+    Cluster,
+    Disk,
+    Export,
+    Job,
+    NameClaim,
+    ShardConf,
+    Store,
+    StoreState,
+    Volume,
+    VolumeIntent,
+)
+from pureflash.model.messages import DiskReport, ExportReport, ReplicaReport
+
+RESERVE_PERCENT: Final = 5
+"""Kept free on each disk for settling and resync (docs/internals/replication.md, section 8)."""
+
+ShardKey = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreObservation:
+    """What a store told, and when. `heard_at_ms` monotonic; None before the first message."""
+
+    state: StoreState = StoreState.OFFLINE
+    cause: str = "it has not registered since the conductor started"
+    heard_at_ms: int | None = None
+    disks: Mapping[int, DiskReport] = field(default_factory=dict)
+    replicas: Mapping[ShardKey, ReplicaReport] = field(default_factory=dict)
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayObservation:
+    """What a gateway told."""
+
+    is_connected: bool
+    heard_at_ms: int
+    exports: Mapping[int, ExportReport] = field(default_factory=dict)
+    connections: int = 0
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A command that a store refused; it is sent again at `retry_at_ms` (monotonic)."""
+
+    code: int
+    message: str
+    attempts: int
+    retry_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One reading of the world. `in_flight` are commands that are not answered yet."""
+
+    now_ms: int
+    wall_ms: int
+    overcommit_ratio: float
+    cluster: Cluster
+    stores: Mapping[int, Store]
+    volumes: Mapping[int, Volume]
+    names: Mapping[str, NameClaim]
+    shards: Mapping[ShardKey, ShardConf]
+    exports: Mapping[int, Export]
+    jobs: Mapping[int, Job]
+    observed: Mapping[int, StoreObservation]
+    gateways: Mapping[str, GatewayObservation]
+    in_flight: frozenset[tuple[int, str, int, int]] = frozenset()
+    failures: Mapping[tuple[int, int, int], Failure] = field(default_factory=dict)
+
+    def observation(self, store_id: int) -> StoreObservation:
+        """Give what is known of a store; a store never heard of is OFFLINE."""
+        return self.observed.get(store_id, StoreObservation())
+
+    def is_online(self, store_id: int) -> bool:
+        """Whether commands can be sent to a store."""
+        return self.observation(store_id).state is StoreState.ONLINE
+
+    def shards_of(self, volume: Volume) -> list[ShardConf]:
+        """Give the stored configurations of a volume by index; some may be missing."""
+        found = (self.shards.get((volume.id, index)) for index in range(volume.shard_count))
+        return [conf for conf in found if conf is not None]
+
+    def exports_of(self, volume_id: int) -> list[Export]:
+        """Give the exports of a volume."""
+        return [export for export in self.exports.values() if export.volume_id == volume_id]
+
+    def find_volume(self, reference: str) -> Volume | None:
+        """Find a volume by name or id; one that is being deleted has an id only."""
+        if claim := self.names.get(reference):
+            found = self.volumes.get(claim.volume_id)
+            return found if found and found.intent is VolumeIntent.PRESENT else None
+        return self.volumes.get(int(reference)) if reference.isdecimal() else None
+
+    def find_store(self, reference: str) -> Store | None:
+        """Find a store by name or id."""
+        named = (store for store in self.stores.values() if store.name == reference)
+        by_id = self.stores.get(int(reference)) if reference.isdecimal() else None
+        return next(named, by_id)
+
+
+def usable_bytes(disk: Disk, report: DiskReport | None) -> int:
+    """Give the bytes of a disk that may be promised; 0 for a disk that reported a failure.
+
+    Before its store reported, the size of the disk stands in for its data area.
+    """
+    if report is not None and report.state == "failed":
+        return 0
+    total = disk.size_bytes if report is None else report.bytes_total
+    return total * (100 - RESERVE_PERCENT) // 100
+
+
+def promised_by_disk(view: View) -> dict[str, int]:
+    """Sum the sizes of all replicas by the uuid of their disk, in bytes."""
+    promised: dict[str, int] = {}
+    for (volume_id, index), conf in view.shards.items():
+        volume = view.volumes.get(volume_id)
+        if volume is None or index >= volume.shard_count:
+            continue  # what a stopped conductor left; the reconciler removes it
+        for member in conf.members:
+            promised[member.disk] = promised.get(member.disk, 0) + volume.shard_bytes(index)
+    return promised

@@ -1,0 +1,77 @@
+"""What the gateway process expects of `pureflash._core`, so that a type checker sees both sides."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Protocol
+
+from pureflash.errors import Code, SoftwareError
+from pureflash.model.messages import VolumeSpec
+
+
+class Gateway(Protocol):
+    """`_core.Gateway(*, cluster_id)`: volumes that are open, and the connections that use them."""
+
+    def open_volume(self, handle: int, spec: dict[str, Any]) -> None:
+        """Open a volume under a handle of the caller's choice; connects as needed."""
+
+    def update_volume(self, handle: int, spec: dict[str, Any]) -> None:
+        """Follow new routes, a new size or a new ticket."""
+
+    def close_volume(self, handle: int) -> None:
+        """Close a volume and the connections that use it."""
+
+    def adopt_nbd(
+        self, fd: int, leftover: bytes, handle: int, structured: bool, read_only: bool
+    ) -> int:
+        """Take a socket over for NBD's transmission phase; gives the connection's number.
+
+        The descriptor belongs to the gateway from then on. `leftover`: bytes already read.
+        """
+
+    def fileno(self) -> int:
+        """Give the eventfd that is readable while events wait."""
+
+    def drain(self) -> list[tuple[Any, ...]]:
+        """Take all events: ("closed", connection, reason), ("conf_needed", handle, shard_index)."""
+
+    def stats(self) -> dict[str, Any]:
+        """Give "counters": {name: int}."""
+
+    def close(self) -> None:
+        """Close everything; blocks until that is done."""
+
+
+class GatewayCore(Protocol):
+    """The part of the module `pureflash._core` that a gateway needs."""
+
+    def Gateway(self, *, cluster_id: bytes) -> Gateway:  # noqa: N802 - the name of a class
+        """Start a gateway without volumes."""
+
+
+def load_core() -> GatewayCore:
+    """Load the extension module; errors as `store.core.load_core`."""
+    module: Any = importlib.import_module("pureflash._core")
+    if not hasattr(module, "Gateway"):
+        raise SoftwareError(
+            Code.UNSUPPORTED,
+            "this build of the core has no Gateway",
+            next_step="build the package again: pip install .",
+        )
+    core: GatewayCore = module
+    return core
+
+
+def core_spec(spec: VolumeSpec) -> dict[str, Any]:
+    """Turn a specification off the wire into the one that `_core` takes."""
+    return {
+        "volume_id": spec.volume_id,
+        "size_bytes": spec.size_bytes,
+        "shard_size_bytes": spec.shard_size_bytes,
+        "attach_epoch": spec.attach_epoch,
+        "ticket": bytes.fromhex(spec.ticket),
+        "shards": [
+            {"index": shard.index, "epoch": shard.epoch, "address": shard.address}
+            for shard in spec.shards
+        ],
+    }

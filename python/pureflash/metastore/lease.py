@@ -1,0 +1,58 @@
+"""Leadership of the conductor: `lease/conductor` and `term`, on any metastore.
+
+A lease is one record with an owner and an end; it is taken when it is absent, ended, or the
+owner's own (a conductor that restarts need not wait for itself: the metastore's own lock, or the
+fresh owner name of each process, keeps two apart). Each taking raises the term *before* anyone is
+told, so that stores can refuse whoever led before. Time is the caller's, in milliseconds since
+1970.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from pureflash.metastore import keys
+from pureflash.metastore.interface import Cas, Metastore
+
+LEASE_MS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The record; `ends_at_ms` in milliseconds since 1970."""
+
+    owner: str
+    ends_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """The record of the newest term; 0 before the first conductor."""
+
+    term: int
+
+
+async def take_leadership(store: Metastore, *, owner: str, now_ms: int) -> int | None:
+    """Try to lead; gives the new term, or None while another owner's lease runs."""
+    if not await renew_lease(store, owner=owner, now_ms=now_ms):
+        return None
+    entry = await store.get(keys.TERM)
+    term = 1 + (msgspec.json.decode(entry.value, type=Term).term if entry else 0)
+    cas = Cas(keys.TERM, entry.revision if entry else 0, msgspec.json.encode(Term(term)))
+    (result,) = await store.commit([cas])
+    return term if result.is_applied else None
+
+
+async def renew_lease(store: Metastore, *, owner: str, now_ms: int) -> bool:
+    """Let the lease run on for `LEASE_MS` from now; False when it is another's."""
+    entry = await store.get(keys.LEASE)
+    if entry is not None:
+        lease = msgspec.json.decode(entry.value, type=Lease)
+        if lease.owner != owner and lease.ends_at_ms > now_ms:
+            return False
+    value = msgspec.json.encode(Lease(owner, now_ms + LEASE_MS))
+    (result,) = await store.commit([Cas(keys.LEASE, entry.revision if entry else 0, value)])
+    return result.is_applied

@@ -1,0 +1,241 @@
+"""Messages between the conductor and the agents of stores and gateways.
+
+One WebSocket per agent, text frames, each one tagged JSON object: `type`, `v` (1), `id`, `term`.
+All are idempotent: a message that is delivered twice, or again after a reconnect, changes nothing
+more. `term` is the sender's view of the conductor's term; an agent ignores what has a lower one
+than it has seen. Unknown fields are ignored, an unknown type or version closes the connection.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+import msgspec
+
+from pureflash.errors import CallerError, Code, SoftwareError
+from pureflash.model.domain import Disk
+
+VERSION: Final = 1
+HEARTBEAT_MS: Final = 500
+SILENT_MS: Final = 2_250
+"""Silence after which an agent is suspected: four lost heartbeats and a margin."""
+BATCH_MAX: Final = 1_000
+FRAME_BYTES_MAX: Final = 4 << 20
+"""A batch of 1,000 configurations of at most 1,024 bytes, encoded, fits."""
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=False):
+    """What all messages have. `id` pairs an answer with its question on one connection."""
+
+    v: int = VERSION
+    id: int
+    term: int
+
+
+class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica that a store holds; `used_bytes` is None where the store does not count it."""
+
+    volume_id: int
+    index: int
+    copy: int
+    size_bytes: int
+    epoch: int
+    disk: int
+    used_bytes: int | None = None
+
+
+class DiskReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How a disk is; `bytes_total` is what data can use, `reason` explains a bad `state`."""
+
+    index: int
+    state: str
+    reason: str
+    engine: str
+    bytes_total: int
+    bytes_free: int
+
+
+class RegisterStore(Message, frozen=True, kw_only=True, tag="register"):
+    """Up: a store introduces itself, after each connect."""
+
+    cluster_id: str
+    store: int
+    name: str
+    incarnation: int
+    address: str
+    disks: tuple[Disk, ...]
+    disk_reports: tuple[DiskReport, ...]
+    replicas: tuple[ReplicaReport, ...]
+
+
+class RegisterGateway(Message, frozen=True, kw_only=True, tag="register_gateway"):
+    """Up: a gateway introduces itself, after each connect."""
+
+    cluster_id: str
+    gateway: str
+    incarnation: int
+
+
+class Heartbeat(Message, frozen=True, kw_only=True, tag="heartbeat"):
+    """Up, every `HEARTBEAT_MS`; `counters` are totals since the process started.
+
+    A store sends `replicas` (all of them) when they differ from what it sent last, else None; a
+    gateway has neither disks nor replicas.
+    """
+
+    disk_reports: tuple[DiskReport, ...] = ()
+    replicas: tuple[ReplicaReport, ...] | None = None
+    counters: dict[str, int] = {}
+    connections: int = 0
+
+
+class Applied(Message, frozen=True, kw_only=True, tag="applied"):
+    """Up: the answer to the command with the same `id`; `code` 0 is success.
+
+    `replica` is how the replica is after a success, None when it is no more.
+    """
+
+    code: int
+    message: str = ""
+    replica: ReplicaReport | None = None
+
+
+class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How an export is at its gateway; `uri` is empty unless it is ready."""
+
+    id: int
+    is_ready: bool
+    uri: str
+    reason: str
+    connections: int = 0
+
+
+class ExportsApplied(Message, frozen=True, kw_only=True, tag="exports_applied"):
+    """Up: the answer to `SetExports`, and again whenever a report changes."""
+
+    reports: tuple[ExportReport, ...]
+
+
+class Registered(Message, frozen=True, kw_only=True, tag="registered"):
+    """Down: accepted. `term` of this message is now the least that the agent obeys."""
+
+    lineage: str
+    revision: int
+
+
+class Refused(Message, frozen=True, kw_only=True, tag="refused"):
+    """Down: not accepted; the connection is closed after it."""
+
+    code: int
+    message: str
+    next_step: str
+
+
+class CreateReplica(Message, frozen=True, kw_only=True, tag="replica_create"):
+    """Down: hold a replica. `conf` is the ShardConf as JSON text, at most 1,024 bytes."""
+
+    volume_id: int
+    index: int
+    copy: int
+    size_bytes: int
+    conf: str
+
+
+class DeleteReplica(Message, frozen=True, kw_only=True, tag="replica_delete"):
+    """Down: forget a replica; success also when there is none."""
+
+    volume_id: int
+    index: int
+
+
+class ResizeReplica(Message, frozen=True, kw_only=True, tag="replica_resize"):
+    """Down: let a replica have this size; it never shrinks."""
+
+    volume_id: int
+    index: int
+    size_bytes: int
+
+
+class SetConf(Message, frozen=True, kw_only=True, tag="conf"):
+    """Down: follow a newer configuration."""
+
+    volume_id: int
+    index: int
+    conf: str
+
+
+class ShardRoute(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a shard's primary is; `address` is empty while none can serve."""
+
+    index: int
+    epoch: int
+    address: str
+
+
+class VolumeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a client needs to do I/O; `ticket` as hex (model/ticket.py)."""
+
+    volume_id: int
+    size_bytes: int
+    shard_size_bytes: int
+    attach_epoch: int
+    ticket: str
+    shards: tuple[ShardRoute, ...]
+
+
+class ExportSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One export for a gateway to offer under `name`."""
+
+    id: int
+    name: str
+    kind: str
+    transport: str
+    is_read_only: bool
+    volume: VolumeSpec
+
+
+class SetExports(Message, frozen=True, kw_only=True, tag="exports"):
+    """Down: offer exactly these; what is missing here is taken away."""
+
+    exports: tuple[ExportSpec, ...]
+
+
+Up = RegisterStore | RegisterGateway | Heartbeat | Applied | ExportsApplied
+Down = Registered | Refused | CreateReplica | DeleteReplica | ResizeReplica | SetConf | SetExports
+ReplicaCommand = CreateReplica | DeleteReplica | ResizeReplica | SetConf
+
+_M = TypeVar("_M", bound=Message)
+_UP: Final = msgspec.json.Decoder(Up)
+_DOWN: Final = msgspec.json.Decoder(Down)
+
+
+def encode(message: Message) -> str:
+    """Write a message as the text of one frame."""
+    return msgspec.json.encode(message).decode()
+
+
+def decode_up(frame: str | bytes) -> Up:
+    """Read what an agent sent.
+
+    Errors: CallerError INVALID for anything that is not a message of this version.
+    """
+    message: Up = _checked(_UP, frame)
+    return message
+
+
+def decode_down(frame: str | bytes) -> Down:
+    """Read what the conductor sent; errors as `decode_up`."""
+    message: Down = _checked(_DOWN, frame)
+    return message
+
+
+def _checked(decoder: msgspec.json.Decoder[_M], frame: str | bytes) -> _M:
+    if len(frame) > FRAME_BYTES_MAX:
+        raise CallerError(Code.LIMIT, f"an agent message of {len(frame)} bytes")
+    try:
+        message = decoder.decode(frame)
+    except msgspec.MsgspecError as cause:
+        raise CallerError(Code.INVALID, f"not an agent message: {cause}") from cause
+    if message.v != VERSION:
+        raise SoftwareError(Code.UNSUPPORTED, f"agent message of version {message.v}")
+    return message

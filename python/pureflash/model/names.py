@@ -1,0 +1,34 @@
+"""Names of volumes, stores and gateways: one rule, one message.
+
+`[a-z0-9][a-z0-9._-]{0,95}`, so that a name is safe in a path, a URL, an NBD export and a shell. A
+name of digits alone is refused: wherever a name is accepted an id is too, and `7` must mean one.
+"""
+
+from __future__ import annotations
+
+import re
+
+from pureflash.errors import CallerError, Code
+
+NAME_CHARS_MAX = 96
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
+
+
+def check_name(name: str, *, what: str = "volume") -> str:
+    """Give `name` back when it is one.
+
+    Errors: CallerError INVALID, which shows the rule.
+    """
+    if not _NAME.fullmatch(name):
+        raise CallerError(
+            Code.INVALID,
+            f"{name[:NAME_CHARS_MAX]!r} is not a name of a {what}",
+            next_step="use 1 to 96 of a-z 0-9 . _ - and start with a letter or digit",
+        )
+    if name.isdigit():
+        raise CallerError(
+            Code.INVALID,
+            f"{name!r} would be read as the id of a {what}",
+            next_step="put a letter into the name",
+        )
+    return name

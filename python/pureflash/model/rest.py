@@ -1,0 +1,232 @@
+"""The JSON of the HTTP API, shared by the server and the typed client.
+
+Sizes are integers in bytes, ids are below 2^53, times are RFC 3339 UTC text. A field is never
+removed or given another meaning within `/v1`; a reader ignores what it does not know.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Generic, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+
+def timestamp(milliseconds: int) -> str:
+    """Write milliseconds since 1970 as RFC 3339 UTC."""
+    moment = dt.datetime.fromtimestamp(milliseconds / 1000, tz=dt.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """One page of a list; `next` goes into `?cursor=` for the following one."""
+
+    items: list[T]
+    next: str | None = None
+
+
+class ShardView(msgspec.Struct, frozen=True, kw_only=True):
+    """A shard; `primary`, `isr` and `learners` are store ids."""
+
+    index: int
+    epoch: int
+    state: str
+    reason: str
+    primary: int | None
+    isr: list[int]
+    learners: list[int]
+
+
+class VolumeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A volume. `used_bytes` is None while a store that holds a part of it is away."""
+
+    id: int
+    name: str
+    size_bytes: int
+    replicas: int
+    shard_size_bytes: int
+    state: str
+    reason: str
+    version: int
+    created_at: str
+    used_bytes: int | None
+    attach_epoch: int
+    shards: list[ShardView]
+
+
+class CreateVolume(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/volumes."""
+
+    name: str
+    size_bytes: int
+    replicas: int = 1
+    shard_size_bytes: int | None = None
+    dry_run: bool = False
+
+
+class PatchVolume(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """PATCH /v1/volumes/REF."""
+
+    size_bytes: int
+
+
+class AttachVolume(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/volumes/REF/attach; answered with messages.VolumeSpec."""
+
+    is_read_only: bool = False
+
+
+class ExplainLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that is so, and why."""
+
+    subject: str
+    state: str
+    reason: str
+
+
+class DiskView(msgspec.Struct, frozen=True, kw_only=True):
+    """A disk; the byte counts are None while its store is away."""
+
+    id: str
+    store: str
+    index: int
+    path: str
+    size_bytes: int
+    state: str
+    reason: str
+    engine: str | None
+    bytes_total: int | None
+    bytes_free: int | None
+
+
+class StoreView(msgspec.Struct, frozen=True, kw_only=True):
+    """A store node; `silent_ms` is the age of its last heartbeat, None before the first."""
+
+    id: int
+    name: str
+    state: str
+    reason: str
+    address: str
+    incarnation: int
+    silent_ms: int | None
+    replicas: int
+    disks: list[DiskView]
+
+
+class ExitedStore(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/stores/REF/exited: a supervisor saw this incarnation end."""
+
+    incarnation: int
+
+
+class ExportView(msgspec.Struct, frozen=True, kw_only=True):
+    """An export; `uri` is empty until its gateway offers it."""
+
+    id: int
+    kind: str
+    volume: str
+    uri: str
+    gateway: str
+    state: str
+    reason: str
+    read_only: bool
+    transport: str
+    connections: int
+
+
+class CreateExport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/exports."""
+
+    kind: str
+    volume: str
+    transport: str = "unix"
+    read_only: bool = False
+    gateway: str | None = None
+
+
+class JobView(msgspec.Struct, frozen=True, kw_only=True):
+    """A job; `done` of `total` in `unit`."""
+
+    id: int
+    kind: str
+    target: str
+    state: str
+    done: int
+    total: int
+    unit: str
+    reason: str
+    created_at: str
+    finished_at: str | None
+
+
+class HealthView(msgspec.Struct, frozen=True, kw_only=True):
+    """A finding: `code` is stable, `meaning`, `cause` and `next_step` are for people."""
+
+    code: str
+    severity: str
+    subject: str
+    meaning: str
+    cause: str
+    next_step: str
+
+
+class CapacityView(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes. `usable` is what promises are made of; `after_one_loss` without the largest store."""
+
+    raw_bytes: int
+    usable_bytes: int
+    used_bytes: int
+    promised_bytes: int
+    after_one_loss_bytes: int
+    overcommit_ratio: float
+
+
+class GatewayView(msgspec.Struct, frozen=True, kw_only=True):
+    """A gateway; `connections` of clients in their I/O phase."""
+
+    name: str
+    state: str
+    connections: int
+
+
+class ClusterView(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /v1/cluster: what `pf status` prints."""
+
+    cluster_id: str
+    state: str
+    sentence: str
+    term: int
+    lineage: str
+    revision: int
+    capacity: CapacityView
+    stores: list[StoreView]
+    gateways: list[GatewayView]
+    volumes_by_state: dict[str, int]
+    exports: int
+    running_jobs: list[JobView]
+    counters: dict[str, int]
+    health: list[HealthView]
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """An error as application/problem+json (RFC 9457) with our code, request id and next step."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    next_step: str
+
+
+class EventView(msgspec.Struct, frozen=True, kw_only=True):
+    """A Server-Sent Event's data: `kind` such as `volume.changed`, about `subject`."""
+
+    id: int
+    at: str
+    kind: str
+    subject: str
+    detail: str

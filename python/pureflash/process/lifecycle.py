@@ -1,0 +1,100 @@
+"""How a process starts and stops: parent's death, readiness, signals, its incarnation.
+
+A child of `pf up` gets TERM when the supervisor dies (PDEATHSIG), so nothing is left behind. It is
+ready when `NAME.ready` exists, which appears whole by rename: {pid, incarnation, address}. TERM and
+INT ask for an ordered stop; the second one ends the process at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True):
+    """The contents of NAME.ready."""
+
+    pid: int
+    incarnation: int
+    address: str
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask the kernel for TERM when the parent dies; does so itself if it is dead already."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent_pid:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Write a file so that a reader sees the old or the new contents, durably, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        os.write(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def announce(path: Path | None, *, incarnation: int, address: str) -> None:
+    """Write NAME.ready; no path: nobody asked."""
+    if path is not None:
+        ready = Ready(pid=os.getpid(), incarnation=incarnation, address=address)
+        write_whole(path, msgspec.json.encode(ready))
+
+
+def read_ready(path: Path) -> Ready | None:
+    """Read NAME.ready; None while there is none."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Ready)
+    except FileNotFoundError:
+        return None
+
+
+def next_incarnation(path: Path, *, wall_ms: int) -> int:
+    """Draw a fresh incarnation, greater than every earlier one, and remember it durably.
+
+    The time keeps it growing when the file was lost; the file when the clock went back.
+    """
+    try:
+        last = int(path.read_text())
+    except FileNotFoundError:
+        last = 0
+    incarnation = max(last + 1, wall_ms)
+    write_whole(path, str(incarnation).encode())
+    return incarnation
+
+
+def stop_event() -> asyncio.Event:
+    """Give an event that TERM or INT sets; the second signal ends the process.
+
+    Must be called inside the running loop.
+    """
+    loop = asyncio.get_running_loop()
+    event = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if event.is_set():
+            os._exit(128 + number)
+        event.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return event

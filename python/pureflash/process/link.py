@@ -1,0 +1,136 @@
+"""The agent's side of the WebSocket to the conductor, for stores and gateways.
+
+Theory of operation. `AgentLink.run` connects, registers, and then sends a heartbeat every
+`HEARTBEAT_MS` while it hands each command to the owner; when the connection ends it begins again,
+with a delay that doubles from 0.25 s to 5 s. Nothing waits for the conductor: with it gone the data
+path goes on, and the owner's state is told again in the next registration. Commands of a lower term
+than the highest seen are dropped: they come from a conductor that has been replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import websockets
+from websockets.asyncio.client import ClientConnection, connect
+
+from pureflash.errors import PureFlashError
+from pureflash.model.messages import (
+    FRAME_BYTES_MAX,
+    HEARTBEAT_MS,
+    Down,
+    Message,
+    Refused,
+    Registered,
+    decode_down,
+    encode,
+)
+from pureflash.process.logs import Log
+
+RETRY_FIRST_S: Final = 0.25
+RETRY_LAST_S: Final = 5.0
+OPEN_TIMEOUT_S: Final = 5.0
+
+
+class AgentOwner(Protocol):
+    """The process that the link belongs to. Nothing here may block."""
+
+    def registration(self, term: int) -> Message:
+        """Introduce the process; called after each connect."""
+
+    def heartbeat(self, term: int) -> Message:
+        """Say that the process lives, with its counters."""
+
+    def handle(self, command: Down, send: Callable[[Message], None]) -> None:
+        """Start a command; its answer may be sent at once or later, also not at all."""
+
+
+class AgentLink:
+    """A connection to the conductor that is always wanted."""
+
+    def __init__(self, *, address: str, token: str, owner: AgentOwner, log: Log) -> None:
+        """Prepare to connect to `address` (host:port) with a bearer token."""
+        self._url = f"ws://{address}/v1/agent"
+        self._token = token
+        self._owner = owner
+        self._log = log
+        self._outbox: asyncio.Queue[Message] = asyncio.Queue()
+        self.term = 0
+        self.registered = asyncio.Event()
+        self._is_lost = False
+
+    async def run(self) -> None:
+        """Keep connected until cancelled."""
+        delay_s = RETRY_FIRST_S
+        while True:
+            try:
+                async with connect(
+                    self._url,
+                    additional_headers={"Authorization": f"Bearer {self._token}"},
+                    open_timeout=OPEN_TIMEOUT_S,
+                    close_timeout=1,
+                    max_size=FRAME_BYTES_MAX,
+                    compression=None,
+                    proxy=None,
+                ) as socket:
+                    await self._converse(socket)
+                    delay_s = RETRY_FIRST_S
+            except (OSError, websockets.WebSocketException, TimeoutError) as problem:
+                if self.registered.is_set():
+                    delay_s = RETRY_FIRST_S
+                if not self._is_lost:
+                    # Once per absence: a conductor that is away for a day must not fill the log.
+                    self._is_lost = True
+                    self._log.info("agent.lost", f"no conductor: {problem}")
+            except PureFlashError as problem:
+                self._log.error("agent.refused", str(problem))
+            self.registered.clear()
+            await asyncio.sleep(delay_s)
+            delay_s = min(RETRY_LAST_S, delay_s * 2)
+
+    def send(self, message: Message) -> None:
+        """Queue a message for the conductor of this connection."""
+        if self.registered.is_set():
+            self._outbox.put_nowait(message)
+
+    async def _converse(self, socket: ClientConnection) -> None:
+        self._outbox = asyncio.Queue()
+        await socket.send(encode(self._owner.registration(self.term)))
+        sender = asyncio.create_task(self._send_all(socket))
+        try:
+            async for frame in socket:
+                self._receive(decode_down(frame))
+        finally:
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+
+    async def _send_all(self, socket: ClientConnection) -> None:
+        loop = asyncio.get_running_loop()
+        next_beat = loop.time()
+        await self.registered.wait()
+        while True:
+            now = loop.time()
+            if now >= next_beat:
+                await socket.send(encode(self._owner.heartbeat(self.term)))
+                next_beat = now + HEARTBEAT_MS / 1000
+            try:
+                message = await asyncio.wait_for(self._outbox.get(), next_beat - now)
+            except TimeoutError:
+                continue
+            await socket.send(encode(message))
+
+    def _receive(self, command: Down) -> None:
+        if command.term < self.term:
+            self._log.info("agent.old_term", f"dropped a command of term {command.term}")
+            return
+        self.term = command.term
+        if isinstance(command, Registered):
+            self.registered.set()
+            self._is_lost = False
+            self._log.info("agent.registered", f"the conductor leads term {command.term}")
+        elif isinstance(command, Refused):
+            self._log.error("agent.refused", f"{command.message}. {command.next_step}.")
+        else:
+            self._owner.handle(command, self.send)

@@ -1,0 +1,198 @@
+"""The agent of a store: between the conductor's messages and the node's commands.
+
+Theory of operation. A command of the conductor becomes one call of the node with a fresh request
+id; the node's event with that id becomes the answer. The tables here say which question an id
+belongs to; they are lost with the connection's owner, never needed across a restart. Heartbeats
+carry the disks and totals each time, and the replicas whenever they differ from what was sent
+last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from pureflash.errors import Code
+from pureflash.model.domain import Disk
+from pureflash.model.messages import (
+    Applied,
+    CreateReplica,
+    DeleteReplica,
+    DiskReport,
+    Down,
+    Heartbeat,
+    Message,
+    Refused,
+    Registered,
+    RegisterStore,
+    ReplicaReport,
+    ResizeReplica,
+    SetConf,
+    SetExports,
+)
+from pureflash.process.logs import Log
+from pureflash.store.core import StoreNode
+
+COMMANDS_MAX: Final = 4_096
+"""Commands that wait for the node; the conductor sends more only after an answer or a reconnect."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreFacts:
+    """What does not change while the process lives."""
+
+    cluster_id: str
+    store: int
+    name: str
+    incarnation: int
+    address: str
+    disks: tuple[Disk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    command: CreateReplica | DeleteReplica | ResizeReplica | SetConf
+    send: Callable[[Message], None]
+
+
+class StoreAgent:
+    """An `AgentOwner` for one node."""
+
+    def __init__(self, node: StoreNode, *, facts: StoreFacts, log: Log) -> None:
+        """Speak for `node`."""
+        self._node = node
+        self._facts = facts
+        self._log = log
+        self._questions: dict[int, _Question] = {}
+        self._next_request = 1
+        self._sent_replicas: tuple[ReplicaReport, ...] | None = None
+
+    def registration(self, term: int) -> Message:
+        """Tell everything."""
+        facts = self._facts
+        self._sent_replicas = self._replicas()
+        return RegisterStore(
+            id=0,
+            term=term,
+            cluster_id=facts.cluster_id,
+            store=facts.store,
+            name=facts.name,
+            incarnation=facts.incarnation,
+            address=facts.address,
+            disks=facts.disks,
+            disk_reports=disk_reports(self._node.stats()),
+            replicas=self._sent_replicas,
+        )
+
+    def heartbeat(self, term: int) -> Message:
+        """Tell what changes."""
+        stats = self._node.stats()
+        replicas = self._replicas()
+        is_same = replicas == self._sent_replicas
+        self._sent_replicas = replicas
+        return Heartbeat(
+            id=0,
+            term=term,
+            disk_reports=disk_reports(stats),
+            replicas=None if is_same else replicas,
+            counters={name: int(value) for name, value in stats["counters"].items()},
+        )
+
+    def handle(self, command: Down, send: Callable[[Message], None]) -> None:
+        """Pass a command on to the node."""
+        if isinstance(command, SetExports | Registered | Refused):
+            self._log.error("agent.misled", f"a store was sent {type(command).__name__}")
+            return
+        if len(self._questions) >= COMMANDS_MAX:
+            text = f"{COMMANDS_MAX} commands are waiting"
+            send(Applied(id=command.id, term=command.term, code=int(Code.BUSY), message=text))
+            return
+        request = self._next_request
+        self._next_request += 1
+        self._questions[request] = _Question(command, send)
+        match command:
+            case CreateReplica():
+                self._node.create_replica(
+                    request,
+                    command.volume_id,
+                    command.index,
+                    command.copy,
+                    command.size_bytes,
+                    command.conf.encode(),
+                )
+            case DeleteReplica():
+                self._node.delete_replica(request, command.volume_id, command.index)
+            case ResizeReplica():
+                self._node.resize_replica(
+                    request, command.volume_id, command.index, command.size_bytes
+                )
+            case SetConf():
+                self._node.set_conf(
+                    request, command.volume_id, command.index, command.conf.encode()
+                )
+
+    def drain(self) -> None:
+        """Take the node's events; called when its eventfd is readable."""
+        for event in self._node.drain():
+            match event:
+                case ("done", int(request), _):
+                    self._answer(request, code=int(Code.OK), message="")
+                case ("failed", int(request), int(code), str(message)):
+                    self._answer(request, code=code, message=message)
+                case ("disk_failed", int(index), str(message)):
+                    self._log.warning(
+                        "disk.failed", f"disk {index}: {message}", code="DISK_FAILED", disk=index
+                    )
+                case _:
+                    raise AssertionError(f"the node has no event {event!r}")
+
+    def _answer(self, request: int, *, code: int, message: str) -> None:
+        question = self._questions.pop(request)
+        command = question.command
+        key = (command.volume_id, command.index)
+        found = (report for report in self._replicas() if (report.volume_id, report.index) == key)
+        replica = next(found, None) if code == Code.OK else None
+        question.send(
+            Applied(id=command.id, term=command.term, code=code, message=message, replica=replica)
+        )
+        self._log.info(
+            "replica.command",
+            f"{type(command).__name__}: {message or 'done'}",
+            volume=command.volume_id,
+            shard=command.index,
+        )
+
+    def _replicas(self) -> tuple[ReplicaReport, ...]:
+        return tuple(replica_report(found) for found in self._node.replicas())
+
+
+def replica_report(found: dict[str, Any]) -> ReplicaReport:
+    """Turn one of `StoreNode.replicas()` into a report; its epoch stands in its configuration."""
+    conf = msgspec.json.decode(found["conf"], type=dict[str, Any])
+    return ReplicaReport(
+        volume_id=found["volume_id"],
+        index=found["index"],
+        copy=found["copy"],
+        size_bytes=found["size_bytes"],
+        epoch=conf["epoch"],
+        disk=found["disk"],
+        used_bytes=found.get("used_bytes"),
+    )
+
+
+def disk_reports(stats: dict[str, Any]) -> tuple[DiskReport, ...]:
+    """Turn the disks of `StoreNode.stats()` into reports."""
+    return tuple(
+        DiskReport(
+            index=index,
+            state=disk["state"],
+            reason=disk["reason"] or "",
+            engine=disk["engine"],
+            bytes_total=disk["bytes_total"],
+            bytes_free=disk["bytes_free"],
+        )
+        for index, disk in enumerate(stats["disks"])
+    )

@@ -1,0 +1,112 @@
+"""What the store process expects of `pureflash._core`, so that a type checker sees both sides.
+
+Commands return at once and are answered by an event with their `request_id`; events wait in a
+bounded queue behind an eventfd until `drain` takes them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Protocol
+
+from pureflash.errors import Code, SoftwareError
+
+
+class StoreNode(Protocol):
+    """`_core.StoreNode(*, store_id, incarnation, cluster_id, cluster_key, listen, disks)`.
+
+    `disks`: [{"path": str, "engine": str}], opened with recovery before the constructor returns.
+    """
+
+    @property
+    def address(self) -> str:
+        """host:port of the data listener."""
+
+    def fileno(self) -> int:
+        """Give the eventfd that is readable while events wait."""
+
+    def drain(self) -> list[tuple[Any, ...]]:
+        """Take all events.
+
+        ("done", request_id, result | None), ("failed", request_id, code, message),
+        ("disk_failed", disk_index, message).
+        """
+
+    def create_replica(
+        self,
+        request_id: int,
+        volume_id: int,
+        index: int,
+        copy: int,
+        size_bytes: int,
+        conf: bytes,
+    ) -> None:
+        """Make a replica; done also when it exists with this size."""
+
+    def delete_replica(self, request_id: int, volume_id: int, index: int) -> None:
+        """Forget a replica and free its space; done also when there is none."""
+
+    def resize_replica(self, request_id: int, volume_id: int, index: int, size_bytes: int) -> None:
+        """Let a replica grow."""
+
+    def set_conf(self, request_id: int, volume_id: int, index: int, conf: bytes) -> None:
+        """Follow a newer configuration."""
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """Give volume_id, index, copy, size_bytes, disk, lane, conf (bytes), commit_seq of each."""
+
+    def stats(self) -> dict[str, Any]:
+        """Give "disks": [{path, engine, durability, state, reason, bytes_total, bytes_free, ..}].
+
+        And "counters": {name: int}, totals since the start.
+        """
+
+    def close(self) -> None:
+        """Stop the threads and close the disks cleanly; blocks until that is done."""
+
+
+class StoreCore(Protocol):
+    """The part of the module `pureflash._core` that a store needs."""
+
+    def format_disk(
+        self,
+        path: str,
+        *,
+        size_bytes: int,
+        cluster_id: bytes,
+        journal_bytes: int | None,
+        durability: str = "auto",
+    ) -> dict[str, Any]:
+        """Make a disk, as a sparse file where there is no such file."""
+
+    def inspect_disk(self, path: str) -> dict[str, Any]:
+        """Give cluster_id (hex), disk_uuid, format_uuid, size, durability, lanes, .."""
+
+    def StoreNode(  # noqa: N802 - the name of a class
+        self,
+        *,
+        store_id: int,
+        incarnation: int,
+        cluster_id: bytes,
+        cluster_key: bytes,
+        listen: str,
+        disks: list[dict[str, Any]],
+    ) -> StoreNode:
+        """Open the disks and start."""
+
+
+def load_core() -> StoreCore:
+    """Load the extension module.
+
+    Errors: SoftwareError UNSUPPORTED when this build has no store; ImportError when it is broken.
+    """
+    module: Any = importlib.import_module("pureflash._core")
+    for name in ("format_disk", "inspect_disk", "StoreNode"):
+        if not hasattr(module, name):
+            raise SoftwareError(
+                Code.UNSUPPORTED,
+                f"this build of the core has no {name}",
+                next_step="build the package again: pip install .",
+            )
+    core: StoreCore = module
+    return core

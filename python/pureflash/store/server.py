@@ -1,0 +1,135 @@
+"""The store process: settings, disks, node, agent, and an ordered stop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+from pureflash.errors import CallerError, ClusterError, Code
+from pureflash.model.domain import Disk
+from pureflash.model.settings import DiskSetting, Settings
+from pureflash.process.lifecycle import announce, next_incarnation, stop_event
+from pureflash.process.link import AgentLink
+from pureflash.process.logs import JsonLog, Log
+from pureflash.process.net import check_loopback, split_address
+from pureflash.process.secrets import read_key
+from pureflash.store.agent import StoreAgent, StoreFacts
+from pureflash.store.core import StoreCore, StoreNode, load_core
+
+
+async def run_store(settings: Settings) -> None:
+    """Run a store until TERM; errors of the start are raised."""
+    await run_store_on(load_core(), settings)
+
+
+async def run_store_on(core: StoreCore, settings: Settings) -> None:
+    """Run a store on a core: the real one, or a fake that tests give."""
+    name = settings.text("node.id")
+    log = JsonLog(name, settings.path("log.file"))
+    stop = stop_event()
+    data = Path(settings.text("node.data"))
+    data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    disks = prepare_disks(core, settings, log)
+    incarnation = next_incarnation(data / "incarnation", wall_ms=time.time_ns() // 1_000_000)
+    check_loopback(split_address(settings.text("node.listen"))[0])
+    # Opening recovers the disks, which may take seconds: the loop has nothing else to do yet.
+    node = core.StoreNode(
+        store_id=settings.number("node.number"),
+        incarnation=incarnation,
+        cluster_id=bytes.fromhex(settings.text("cluster.id")),
+        cluster_key=read_key(Path(settings.text("node.key_file"))),
+        listen=settings.text("node.listen"),
+        disks=[_core_disk(disk) for disk in settings.disks],
+    )
+    try:
+        facts = StoreFacts(
+            cluster_id=settings.text("cluster.id"),
+            store=settings.number("node.number"),
+            name=name,
+            incarnation=incarnation,
+            address=settings.text("node.advertise") or node.address,
+            disks=disks,
+        )
+        log.info("store.started", f"incarnation {incarnation} at {facts.address}")
+        await _serve(node, facts, settings, stop, log)
+    finally:
+        node.close()
+        log.info("store.stopped", "stopped")
+        log.close()
+
+
+async def _serve(
+    node: StoreNode, facts: StoreFacts, settings: Settings, stop: asyncio.Event, log: Log
+) -> None:
+    agent = StoreAgent(node, facts=facts, log=log)
+    token = Path(settings.text("node.token_file")).read_text().strip()
+    link = AgentLink(address=settings.text("node.conductors"), token=token, owner=agent, log=log)
+    loop = asyncio.get_running_loop()
+    loop.add_reader(node.fileno(), agent.drain)
+    tasks = [asyncio.create_task(link.run()), asyncio.create_task(stop.wait())]
+    try:
+        announce(settings.path("node.ready"), incarnation=facts.incarnation, address=facts.address)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        loop.remove_reader(node.fileno())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def prepare_disks(core: StoreCore, settings: Settings, log: Log) -> tuple[Disk, ...]:
+    """Format the disks that do not exist, and read what all of them are.
+
+    Errors: CallerError INVALID without disks or with one that has no size and does not exist;
+    ClusterError WRONG_CLUSTER for a disk of another cluster; what the core raises.
+    """
+    if not settings.disks:
+        raise CallerError(Code.INVALID, "the settings name no [[disk]]")
+    cluster_id = settings.text("cluster.id")
+    disks: list[Disk] = []
+    for index, wanted in enumerate(settings.disks):
+        if not wanted.path.exists():
+            _format(core, wanted, cluster_id)
+            log.info("disk.formatted", str(wanted.path), disk=index)
+        found = core.inspect_disk(str(wanted.path))
+        if found["cluster_id"] != cluster_id:
+            raise ClusterError(
+                Code.WRONG_CLUSTER,
+                f"{wanted.path} belongs to cluster {found['cluster_id']}",
+                next_step="name the disk of this cluster, or give it back to its own",
+            )
+        disks.append(
+            Disk(
+                index=index,
+                path=str(wanted.path),
+                disk_uuid=found["disk_uuid"],
+                format_uuid=found["format_uuid"],
+                size_bytes=found["size_bytes"],
+            )
+        )
+    return tuple(disks)
+
+
+def _format(core: StoreCore, wanted: DiskSetting, cluster_id: str) -> None:
+    if wanted.size_bytes is None:
+        raise CallerError(
+            Code.INVALID,
+            f"{wanted.path} does not exist and its [[disk]] has no size",
+            next_step="give it a size such as 10G, or correct the path",
+        )
+    wanted.path.parent.mkdir(parents=True, exist_ok=True)
+    core.format_disk(
+        str(wanted.path),
+        size_bytes=wanted.size_bytes,
+        cluster_id=bytes.fromhex(cluster_id),
+        journal_bytes=wanted.journal_bytes,
+        durability=wanted.durability,
+    )
+
+
+def _core_disk(disk: DiskSetting) -> dict[str, Any]:
+    return {"path": str(disk.path), "engine": disk.engine, "durability": disk.durability}

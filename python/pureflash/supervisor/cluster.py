@@ -1,0 +1,271 @@
+"""The directory of a cluster on one machine: made once, read ever after.
+
+`cluster.toml` is written last and by rename, so that a directory is a cluster or is not. Ports are
+chosen at the first start, the next free of 20 from each default, and written down: after a stop or
+a reboot the same cluster has the same addresses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import stat
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pureflash.errors import CallerError, Code, MediaError
+from pureflash.model.layout import CONDUCTOR, GATEWAY, Layout, store_name
+from pureflash.process.lifecycle import write_whole
+from pureflash.units import format_size
+
+PORT_TRIES: Final = 20
+CONDUCTOR_PORT: Final = 7180
+STORE_PORT: Final = 7162
+NBD_PORT: Final = 10809
+STORES_MAX: Final = 16
+"""On one machine; the port ranges of stores and conductor would meet above it."""
+FREE_PERCENT_MIN: Final = 10
+DISK_BYTES_MIN: Final = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What `pf up` was asked for; None: not said."""
+
+    stores: int | None = None
+    disk_bytes: int | None = None
+    journal_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterFile:
+    """The contents of `cluster.toml`. `journal_bytes` 0: the store chooses."""
+
+    cluster_id: str
+    conductor_port: int
+    store_ports: tuple[int, ...]
+    nbd_port: int
+    disk_bytes: int
+    journal_bytes: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all processes, in the order of starting."""
+        stores = (store_name(number) for number in range(1, len(self.store_ports) + 1))
+        return (CONDUCTOR, *stores, GATEWAY)
+
+
+STORES_DEFAULT: Final = 3
+DISK_BYTES_DEFAULT: Final = 10 << 30
+
+
+def open_cluster(layout: Layout, wish: Wish) -> tuple[ClusterFile, list[str]]:
+    """Read the cluster of a directory, or make one; gives it with warnings for the user.
+
+    Errors: CallerError INVALID for a wish that differs from what is there; MediaError NO_SPACE;
+    OSError where the directory cannot be written.
+    """
+    if layout.cluster_file.exists():
+        cluster = read_cluster(layout)
+        _check_wish(cluster, wish, layout)
+        return cluster, []
+    stores = STORES_DEFAULT if wish.stores is None else wish.stores
+    disk_bytes = DISK_BYTES_DEFAULT if wish.disk_bytes is None else wish.disk_bytes
+    if not 1 <= stores <= STORES_MAX:
+        raise CallerError(Code.INVALID, f"{stores} stores; use 1 to {STORES_MAX}")
+    if disk_bytes < DISK_BYTES_MIN:
+        raise CallerError(Code.INVALID, f"a disk of {format_size(disk_bytes)}; the least is 1 GiB")
+    for folder in ("secret", "run", "log", "config", "conductor", "stores", "gateways"):
+        (layout.directory / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+    warnings = _check_space(layout, stores * disk_bytes)
+    taken: set[int] = set()
+    cluster = ClusterFile(
+        cluster_id=secrets.token_hex(16),
+        conductor_port=_free_port(CONDUCTOR_PORT, taken),
+        store_ports=tuple(_free_port(STORE_PORT, taken) for _ in range(stores)),
+        nbd_port=_free_port(NBD_PORT, taken),
+        disk_bytes=disk_bytes,
+        journal_bytes=wish.journal_bytes or 0,
+    )
+    write_whole(layout.token, f"{secrets.token_urlsafe(32)}\n".encode())
+    write_whole(layout.key, f"{secrets.token_hex(32)}\n".encode())
+    write_whole(layout.cluster_file, _toml(_document(cluster)).encode())
+    return cluster, warnings
+
+
+def read_cluster(layout: Layout) -> ClusterFile:
+    """Read `cluster.toml`. Errors: CallerError INVALID for a damaged one; OSError."""
+    try:
+        document = tomllib.loads(layout.cluster_file.read_text())
+        return ClusterFile(
+            cluster_id=document["cluster"]["id"],
+            conductor_port=document["ports"]["conductor"],
+            store_ports=tuple(document["ports"]["stores"]),
+            nbd_port=document["ports"]["nbd"],
+            disk_bytes=document["disk"]["size_bytes"],
+            journal_bytes=document["disk"]["journal_bytes"],
+        )
+    except (KeyError, TypeError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+        raise CallerError(
+            Code.INVALID,
+            f"{layout.cluster_file} is damaged: {cause}",
+            next_step="restore it from a backup; the disks name the cluster they belong to",
+        ) from cause
+
+
+def write_settings(layout: Layout, cluster: ClusterFile, sockets: Path) -> None:
+    """Write the settings file of every process."""
+    for name in cluster.names:
+        write_whole(layout.config(name), _toml(_settings(layout, cluster, sockets, name)).encode())
+
+
+def make_sockets_folder(path: Path) -> None:
+    """Make the folder of the sockets, 0700 and ours, or refuse one that is not.
+
+    Errors: CallerError INVALID when another user made it first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.mkdir(exist_ok=True, mode=0o700)
+    for folder in (path.parent, path):
+        found = folder.lstat()
+        is_ours = found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode)
+        if not is_ours or stat.S_IMODE(found.st_mode) & 0o077:
+            raise CallerError(
+                Code.INVALID,
+                f"{folder} is not a private folder of this user",
+                next_step="remove it, or set XDG_RUNTIME_DIR to a folder of your own",
+            )
+
+
+def _check_wish(cluster: ClusterFile, wish: Wish, layout: Layout) -> None:
+    pairs = (
+        ("--stores", wish.stores, len(cluster.store_ports)),
+        ("--disk", wish.disk_bytes, cluster.disk_bytes),
+        ("--journal", wish.journal_bytes, cluster.journal_bytes),
+    )
+    for flag, wanted, there in pairs:
+        if wanted is not None and wanted != there:
+            raise CallerError(
+                Code.INVALID,
+                f"{flag}: the cluster in {layout.directory} was made with {there}, not {wanted}",
+                next_step=f"leave {flag} out, or make another cluster with --data",
+            )
+
+
+def _check_space(layout: Layout, disks_bytes: int) -> list[str]:
+    free = shutil.disk_usage(layout.directory).free
+    least = disks_bytes * FREE_PERCENT_MIN // 100
+    if free < least:
+        raise MediaError(
+            Code.NO_SPACE,
+            f"{format_size(free)} free in {layout.directory}, {format_size(least)} needed"
+            f" ({FREE_PERCENT_MIN} % of all disks)",
+            next_step="free space, use a smaller --disk, or another --data",
+        )
+    if free < disks_bytes:
+        return [
+            (
+                f"{layout.directory} has {format_size(free)} free and the disks may grow to"
+                f" {format_size(disks_bytes)}: they will be full before they look it"
+            )
+        ]
+    return []
+
+
+def _free_port(base: int, taken: set[int]) -> int:
+    for port in range(base, base + PORT_TRIES):
+        if port not in taken and _is_free(port):
+            taken.add(port)
+            return port
+    raise CallerError(
+        Code.IN_USE,
+        f"no free port from {base} to {base + PORT_TRIES - 1}",
+        next_step="stop a program that listens there, or another cluster with `pf down`",
+    )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+Document = Mapping[str, Mapping[str, object] | list[Mapping[str, object]]]
+
+
+def _document(cluster: ClusterFile) -> Document:
+    return {
+        "cluster": {"id": cluster.cluster_id},
+        "ports": {
+            "conductor": cluster.conductor_port,
+            "stores": list(cluster.store_ports),
+            "nbd": cluster.nbd_port,
+        },
+        "disk": {"size_bytes": cluster.disk_bytes, "journal_bytes": cluster.journal_bytes},
+    }
+
+
+def _settings(layout: Layout, cluster: ClusterFile, sockets: Path, name: str) -> Document:
+    node: dict[str, object] = {
+        "id": name,
+        "ready": str(layout.ready(name)),
+        "token_file": str(layout.token),
+    }
+    common: dict[str, Mapping[str, object] | list[Mapping[str, object]]] = {
+        "cluster": {"id": cluster.cluster_id},
+        "log": {"file": str(layout.log(name))},
+        "node": node,
+    }
+    conductor = f"127.0.0.1:{cluster.conductor_port}"
+    if name == CONDUCTOR:
+        node |= {
+            "data": str(layout.conductor_data),
+            "listen": conductor,
+            "key_file": str(layout.key),
+        }
+    elif name == GATEWAY:
+        node |= {"data": str(layout.gateway_data(name)), "conductors": conductor}
+        common["nbd"] = {
+            "socket": str(sockets / f"{name}.nbd"),
+            "listen": f"127.0.0.1:{cluster.nbd_port}",
+        }
+    else:
+        number = int(name[1:])
+        node |= {
+            "data": str(layout.store_data(name)),
+            "number": number,
+            "listen": f"127.0.0.1:{cluster.store_ports[number - 1]}",
+            "conductors": conductor,
+            "key_file": str(layout.key),
+        }
+        disk: dict[str, object] = {
+            "path": str(layout.store_data(name) / "disk0.img"),
+            "size": f"{cluster.disk_bytes}B",
+        }
+        if cluster.journal_bytes:
+            disk["journal"] = f"{cluster.journal_bytes}B"
+        common["disk"] = [disk]
+    return common
+
+
+def _toml(document: Document) -> str:
+    """Write what we write: sections of texts, numbers and lists, whose JSON is their TOML."""
+    lines: list[str] = []
+    for name, content in document.items():
+        tables = content if isinstance(content, list) else [content]
+        head = f"[[{name}]]" if isinstance(content, list) else f"[{name}]"
+        for table in tables:
+            lines.append(head)
+            lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+            lines.append("")
+    return "\n".join(lines)

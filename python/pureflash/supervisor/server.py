@@ -1,0 +1,387 @@
+"""The supervisor process: `pf up` in the foreground, or in its own session with `--detach`.
+
+Theory of operation. It takes the lock of the directory, makes or reads the cluster, and starts the
+conductor, then the stores and the gateway. It is up when every child is ready and the conductor has
+seen all of them. From then on each child is kept running by itself; a store's death is reported to
+the conductor with its incarnation. TERM or INT stops gateway, stores and conductor in that order,
+10 s each at most, then KILL; a second signal kills at once.
+
+With `--ready-fd N` it writes one JSON line there when it is up, or when it cannot come up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime as dt
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from pureflash.client.api import Api
+from pureflash.client.context import remember
+from pureflash.errors import CallerError, ClusterError, Code, PureFlashError
+from pureflash.model.layout import CONDUCTOR, GATEWAY, Layout
+from pureflash.process.lifecycle import Ready, write_whole
+from pureflash.process.logs import JsonLog, Log
+from pureflash.supervisor.children import Child, ChildSpec, process_command
+from pureflash.supervisor.cluster import (
+    ClusterFile,
+    Wish,
+    make_sockets_folder,
+    open_cluster,
+    write_settings,
+)
+from pureflash.supervisor.policy import ChildState
+
+UP_TIMEOUT_S: Final = 60.0
+STOP_TIMEOUT_S: Final = 10.0
+LOOK_S: Final = 0.1
+LOG_LINES_SHOWN: Final = 20
+
+
+class ChildReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A child in `supervisor.json`."""
+
+    name: str
+    state: str
+    pid: int | None
+    deaths: int
+    reason: str
+
+
+class SupervisorReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`run/supervisor.json`: what the supervisor knows, for `pf status`."""
+
+    pid: int
+    children: list[ChildReport]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """The line on `--ready-fd`. `error` empty: up. `is_running`: it was up before."""
+
+    error: str = ""
+    next_step: str = ""
+    code: int = 0
+    is_running: bool = False
+    warnings: list[str] = []
+    log_tail: list[str] = []
+
+
+class HumanLog:
+    """A `Log` that also prints to a person: time and message."""
+
+    def __init__(self, inner: Log) -> None:
+        """Pass everything on to `inner`."""
+        self._inner = inner
+
+    def info(self, event: str, msg: str, **fields: object) -> None:
+        """Note what happened."""
+        self._inner.info(event, msg, **fields)
+        self._print(msg)
+
+    def warning(self, event: str, msg: str, *, code: str, **fields: object) -> None:
+        """Note what somebody should look at."""
+        self._inner.warning(event, msg, code=code, **fields)
+        self._print(f"{code}: {msg}")
+
+    def error(self, event: str, msg: str, **fields: object) -> None:
+        """Note what failed."""
+        self._inner.error(event, msg, **fields)
+        self._print(f"error: {msg}")
+
+    def _print(self, text: str) -> None:
+        now = dt.datetime.now().astimezone().strftime("%H:%M:%S")
+        print(f"{now} {text}", flush=True)  # noqa: T201 - the foreground of `pf up`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The command line."""
+
+    layout: Layout
+    wish: Wish
+    restart_delay_ms: int
+
+
+class Supervisor:
+    """The children of one cluster."""
+
+    def __init__(self, options: Options, cluster: ClusterFile, log: Log) -> None:
+        """Prepare the children; nothing is started yet."""
+        self._layout = options.layout
+        self._cluster = cluster
+        self._log = log
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self.children = {
+            name: Child(
+                ChildSpec(
+                    name=name,
+                    command=process_command(kind_of(name), options.layout.config(name)),
+                    ready=options.layout.ready(name),
+                    output=options.layout.output(name),
+                ),
+                restart_delay_ms=options.restart_delay_ms,
+                log=log,
+                on_exit=self._report_exit,
+                on_change=self._write_report,
+            )
+            for name in cluster.names
+        }
+
+    async def start(self) -> None:
+        """Start all and wait until the cluster serves.
+
+        Errors: ClusterError UNAVAILABLE that names the culprit.
+        """
+        conductor = self.children[CONDUCTOR]
+        self._begin(conductor)
+        await self._await_child(conductor)
+        others = [child for name, child in self.children.items() if name != CONDUCTOR]
+        for child in others:
+            self._begin(child)
+        for child in others:
+            await self._await_child(child)
+        # An API that is looked at, not an event of ours: the bound is UP_TIMEOUT_S of the caller.
+        while not await asyncio.to_thread(self._is_complete):
+            await asyncio.sleep(LOOK_S)
+
+    async def stop(self) -> None:
+        """Stop in order; whatever is left after `STOP_TIMEOUT_S` is killed."""
+        stores = [name for name in self._cluster.names if name not in (CONDUCTOR, GATEWAY)]
+        for names in ([GATEWAY], stores, [CONDUCTOR]):
+            for name in names:
+                self.children[name].stop()
+            tasks = [self._tasks[name] for name in names if name in self._tasks]
+            if not tasks:
+                continue
+            _, left = await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
+            if left:
+                for name in names:
+                    self.children[name].stop(signal.SIGKILL)
+                await asyncio.wait(left)
+        self._layout.supervisor_file.unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """Kill every child now."""
+        for child in self.children.values():
+            child.stop(signal.SIGKILL)
+
+    def _begin(self, child: Child) -> None:
+        self._tasks[child.spec.name] = asyncio.create_task(child.run())
+
+    async def _await_child(self, child: Child) -> None:
+        """Wait until a child is ready; its first death while coming up is a failure."""
+        ready = asyncio.create_task(child.is_ready.wait())
+        try:
+            while not ready.done():
+                await asyncio.wait([ready], timeout=LOOK_S)
+                if child.deaths and not ready.done():
+                    raise ClusterError(
+                        Code.UNAVAILABLE,
+                        f"{child.spec.name} did not start: {child.reason}",
+                        next_step=f"see {self._layout.log(child.spec.name)}",
+                    )
+        finally:
+            ready.cancel()
+
+    def _is_complete(self) -> bool:
+        """Ask the conductor whether it sees everybody."""
+        with self._api() as api:
+            seen = api.cluster()
+        online = [store for store in seen.stores if store.state == "online"]
+        gateways = [gateway for gateway in seen.gateways if gateway.state == "online"]
+        return len(online) == len(self._cluster.store_ports) and bool(gateways)
+
+    async def _report_exit(self, name: str, ready: Ready | None) -> None:
+        """Tell the conductor that a store is provably dead; it may be away itself."""
+        if kind_of(name) != "store" or ready is None:
+            return
+        try:
+            await asyncio.to_thread(self._tell_exit, name, ready.incarnation)
+        except PureFlashError as problem:
+            self._log.info("exit.untold", f"{name}: {problem.message}", child=name)
+
+    def _tell_exit(self, name: str, incarnation: int) -> None:
+        with self._api() as api:
+            api.store_exited(name, incarnation=incarnation)
+
+    def _api(self) -> Api:
+        token = self._layout.token.read_text().strip()
+        return Api(f"127.0.0.1:{self._cluster.conductor_port}", token, source="the supervisor")
+
+    def _write_report(self) -> None:
+        report = SupervisorReport(
+            pid=os.getpid(),
+            children=[
+                ChildReport(
+                    name=name,
+                    state=child.state,
+                    pid=child.pid,
+                    deaths=child.deaths,
+                    reason=child.reason if child.state is not ChildState.RUNNING else "",
+                )
+                for name, child in self.children.items()
+            ],
+        )
+        write_whole(self._layout.supervisor_file, msgspec.json.encode(report))
+
+
+def kind_of(name: str) -> str:
+    """Tell the kind of a process by its name."""
+    return {CONDUCTOR: "conductor", GATEWAY: "gateway"}.get(name, "store")
+
+
+def take_lock(layout: Layout) -> int | None:
+    """Take the lock of a directory; gives its descriptor, None while a supervisor runs.
+
+    Errors: CallerError INVALID when the directory cannot be written.
+    """
+    try:
+        layout.lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as cause:
+        raise CallerError(
+            Code.INVALID,
+            f"cannot write {layout.directory}: {cause.strerror}",
+            next_step="name a directory of your own with --data",
+        ) from cause
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    os.ftruncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+    return lock
+
+
+def log_tail(layout: Layout, message: str) -> list[str]:
+    """Give the last lines of the log and output of the process that an error names."""
+    name = message.split(" ", 1)[0]
+    lines: list[str] = []
+    for path in (layout.log(name), layout.output(name)):
+        if path.is_file():
+            lines += path.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
+    return lines[-LOG_LINES_SHOWN:]
+
+
+async def supervise(options: Options, environment: Mapping[str, str], ready_fd: int | None) -> int:
+    """Run until a signal; gives the exit status. The lock is held by the caller."""
+    layout = options.layout
+    cluster, warnings = open_cluster(layout, options.wish)
+    sockets = layout.sockets(runtime_directory=environment.get("XDG_RUNTIME_DIR"), uid=os.getuid())
+    make_sockets_folder(sockets)
+    write_settings(layout, cluster, sockets)
+    remember(layout.directory, environment)
+    json_log = JsonLog("supervisor", layout.log("supervisor"))
+    log: Log = json_log if ready_fd is not None else HumanLog(json_log)
+    supervisor = Supervisor(options, cluster, log)
+    stop = _signals(supervisor)
+    starting = asyncio.create_task(supervisor.start())
+    stopping = asyncio.create_task(stop.wait())
+    status = 0
+    try:
+        done, _ = await asyncio.wait(
+            [starting, stopping], timeout=UP_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not done:
+            raise ClusterError(Code.UNAVAILABLE, f"not up after {UP_TIMEOUT_S:g} s")
+        if starting in done:
+            starting.result()
+            log.info("cluster.up", f"up: API http://127.0.0.1:{cluster.conductor_port}/docs")
+            tell(ready_fd, Outcome(warnings=warnings))
+            await stop.wait()
+            log.info("cluster.stopping", "stopping")
+    except PureFlashError as problem:
+        log.error("cluster.failed", str(problem))
+        tail = log_tail(layout, problem.message)
+        tell(ready_fd, outcome_of(problem, tail))
+        if ready_fd is None:
+            print("\n".join(tail), file=sys.stderr)  # noqa: T201 - the foreground of `pf up`
+        status = 1
+    finally:
+        for task in (starting, stopping):
+            task.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)
+        await supervisor.stop()
+        log.info("cluster.down", "down")
+        json_log.close()
+    return status
+
+
+def outcome_of(problem: PureFlashError, tail: list[str]) -> Outcome:
+    """Describe a failed start."""
+    return Outcome(
+        error=problem.message,
+        next_step=problem.next_step,
+        code=int(problem.code),
+        log_tail=tail,
+    )
+
+
+def tell(ready_fd: int | None, outcome: Outcome) -> None:
+    """Write the outcome for the parent that waits; it may be gone."""
+    if ready_fd is None:
+        return
+    try:
+        os.write(ready_fd, msgspec.json.encode(outcome) + b"\n")
+        os.close(ready_fd)
+    except OSError:
+        return
+
+
+def _signals(supervisor: Supervisor) -> asyncio.Event:
+    loop = asyncio.get_running_loop()
+    event = asyncio.Event()
+
+    def on_signal() -> None:
+        if event.is_set():
+            supervisor.kill()
+        event.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return event
+
+
+def parse(arguments: Sequence[str]) -> tuple[Options, int | None]:
+    """Read the command line, which the CLI writes: sizes are bytes, times milliseconds."""
+    parser = argparse.ArgumentParser(prog="pf up")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--stores", type=int)
+    parser.add_argument("--disk-bytes", type=int)
+    parser.add_argument("--journal-bytes", type=int)
+    parser.add_argument("--restart-delay-ms", type=int, default=1_000)
+    parser.add_argument("--ready-fd", type=int)
+    found = parser.parse_args(arguments)
+    wish = Wish(stores=found.stores, disk_bytes=found.disk_bytes, journal_bytes=found.journal_bytes)
+    options = Options(
+        layout=Layout(found.data.absolute()), wish=wish, restart_delay_ms=found.restart_delay_ms
+    )
+    return options, found.ready_fd
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the supervisor; gives the exit status."""
+    options, ready_fd = parse(arguments)
+    try:
+        lock = take_lock(options.layout)
+        if lock is None:
+            tell(ready_fd, Outcome(is_running=True))
+            if ready_fd is None:
+                print(f"already running in {options.layout.directory}")  # noqa: T201 - for a person
+            return 0
+        return asyncio.run(supervise(options, os.environ, ready_fd))
+    except PureFlashError as problem:
+        tell(ready_fd, outcome_of(problem, []))
+        if ready_fd is None:
+            print(f"pf up: {problem}", file=sys.stderr)  # noqa: T201 - for a person
+        return 1

@@ -1,0 +1,282 @@
+"""A conductor with simulated stores on a manual clock: the control plane without any I/O.
+
+`pump` lets the conductor reconcile and the stores answer until nothing moves. Stores keep their
+replicas over restarts of themselves and of the conductor, as disks do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+
+from pureflash.conductor.agents import Session
+from pureflash.conductor.service import Conductor, Identity
+from pureflash.errors import PureFlashError
+from pureflash.metastore.memory import MemoryMetastore
+from pureflash.metastore.records import Records
+from pureflash.model.domain import Disk
+from pureflash.model.messages import (
+    Applied,
+    CreateReplica,
+    DeleteReplica,
+    DiskReport,
+    ExportReport,
+    ExportsApplied,
+    Heartbeat,
+    RegisterGateway,
+    RegisterStore,
+    ReplicaReport,
+    ResizeReplica,
+    SetConf,
+    SetExports,
+    decode_down,
+)
+
+GIB = 1 << 30
+CLUSTER = "ab" * 16
+ROUNDS_MAX = 200
+"""Rounds of one pump; more means that the world does not come to rest."""
+
+
+@dataclass
+class ManualClock:
+    """A clock that tests move."""
+
+    ms: int = 1_000
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    def wall_ms(self) -> int:
+        return 1_700_000_000_000 + self.ms
+
+
+@dataclass
+class ListLog:
+    """A log that keeps its lines as (level, event, msg)."""
+
+    lines: list[tuple[str, str, str]] = field(default_factory=list)
+    on_line: Callable[[str, str], None] | None = None
+
+    def info(self, event: str, msg: str, **fields: object) -> None:
+        self._add("INFO", event, f"{msg} {fields or ''}")
+
+    def warning(self, event: str, msg: str, *, code: str, **fields: object) -> None:
+        self._add("WARNING", event, f"{msg} {code} {fields or ''}")
+
+    def error(self, event: str, msg: str, **fields: object) -> None:
+        self._add("ERROR", event, f"{msg} {fields or ''}")
+
+    def _add(self, level: str, event: str, text: str) -> None:
+        self.lines.append((level, event, text))
+        if self.on_line is not None:
+            self.on_line(level, event)
+
+
+@dataclass
+class SimStore:
+    """A store: one disk, replicas by (volume, index)."""
+
+    id: int
+    size_bytes: int = 10 * GIB
+    incarnation: int = 1
+    replicas: dict[tuple[int, int], ReplicaReport] = field(default_factory=dict)
+    session: Session | None = None
+    refusal: tuple[int, str] | None = None
+    told: list[object] = field(default_factory=list)
+
+    def registration(self) -> RegisterStore:
+        disk = Disk(
+            index=0,
+            path="disk0.img",
+            disk_uuid=f"disk-{self.id}",
+            format_uuid=f"format-{self.id}",
+            size_bytes=self.size_bytes,
+        )
+        return RegisterStore(
+            id=0,
+            term=0,
+            cluster_id=CLUSTER,
+            store=self.id,
+            name=f"s{self.id}",
+            incarnation=self.incarnation,
+            address=f"127.0.0.1:{7161 + self.id}",
+            disks=(disk,),
+            disk_reports=(self.report(),),
+            replicas=tuple(self.replicas.values()),
+        )
+
+    def report(self) -> DiskReport:
+        total = self.size_bytes
+        return DiskReport(
+            index=0, state="ok", reason="", engine="mem", bytes_total=total, bytes_free=total
+        )
+
+    def carry_out(self, command: object) -> Applied:
+        self.told.append(command)
+        assert isinstance(command, CreateReplica | DeleteReplica | ResizeReplica | SetConf)
+        if self.refusal is not None:
+            code, message = self.refusal
+            return Applied(id=command.id, term=command.term, code=code, message=message)
+        key = (command.volume_id, command.index)
+        match command:
+            case CreateReplica():
+                self.replicas[key] = ReplicaReport(
+                    volume_id=command.volume_id,
+                    index=command.index,
+                    copy=command.copy,
+                    size_bytes=command.size_bytes,
+                    epoch=1,
+                    disk=0,
+                    used_bytes=0,
+                )
+            case DeleteReplica():
+                self.replicas.pop(key, None)
+            case ResizeReplica():
+                old = self.replicas[key]
+                self.replicas[key] = ReplicaReport(
+                    volume_id=old.volume_id,
+                    index=old.index,
+                    copy=old.copy,
+                    size_bytes=command.size_bytes,
+                    epoch=old.epoch,
+                    disk=0,
+                    used_bytes=0,
+                )
+            case SetConf():
+                raise AssertionError("no configuration changes in this version")
+        replica = self.replicas.get(key)
+        return Applied(id=command.id, term=command.term, code=0, replica=replica)
+
+
+class World:
+    """One metastore, one conductor at a time, some stores, perhaps a gateway."""
+
+    def __init__(self, *, stores: int = 3, overcommit_ratio: float = 1.0) -> None:
+        self.metastore = MemoryMetastore()
+        self.clock = ManualClock()
+        self.log = ListLog()
+        self.stores = {number: SimStore(number) for number in range(1, stores + 1)}
+        self.gateway: Session | None = None
+        self.offered: tuple[str, ...] = ()
+        self.overcommit_ratio = overcommit_ratio
+        self.conductor: Conductor
+
+    async def start_conductor(self) -> Conductor:
+        """Start a conductor on the metastore, as after a crash: all sessions are gone."""
+        for store in self.stores.values():
+            store.session = None
+        self.gateway = None
+        self.conductor = Conductor(
+            Records(self.metastore),
+            identity=Identity(
+                cluster_id=CLUSTER,
+                cluster_key=bytes(32),
+                owner="c1",
+                overcommit_ratio=self.overcommit_ratio,
+                draw=lambda: 7,
+            ),
+            clock=self.clock,
+            log=self.log,
+            settle_timeout_s=0,
+        )
+        await self.conductor.start()
+        return self.conductor
+
+    async def join(self, number: int) -> None:
+        """Let a store connect and register."""
+        store = self.stores[number]
+        store.session = Session()
+        await self.conductor.receive(store.session, store.registration())
+
+    async def join_all(self) -> None:
+        for number in self.stores:
+            await self.join(number)
+
+    async def join_gateway(self) -> None:
+        self.gateway = Session()
+        message = RegisterGateway(id=0, term=0, cluster_id=CLUSTER, gateway="g1", incarnation=1)
+        await self.conductor.receive(self.gateway, message)
+
+    async def beat(self, number: int) -> None:
+        store = self.stores[number]
+        assert store.session is not None
+        beat = Heartbeat(id=0, term=self.conductor.term, disk_reports=(store.report(),))
+        await self.conductor.receive(store.session, beat)
+
+    async def pump(self) -> None:
+        """Reconcile and answer until nothing moves."""
+        for _ in range(ROUNDS_MAX):
+            await self.conductor.reconcile()
+            if not await self._answer_all():
+                return
+        raise AssertionError("the world does not come to rest")
+
+    async def _answer_all(self) -> bool:
+        has_moved = False
+        for store in self.stores.values():
+            session = store.session
+            while session is not None and not session.outbox.empty():
+                frame = session.outbox.get_nowait()
+                if frame is None:
+                    store.session = None
+                    break
+                command = decode_down(frame)
+                if isinstance(command, CreateReplica | DeleteReplica | ResizeReplica | SetConf):
+                    has_moved = True
+                    await self.conductor.receive(session, store.carry_out(command))
+        while self.gateway is not None and not self.gateway.outbox.empty():
+            frame = self.gateway.outbox.get_nowait()
+            offer = decode_down(frame) if frame else None
+            if isinstance(offer, SetExports):
+                has_moved = True
+                await self._offer(offer)
+        return has_moved
+
+    async def _offer(self, command: SetExports) -> None:
+        self.offered = tuple(export.name for export in command.exports)
+        reports = tuple(
+            ExportReport(id=export.id, is_ready=True, uri=f"nbd://{export.name}", reason="")
+            for export in command.exports
+        )
+        assert self.gateway is not None
+        answer = ExportsApplied(id=command.id, term=command.term, reports=reports)
+        await self.conductor.receive(self.gateway, answer)
+
+    def held(self) -> set[tuple[int, int]]:
+        """Give the shards that any store holds a replica of."""
+        return {key for store in self.stores.values() for key in store.replicas}
+
+    def check_rest(self) -> None:
+        """Assert what is true whenever the world has come to rest with all stores online."""
+        view = self.conductor.view()
+        assert {claim.volume_id for claim in view.names.values()} == set(view.volumes)
+        assert all(view.volumes[c.volume_id].name == name for name, c in view.names.items())
+        wanted = {
+            (volume.id, index)
+            for volume in view.volumes.values()
+            for index in range(volume.shard_count)
+        }
+        assert set(view.shards) == wanted == self.held()
+        for key, conf in view.shards.items():
+            volume = view.volumes[key[0]]
+            (member,) = conf.members
+            replica = self.stores[member.store].replicas[key]
+            assert replica.size_bytes == volume.shard_bytes(key[1])
+        assert all(job.is_finished for job in view.jobs.values())
+        assert all(export.volume_id in view.volumes for export in view.exports.values())
+
+
+async def attempt(request: Awaitable[object]) -> PureFlashError | None:
+    """Await a request; gives the error that a user would see."""
+    try:
+        await request
+    except PureFlashError as error:
+        return error
+    return None
+
+
+def run(story: Coroutine[object, object, None]) -> None:
+    """Run a story on a fresh event loop."""
+    asyncio.run(story)

@@ -1,0 +1,292 @@
+"""The HTTP API and the agents' WebSocket, over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from tests.support.server import TOKEN, Served, serving
+from tests.support.world import GIB
+
+from pureflash.errors import CallerError, Code, PureFlashError, SecurityError
+from pureflash.model.rest import CreateExport, CreateVolume
+
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+async def ask(
+    served: Served, method: str, path: str, headers: dict[str, str] | None = None, **more: Any
+) -> httpx2.Response:
+    async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+        return await client.request(
+            method,
+            f"http://{served.address}{path}",
+            headers=BEARER if headers is None else headers,
+            **more,
+        )
+
+
+def check_problem(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"].startswith("application/problem+json")
+    problem: dict[str, Any] = answer.json()
+    assert problem["code"] == problem["title"] == code
+    assert problem["status"] == status
+    assert problem["next_step"]
+    assert problem["request_id"] == answer.headers["x-request-id"]
+    return problem
+
+
+async def test_a_volume_lives_from_creation_to_deletion(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, served.store(1) as node:
+        wish = CreateVolume(name="v1", size_bytes=3 * GIB, shard_size_bytes=2 * GIB)
+        made = await served.call("create_volume", wish)
+        assert (made.name, made.state, made.version, made.used_bytes) == ("v1", "healthy", 1, 0)
+        assert [(s.index, s.primary, s.isr, s.epoch) for s in made.shards] == [
+            (0, 1, [1], 1),
+            (1, 1, [1], 1),
+        ]
+        assert [r["size_bytes"] for r in node.replicas()] == [2 * GIB, GIB]
+        confs = [json.loads(replica["conf"]) for replica in node.replicas()]
+        assert [(conf["epoch"], conf["isr"], conf["index"]) for conf in confs] == [
+            (1, [0], 0),
+            (1, [0], 1),
+        ]
+        grown = await served.call("resize_volume", "v1", size_bytes=5 * GIB, if_version=1)
+        assert (grown.state, grown.version, len(grown.shards)) == ("healthy", 2, 3)
+        assert [r["size_bytes"] for r in node.replicas()] == [2 * GIB, 2 * GIB, GIB]
+        with pytest.raises(CallerError) as caught:
+            await served.call("resize_volume", "v1", size_bytes=6 * GIB, if_version=1)
+        assert caught.value.code is Code.IN_USE
+        assert caught.value.request_id is not None
+        assert [volume.id for volume in await served.call("volumes")] == [made.id]
+        job = await served.call("delete_volume", "v1")
+        assert await served.conductor.wait_for(lambda view: not view.volumes, timeout_s=10)
+        assert node.replicas() == []
+        assert (await served.call("job", job.id)).total == 3
+        with pytest.raises(CallerError) as caught:
+            await served.call("volume", "v1")
+        assert caught.value.code is Code.NOT_FOUND
+
+
+async def test_a_store_that_comes_back_serves_what_it_had(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        async with served.store(1):
+            await served.call("create_volume", CreateVolume(name="v1", size_bytes=GIB))
+            first = (await served.call("stores"))[0].incarnation
+            await served.call("store_exited", "s1", incarnation=first)
+            assert (await served.call("volume", "v1")).state == "offline"
+        async with served.store(1) as node:
+            assert await served.conductor.wait_for(lambda view: view.is_online(1), timeout_s=10)
+            assert (await served.call("volume", "v1")).state == "healthy"
+            assert (await served.call("stores"))[0].incarnation == first + 1
+            assert len(node.replicas()) == 1
+            spec = await served.call("attach_volume", "v1")
+            assert [shard.address for shard in spec.shards] == ["127.0.0.1:7162"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ({}, 401, "UNAUTHENTICATED"),
+        ({"Authorization": "Bearer wrong"}, 401, "UNAUTHENTICATED"),
+        ({"Authorization": f"Basic {TOKEN}"}, 401, "UNAUTHENTICATED"),
+        ({**BEARER, "Host": "evil.example"}, 400, "INVALID"),
+        ({**BEARER, "Host": "127.0.0.1.evil.example:7180"}, 400, "INVALID"),
+    ],
+)
+async def test_who_may_not_call_is_told_what_to_do(
+    tmp_path: Path, headers: dict[str, str], status: int, code: str
+) -> None:
+    async with serving(tmp_path) as served:
+        check_problem(await ask(served, "GET", "/v1/volumes", headers=headers), status, code)
+        open_answer = await ask(served, "GET", "/healthz", headers={})
+        assert open_answer.json() == {"status": "alive"}
+
+
+async def test_open_pages_need_no_token_and_fetch_nothing_from_elsewhere(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        page = await ask(served, "GET", "/docs/", headers={})
+        assert page.status_code == 200
+        assert not re.search(r"(src|href)=[\"']?(https?:)?//", page.text)
+        assert "/v1/volumes/{reference}" in page.text
+        schema = (await ask(served, "GET", "/docs/openapi.json", headers={})).json()
+        assert schema["openapi"].startswith("3.1")
+        assert {"get", "post"} <= set(schema["paths"]["/v1/volumes"])
+        ready = await ask(served, "GET", "/readyz", headers={})
+        assert ready.json()["status"] == "ready"
+        metrics = await ask(served, "GET", "/metrics", headers={})
+        assert 'pureflash_volumes{state="healthy"} 0.0' in metrics.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code"),
+    [
+        ("GET", "/v1/nothing", None, 404, "NOT_FOUND"),
+        ("GET", "/v1/volumes/none", None, 404, "NOT_FOUND"),
+        ("GET", "/v1/volumes/" + "9" * 400, None, 404, "NOT_FOUND"),
+        ("GET", "/v1/jobs/99", None, 404, "NOT_FOUND"),
+        ("GET", "/v1/stores/none", None, 404, "NOT_FOUND"),
+        ("DELETE", "/v1/exports/none", None, 404, "NOT_FOUND"),
+        ("PUT", "/v1/volumes", "{}", 405, "UNSUPPORTED"),
+        ("POST", "/v1/volumes", "{", 400, "INVALID"),
+        ("POST", "/v1/volumes", "[]", 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"name":"v1"}', 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":"5G"}', 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":4096,"colour":1}', 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":0}', 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":-4096}', 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":4097}', 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"name":"V 1","size_bytes":4096}', 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"name":"17","size_bytes":4096}', 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":9007199254740992}', 413, "LIMIT"),
+        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":4096,"replicas":3}', 501, "UNSUPPORTED"),
+        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":4096,"replicas":0}', 400, "INVALID"),
+        (
+            "POST",
+            "/v1/volumes",
+            '{"name":"v1","size_bytes":4096,"shard_size_bytes":3221225472}',
+            400,
+            "INVALID",
+        ),
+        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":1099511627776}', 507, "NO_SPACE"),
+        ("POST", "/v1/volumes", " " * (1 << 20) + "{}", 413, "LIMIT"),
+        ("GET", "/v1/volumes?limit=0", None, 400, "INVALID"),
+        ("GET", "/v1/volumes?cursor=x", None, 400, "INVALID"),
+    ],
+)
+async def test_bad_input_is_answered_with_a_problem(
+    tmp_path: Path, method: str, path: str, body: str | None, status: int, code: str
+) -> None:
+    async with serving(tmp_path) as served:
+        headers = {**BEARER, "Content-Type": "application/json"}
+        answer = await ask(served, method, path, headers=headers, content=body)
+        check_problem(answer, status, code)
+        assert (await ask(served, "GET", "/v1/volumes")).json() == {"items": [], "next": None}
+        assert not [line for line in served.log.lines if line[0] == "ERROR"]
+
+
+async def test_a_repeated_request_with_its_key_is_carried_out_once(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, served.store(1):
+        headers = {**BEARER, "Idempotency-Key": "k1"}
+        body = {"name": "v1", "size_bytes": GIB}
+        answers = await asyncio.gather(
+            *(ask(served, "POST", "/v1/volumes", headers=headers, json=body) for _ in range(3))
+        )
+        assert [answer.status_code for answer in answers] == [201] * 3
+        assert len({answer.json()["id"] for answer in answers}) == 1
+        other = {**body, "size_bytes": 2 * GIB}
+        refused = await ask(served, "POST", "/v1/volumes", headers=headers, json=other)
+        check_problem(refused, 400, "INVALID")
+        again = await ask(served, "POST", "/v1/volumes", json=body)
+        check_problem(again, 409, "ALREADY_EXISTS")
+
+
+async def test_a_dry_run_checks_and_changes_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, served.store(1):
+        wish = CreateVolume(name="v1", size_bytes=GIB, dry_run=True)
+        assert (await served.call("create_volume", wish)).name == "v1"
+        assert await served.call("volumes") == []
+
+
+async def test_lists_are_paged_by_id(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, served.store(1):
+        for number in range(5):
+            wish = CreateVolume(name=f"v{number}", size_bytes=4096)
+            await served.call("create_volume", wish)
+        seen: list[str] = []
+        path = "/v1/volumes?limit=2"
+        for _ in range(3):
+            page = (await ask(served, "GET", path)).json()
+            seen += [volume["name"] for volume in page["items"]]
+            path = f"/v1/volumes?limit=2&cursor={page['next']}"
+        assert page["next"] is None
+        assert seen == [f"v{number}" for number in range(5)]
+
+
+async def test_events_tell_what_changed_and_can_be_resumed(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, served.store(1):
+        await served.call("create_volume", CreateVolume(name="v1", size_bytes=4096))
+
+        def read(after: int, count: int) -> list[Any]:
+            with served.api() as api:
+                stream = api.events(after=after)
+                return [next(stream) for _ in range(count)]
+
+        first = await asyncio.to_thread(read, 0, 3)
+        assert ("volume.changed", "v1") in [(event.kind, event.subject) for event in first]
+        ids = [event.id for event in first]
+        assert ids == sorted(ids)
+        rest = await asyncio.to_thread(read, ids[0], 2)
+        assert rest == first[1:]
+
+
+async def test_an_agent_without_the_token_or_of_another_cluster_is_refused(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as served:
+        node, link = served.make_store(1)
+        link._token = "wrong"
+        # The link's log says when it has been refused: nothing else tells of a try that failed.
+        refused = asyncio.Event()
+        served.log.on_line = lambda _, event: refused.set() if event == "agent.lost" else None
+        task = asyncio.create_task(link.run())
+        await asyncio.wait_for(refused.wait(), 10)
+        assert not link.registered.is_set()
+        assert not served.conductor.view().stores
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        asyncio.get_running_loop().remove_reader(node.fileno())
+        node.close()
+        with served.api("wrong") as api, pytest.raises(SecurityError):
+            await asyncio.to_thread(api.cluster)
+
+
+@pytest.mark.parametrize("frame", ["not json", "{}", '{"type":"heartbeat","v":1,"id":1,"term":0}'])
+async def test_an_agent_that_talks_nonsense_is_answered_and_disconnected(
+    tmp_path: Path, frame: str
+) -> None:
+    from websockets.asyncio.client import connect
+
+    async with serving(tmp_path) as served:
+        url = f"ws://{served.address}/v1/agent"
+        async with connect(url, additional_headers=BEARER, proxy=None) as socket:
+            await socket.send(frame)
+            answer = json.loads(await asyncio.wait_for(socket.recv(), 10))
+            assert answer["type"] == "refused"
+            assert answer["next_step"]
+            await asyncio.wait_for(socket.wait_closed(), 10)
+
+
+async def test_an_export_without_a_gateway_is_refused_and_the_cluster_view_is_whole(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as served, served.store(1):
+        await served.call("create_volume", CreateVolume(name="v1", size_bytes=GIB))
+        with pytest.raises(PureFlashError) as caught:
+            await served.call("create_export", CreateExport(kind="nbd", volume="v1"))
+        assert caught.value.code is Code.UNAVAILABLE
+        seen = await served.call("cluster")
+        assert seen.state == "healthy"
+        assert seen.volumes_by_state == {"healthy": 1}
+        assert seen.capacity.promised_bytes == GIB
+        assert seen.capacity.usable_bytes == 10 * GIB * 95 // 100
+        assert [disk.state for disk in await served.call("disks")] == ["ok"]
+        lines = await served.call("explain_volume", "v1")
+        assert lines[1].subject == "v1/0"
+        assert "primary on s1" in lines[1].reason
+
+
+async def test_a_server_that_is_not_there_is_named_with_its_source() -> None:
+    from pureflash.client.api import Api
+
+    with Api("127.0.0.1:1", "t", source="--server") as api, pytest.raises(PureFlashError) as caught:
+        await asyncio.to_thread(api.cluster)
+    assert caught.value.code is Code.UNAVAILABLE
+    assert "127.0.0.1:1 (from --server)" in caught.value.message
+    assert "pf up" in caught.value.next_step

@@ -1,0 +1,206 @@
+"""The gateway around a fake core: exports, the NBD handshake on real sockets, and its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.support.fake_core import FakeGateway
+from tests.support.world import GIB, ListLog
+
+from pureflash.errors import CallerError, ClusterError, Code
+from pureflash.gateway import listener as listener_module
+from pureflash.gateway.core import core_spec
+from pureflash.gateway.exports import Exports
+from pureflash.gateway.listener import NbdListener
+from pureflash.gateway.server import bind_unix
+from pureflash.model.domain import Transport
+from pureflash.model.messages import ExportSpec, ShardRoute, VolumeSpec
+
+URIS = {Transport.UNIX: "nbd+unix:///{name}?socket=/x", Transport.TCP: "nbd://h:1/{name}"}
+
+
+def spec(
+    export_id: int, name: str, *, address: str = "127.0.0.1:1", transport: str = "unix"
+) -> ExportSpec:
+    volume = VolumeSpec(
+        volume_id=export_id + 100,
+        size_bytes=GIB,
+        shard_size_bytes=GIB,
+        attach_epoch=1,
+        ticket="ab" * 68,
+        shards=(ShardRoute(index=0, epoch=1, address=address),),
+    )
+    return ExportSpec(
+        id=export_id,
+        name=name,
+        kind="nbd",
+        transport=transport,
+        is_read_only=False,
+        volume=volume,
+    )
+
+
+@dataclass
+class Rig:
+    gateway: FakeGateway
+    exports: Exports
+    log: ListLog
+    path: Path
+    changes: asyncio.Queue[None]
+
+
+@asynccontextmanager
+async def listening(folder: Path) -> AsyncIterator[Rig]:
+    gateway, log = FakeGateway(cluster_id=bytes(16)), ListLog()
+    exports = Exports(gateway, path=folder / "exports.json", log=log)
+    path = folder / "g1.nbd"
+    changes: asyncio.Queue[None] = asyncio.Queue()
+    with bind_unix(path) as bound:
+        server = NbdListener(
+            bound,
+            transport=Transport.UNIX,
+            gateway=gateway,
+            exports=exports,
+            log=log,
+            on_change=lambda: changes.put_nowait(None),
+        )
+        task = asyncio.create_task(server.run())
+        try:
+            yield Rig(gateway, exports, log, path, changes)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            gateway.close()
+
+
+def go_option(name: str) -> bytes:
+    # "NBD_OPT_GO": u32 length of the name, name, u16 number of information requests.
+    data = struct.pack(">I", len(name)) + name.encode() + struct.pack(">H", 0)
+    return struct.pack(">QII", 0x49484156454F5054, 7, len(data)) + data
+
+
+async def test_a_client_is_handed_over_with_what_it_sent_too_early(tmp_path: Path) -> None:
+    async with listening(tmp_path) as rig:
+        rig.exports.apply((spec(5, "v1"),))
+        reader, writer = await asyncio.open_unix_connection(rig.path)
+        assert (await reader.readexactly(18)).startswith(b"NBDMAGICIHAVEOPT")
+        writer.write(struct.pack(">I", 3) + go_option("v1") + b"early")
+        await asyncio.wait_for(rig.changes.get(), 10)
+        (adopted,) = rig.gateway.adopted.values()
+        descriptor, leftover, handle, structured, read_only = adopted
+        assert (leftover, handle, structured, read_only) == (b"early", 5, False, False)
+        os.write(descriptor, b"from rust")
+        assert (await reader.readuntil(b"from rust")).endswith(b"from rust")
+        (report,) = rig.exports.reports(URIS)
+        assert (report.is_ready, report.connections) == (True, 1)
+        rig.exports.apply(())
+        assert await reader.read() == b""
+        assert rig.gateway.volumes == {}
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_an_unknown_name_is_answered_and_the_other_transport_is_not_offered(
+    tmp_path: Path,
+) -> None:
+    async with listening(tmp_path) as rig:
+        rig.exports.apply((spec(5, "v1", transport="tcp"),))
+        reader, writer = await asyncio.open_unix_connection(rig.path)
+        writer.write(struct.pack(">I", 3) + go_option("v1"))
+        await reader.readexactly(18)
+        magic, option, reply, _ = struct.unpack(">QIII", await reader.readexactly(20))
+        assert (magic, option, reply) == (0x0003E889045565A9, 7, 2**31 + 6)
+        writer.close()
+        await writer.wait_closed()
+        assert rig.gateway.adopted == {}
+
+
+async def test_a_client_that_says_nothing_is_disconnected_at_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "HANDSHAKE_S", 0.05)
+    async with listening(tmp_path) as rig:
+        reader, writer = await asyncio.open_unix_connection(rig.path)
+        assert len(await asyncio.wait_for(reader.read(), 10)) == 18
+        assert [event for _, event, _ in rig.log.lines] == ["nbd.slow"]
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_client_beyond_the_limit_of_handshakes_is_turned_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "HANDSHAKES_MAX", 1)
+    async with listening(tmp_path) as rig:
+        first, first_writer = await asyncio.open_unix_connection(rig.path)
+        await first.readexactly(18)
+        second, second_writer = await asyncio.open_unix_connection(rig.path)
+        assert await asyncio.wait_for(second.read(), 10) == b""
+        for writer in (first_writer, second_writer):
+            writer.close()
+            await writer.wait_closed()
+
+
+def test_exports_follow_the_list_and_survive_a_restart(tmp_path: Path) -> None:
+    path, log = tmp_path / "exports.json", ListLog()
+    gateway = FakeGateway(cluster_id=bytes(16))
+    exports = Exports(gateway, path=path, log=log)
+    exports.apply((spec(1, "a"), spec(2, "b")))
+    exports.apply((spec(2, "b", address="127.0.0.1:9"), spec(3, "c")))
+    assert sorted(gateway.volumes) == [2, 3]
+    assert gateway.volumes[2]["shards"][0]["address"] == "127.0.0.1:9"
+    gateway.close()
+
+    restarted = FakeGateway(cluster_id=bytes(16))
+    again = Exports(restarted, path=path, log=log)
+    again.restore()
+    assert restarted.volumes == {
+        2: core_spec(spec(2, "b", address="127.0.0.1:9").volume),
+        3: core_spec(spec(3, "c").volume),
+    }
+    restarted.close()
+    path.write_text("damaged")
+    third = Exports(FakeGateway(cluster_id=bytes(16)), path=path, log=log)
+    third.restore()
+    assert third.specs == {}
+    assert log.lines[-1][:2] == ("ERROR", "exports.unreadable")
+
+
+def test_an_export_that_cannot_be_opened_says_why_and_is_tried_again(tmp_path: Path) -> None:
+    class Refusing(FakeGateway):
+        is_refusing = True
+
+        def open_volume(self, handle: int, spec: dict[str, object]) -> None:
+            if self.is_refusing:
+                raise ClusterError(Code.UNAVAILABLE, "no route")
+            super().open_volume(handle, spec)
+
+    gateway = Refusing(cluster_id=bytes(16))
+    exports = Exports(gateway, path=tmp_path / "e", log=ListLog())
+    exports.apply((spec(1, "a"),))
+    (report,) = exports.reports(URIS)
+    assert (report.is_ready, report.reason, report.uri) == (False, "no route", "")
+    assert exports.named(Transport.UNIX) == {}
+    gateway.is_refusing = False
+    exports.apply((spec(1, "a", address="127.0.0.1:2"),))
+    (report,) = exports.reports(URIS)
+    assert (report.is_ready, report.uri) == (True, "nbd+unix:///a?socket=/x")
+    gateway.close()
+
+
+def test_the_socket_is_private_and_replaces_one_that_was_left(tmp_path: Path) -> None:
+    path = tmp_path / "g1.nbd"
+    with bind_unix(path):
+        assert path.stat().st_mode & 0o777 == 0o600
+    with bind_unix(path), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    with pytest.raises(CallerError, match="107 bytes"):
+        bind_unix(tmp_path / ("x" * 120))

@@ -1,0 +1,184 @@
+"""The store and gateway processes in this process, around a fake core, with a real conductor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.fake_core import FakeCore
+from tests.support.server import TOKEN, Served, serving
+from tests.support.world import CLUSTER, GIB
+
+from pureflash.errors import PureFlashError
+from pureflash.gateway.server import run_gateway_on
+from pureflash.model.domain import StoreState
+from pureflash.model.rest import CreateExport, CreateVolume
+from pureflash.model.settings import GATEWAY, STORE, Settings, load_settings
+from pureflash.process.lifecycle import read_ready
+from pureflash.store.server import run_store_on
+
+
+@pytest.fixture(autouse=True)
+def _restore_signal_handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def store_settings(folder: Path, address: str, *, disk: str = 'size = "10G"') -> Settings:
+    (folder / "token").write_text(TOKEN)
+    (folder / "key").write_text("00" * 32)
+    text = f"""
+        [cluster]
+        id = "{CLUSTER}"
+        [node]
+        id = "s1"
+        number = 1
+        data = "{folder}/s1"
+        ready = "{folder}/s1.ready"
+        listen = "127.0.0.1:7162"
+        conductors = "{address}"
+        token_file = "{folder}/token"
+        key_file = "{folder}/key"
+        [log]
+        file = "{folder}/s1.jsonl"
+        [[disk]]
+        path = "{folder}/s1/disk0.img"
+        {disk}
+    """
+    return load_settings(STORE, text=text, source="s1.toml", environment={})
+
+
+def gateway_settings(folder: Path, address: str) -> Settings:
+    (folder / "token").write_text(TOKEN)
+    text = f"""
+        [cluster]
+        id = "{CLUSTER}"
+        [node]
+        id = "g1"
+        data = "{folder}/g1"
+        ready = "{folder}/g1.ready"
+        conductors = "{address}"
+        token_file = "{folder}/token"
+        [log]
+        file = "{folder}/g1.jsonl"
+        [nbd]
+        socket = "{folder}/g1.nbd"
+        listen = "127.0.0.1:0"
+    """
+    return load_settings(GATEWAY, text=text, source="g1.toml", environment={})
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(task, 10)
+
+
+async def run_store(served: Served, core: FakeCore, folder: Path) -> asyncio.Task[None]:
+    settings = store_settings(folder, served.address)
+    task = asyncio.create_task(run_store_on(core, settings))
+    assert await served.conductor.wait_for(lambda view: view.is_online(1), timeout_s=10)
+    return task
+
+
+async def test_a_store_formats_joins_stops_and_comes_back_as_a_newer_incarnation(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as served:
+        core = FakeCore()
+        task = await run_store(served, core, tmp_path)
+        ready = read_ready(tmp_path / "s1.ready")
+        assert ready is not None
+        assert ready.incarnation == core.nodes[0].incarnation
+        await served.call("create_volume", CreateVolume(name="v1", size_bytes=GIB))
+        assert len(core.nodes[0].replicas()) == 1
+        await stop(task)
+        assert core.nodes[0].is_closed
+        await served.conductor.store_exited(1, incarnation=ready.incarnation)
+        assert served.conductor.view().observation(1).state is StoreState.OFFLINE
+
+        task = await run_store(served, core, tmp_path)
+        assert core.nodes[1].incarnation > core.nodes[0].incarnation
+        assert (await served.call("volume", "v1")).state == "healthy"
+        await stop(task)
+
+
+async def test_a_store_refuses_a_disk_of_another_cluster_and_one_without_a_size(
+    tmp_path: Path,
+) -> None:
+    core = FakeCore()
+    (tmp_path / "s1").mkdir()
+    settings = store_settings(tmp_path, "127.0.0.1:1", disk="")
+    with pytest.raises(PureFlashError, match="has no size"):
+        await run_store_on(core, settings)
+    core.format_disk(
+        str(tmp_path / "s1/disk0.img"),
+        size_bytes=GIB,
+        cluster_id=bytes(16),
+        journal_bytes=None,
+    )
+    with pytest.raises(PureFlashError, match="belongs to cluster 0000"):
+        await run_store_on(core, settings)
+    assert core.nodes == []
+
+
+async def test_an_export_reaches_its_gateway_and_is_offered_again_after_its_restart(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path) as served, served.store(1):
+        await served.call("create_volume", CreateVolume(name="v1", size_bytes=GIB))
+        core = FakeCore()
+        settings = gateway_settings(tmp_path, served.address)
+        task = asyncio.create_task(run_gateway_on(core, settings))
+        assert await served.conductor.wait_for(lambda view: bool(view.gateways), timeout_s=10)
+        wish = CreateExport(kind="nbd", volume="v1")
+        made = await served.call("create_export", wish)
+        assert (made.state, made.uri) == (
+            "ready",
+            f"nbd+unix:///v1?socket={tmp_path}/g1.nbd",
+        )
+        assert (await served.call("create_export", wish)).id == made.id
+        (spec,) = core.gateways[0].volumes.values()
+        assert spec["shards"] == [{"index": 0, "epoch": 1, "address": "127.0.0.1:7162"}]
+        assert len(spec["ticket"]) == 68
+        await stop(task)
+        assert not (tmp_path / "g1.nbd").exists()
+        assert await served.conductor.wait_for(
+            lambda view: not view.gateways["g1"].is_connected, timeout_s=10
+        )
+        (shown,) = await served.call("exports")
+        assert shown.state == "offline"
+
+        task = asyncio.create_task(run_gateway_on(core, settings))
+        assert await served.conductor.wait_for(
+            lambda view: bool(view.gateways["g1"].exports), timeout_s=10
+        )
+        assert list(core.gateways[1].volumes) == [made.id]
+        await served.call("delete_export", "v1")
+        assert core.gateways[1].volumes == {}
+        await stop(task)
+
+
+async def test_a_gateway_offers_what_it_offered_while_no_conductor_is_there(
+    tmp_path: Path,
+) -> None:
+    core = FakeCore()
+    async with serving(tmp_path) as served, served.store(1):
+        await served.call("create_volume", CreateVolume(name="v1", size_bytes=GIB))
+        settings = gateway_settings(tmp_path, served.address)
+        task = asyncio.create_task(run_gateway_on(core, settings))
+        assert await served.conductor.wait_for(lambda view: bool(view.gateways), timeout_s=10)
+        await served.call("create_export", CreateExport(kind="nbd", volume="v1"))
+        await stop(task)
+    (tmp_path / "g1.ready").unlink()
+    task = asyncio.create_task(run_gateway_on(core, settings))
+    async with asyncio.timeout(10):
+        while not (tmp_path / "g1.ready").exists():
+            await asyncio.sleep(0)  # lets the gateway run; it announces itself when it listens
+    assert [spec["size_bytes"] for spec in core.gateways[1].volumes.values()] == [GIB]
+    await stop(task)

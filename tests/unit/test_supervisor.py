@@ -1,0 +1,240 @@
+"""The supervisor: when it starts a child again, and that children stop; with tiny children."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.world import ListLog
+
+from pureflash.errors import PureFlashError
+from pureflash.model.layout import Layout
+from pureflash.model.settings import SCHEMAS, load_settings
+from pureflash.process.lifecycle import Ready
+from pureflash.supervisor.children import Child, ChildSpec
+from pureflash.supervisor.cluster import (
+    Wish,
+    make_sockets_folder,
+    open_cluster,
+    read_cluster,
+    write_settings,
+)
+from pureflash.supervisor.policy import (
+    CALM_MS,
+    DEATHS_MAX,
+    DELAY_LAST_MS,
+    WINDOW_MS,
+    ChildState,
+    History,
+    after_death,
+)
+from pureflash.supervisor.server import kind_of, take_lock
+
+GIB = 1 << 30
+CHILD = """
+import json, os, signal, sys
+ready = {ready!r}
+signal.signal(signal.SIGTERM, {on_term})
+with open(ready + ".new", "w") as file:
+    json.dump({{"pid": os.getpid(), "incarnation": 7, "address": "127.0.0.1:1"}}, file)
+os.rename(ready + ".new", ready)
+{then}
+"""
+
+
+def test_delays_double_up_to_ten_seconds_and_begin_anew_after_a_calm_life() -> None:
+    history: History | None = History()
+    delays = []
+    now = 0
+    for _ in range(6):
+        assert history is not None
+        history = after_death(history, started_ms=now, now_ms=now)
+        assert history is not None
+        delays.append(history.delay_ms)
+        now += history.delay_ms
+    assert delays == [1_000, 2_000, 4_000, 8_000, 10_000, 10_000]
+    assert history is not None
+    calm = after_death(history, started_ms=now, now_ms=now + CALM_MS)
+    assert calm is not None
+    assert calm.delay_ms == 1_000
+
+
+@given(st.lists(st.integers(0, 30_000), min_size=1, max_size=40))
+def test_a_child_is_given_up_exactly_at_ten_deaths_within_a_minute(lives: list[int]) -> None:
+    history = History()
+    now = 0
+    deaths: list[int] = []
+    for life in lives:
+        started, now = now, now + life
+        deaths.append(now)
+        recent = [death for death in deaths if now - death < WINDOW_MS]
+        following = after_death(history, started_ms=started, now_ms=now)
+        assert (following is None) == (len(recent) >= DEATHS_MAX)
+        if following is None:
+            return
+        assert 1_000 <= following.delay_ms <= DELAY_LAST_MS
+        history = following
+
+
+def make_child(
+    folder: Path,
+    *,
+    then: str,
+    on_term: str = "signal.SIG_DFL",
+    delay_ms: int = 1,
+    on_change: Callable[[], None] = lambda: None,
+) -> tuple[Child, list[tuple[str, Ready | None]]]:
+    ready = folder / "x.ready"
+    script = CHILD.format(ready=str(ready), on_term=on_term, then=then)
+    exits: list[tuple[str, Ready | None]] = []
+
+    async def on_exit(name: str, announced: Ready | None) -> None:
+        exits.append((name, announced))
+
+    spec = ChildSpec(
+        name="x",
+        command=(sys.executable, "-c", script),
+        ready=ready,
+        output=folder / "x.out",
+    )
+    child = Child(
+        spec, restart_delay_ms=delay_ms, log=ListLog(), on_exit=on_exit, on_change=on_change
+    )
+    return child, exits
+
+
+async def test_a_killed_child_is_reported_with_its_incarnation_and_started_again(
+    tmp_path: Path,
+) -> None:
+    child, exits = make_child(tmp_path, then="signal.pause()")
+    task = asyncio.create_task(child.run())
+    await asyncio.wait_for(child.is_ready.wait(), 30)
+    first = child.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    has_changed = asyncio.Event()
+    child._on_change = lambda: (
+        has_changed.set() if child.is_ready.is_set() and child.pid != first else None
+    )
+    await asyncio.wait_for(has_changed.wait(), 30)
+    assert [(name, ready.incarnation if ready else None) for name, ready in exits] == [("x", 7)]
+    assert child.deaths == 1
+    assert "SIGKILL" in child.reason
+    child.stop()
+    await asyncio.wait_for(task, 30)
+    assert child.state is ChildState.STOPPED
+    assert not child.spec.ready.exists()
+    assert len(exits) == 1, "a stop is not a death"
+
+
+async def test_a_child_that_keeps_dying_is_given_up_with_the_reason(tmp_path: Path) -> None:
+    child, exits = make_child(tmp_path, then="sys.exit(3)")
+    await asyncio.wait_for(child.run(), 60)
+    assert child.state is ChildState.GIVEN_UP
+    assert len(exits) == child.deaths == DEATHS_MAX
+    assert "with status 3" in child.reason
+    assert "not started again" in child.reason
+
+
+async def test_a_child_that_ignores_term_ends_by_kill(tmp_path: Path) -> None:
+    child, _ = make_child(tmp_path, on_term="signal.SIG_IGN", then="while True: signal.pause()")
+    task = asyncio.create_task(child.run())
+    await asyncio.wait_for(child.is_ready.wait(), 30)
+    child.stop()
+    child.stop(signal.SIGKILL)
+    await asyncio.wait_for(task, 30)
+    assert child._process is not None
+    assert child._process.returncode == -signal.SIGKILL, "TERM, sent before, did not end it"
+
+
+def test_a_cluster_is_made_once_and_is_the_same_ever_after(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "data")
+    wish = Wish(stores=2, disk_bytes=GIB, journal_bytes=16 << 20)
+    cluster, _ = open_cluster(layout, wish)
+    assert open_cluster(layout, Wish()) == (cluster, [])
+    assert open_cluster(layout, wish) == (cluster, [])
+    assert cluster.names == ("c1", "s1", "s2", "g1")
+    ports = [cluster.conductor_port, *cluster.store_ports, cluster.nbd_port]
+    assert len(set(ports)) == 4
+    assert max(ports) < 32_768
+    for path in (layout.token, layout.key, layout.cluster_file):
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert layout.token.parent.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(PureFlashError, match="--stores"):
+        open_cluster(layout, Wish(stores=3))
+    layout.cluster_file.write_text("[cluster]\n")
+    with pytest.raises(PureFlashError, match="damaged"):
+        read_cluster(layout)
+
+
+def test_the_settings_of_every_process_are_understood_by_it(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "data")
+    cluster, _ = open_cluster(layout, Wish(stores=2, disk_bytes=GIB, journal_bytes=16 << 20))
+    write_settings(layout, cluster, tmp_path / "sockets")
+    for name in cluster.names:
+        text = layout.config(name).read_text()
+        settings = load_settings(SCHEMAS[kind_of(name)], text=text, source=name, environment={})
+        assert settings.text("node.id") == name
+        assert settings.text("cluster.id") == cluster.cluster_id
+        if kind_of(name) == "store":
+            (disk,) = settings.disks
+            assert (disk.size_bytes, disk.journal_bytes) == (GIB, 16 << 20)
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        (Wish(stores=0), "use 1 to 16"),
+        (Wish(stores=17), "use 1 to 16"),
+        (Wish(disk_bytes=1 << 20), "least is 1 GiB"),
+        (Wish(disk_bytes=1 << 60), "% of all disks"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_makes_no_cluster(
+    tmp_path: Path, wish: Wish, message: str
+) -> None:
+    layout = Layout(tmp_path / "data")
+    with pytest.raises(PureFlashError, match=message):
+        open_cluster(layout, wish)
+    assert not layout.cluster_file.exists()
+
+
+def test_only_one_supervisor_has_the_lock_and_its_pid_is_in_it(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "data")
+    lock = take_lock(layout)
+    assert lock is not None
+    assert take_lock(layout) is None
+    assert layout.lock.read_text() == str(os.getpid())
+    os.close(lock)
+    again = take_lock(layout)
+    assert again is not None
+    os.close(again)
+
+
+def test_a_socket_folder_that_others_can_enter_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "pureflash" / "abcd"
+    make_sockets_folder(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    make_sockets_folder(folder)
+    folder.parent.chmod(0o755)
+    with pytest.raises(PureFlashError, match="not a private folder"):
+        make_sockets_folder(folder)
+
+
+def test_socket_paths_are_short_and_differ_between_clusters(tmp_path: Path) -> None:
+    one = Layout(Path("/a")).sockets(runtime_directory=None, uid=1000)
+    two = Layout(Path("/b")).sockets(runtime_directory=None, uid=1000)
+    assert one != two
+    assert one.parent == two.parent == Path("/tmp/pureflash-1000")
+    runtime = Layout(tmp_path).sockets(runtime_directory="/run/user/1000", uid=1000)
+    assert runtime.parent == Path("/run/user/1000/pureflash")
+    assert len(runtime.name) == 8
+    assert json.loads(json.dumps(str(runtime))) == str(runtime)
