@@ -219,8 +219,9 @@ pub struct Mount {
 struct Walk {
     /// Next frame expected.
     next: Replay,
-    /// Pages read and not consumed, from `next.ring_page` on.
+    /// Pages read; those from `consumed` on begin at `next.ring_page`.
     pending: Vec<u8>,
+    consumed: usize,
     ended: bool,
     frames: Vec<(Replay, u32, u64)>,
     stable: u64,
@@ -238,6 +239,7 @@ impl Mount {
         let walk = Walk {
             next: Replay { ring_page: 0, frame_seq: 1, prev_crc: 0 },
             pending: Vec::new(),
+            consumed: 0,
             ended: false,
             frames: Vec::new(),
             stable: 0,
@@ -404,6 +406,8 @@ impl Mount {
         left: u32,
         results: Vec<MountResult>,
     ) -> Result<MountStep, Fault> {
+        // Moved together once per batch, not once per frame.
+        self.walk.pending.drain(..std::mem::take(&mut self.walk.consumed));
         for result in results {
             let bytes = data(result, "journal")?;
             self.walk.pending.extend_from_slice(&bytes);
@@ -418,11 +422,12 @@ impl Mount {
     /// Take one frame from the pending pages. False: more pages are needed, or the chain has ended.
     fn walk_frame(&mut self, all_read: bool) -> Result<bool, Fault> {
         let walk = &mut self.walk;
-        if walk.pending.len() < BLOCK_BYTES {
+        let pending = &walk.pending[walk.consumed..];
+        if pending.len() < BLOCK_BYTES {
             walk.ended = all_read;
             return Ok(false);
         }
-        let page = &walk.pending[..BLOCK_BYTES];
+        let page = &pending[..BLOCK_BYTES];
         let parsed = FrameHeader::parse(page, &self.geometry.uuid);
         let expected = |header: &FrameHeader| {
             header.frame_seq == walk.next.frame_seq
@@ -436,11 +441,11 @@ impl Mount {
             return Ok(false);
         };
         let bytes = (1 + usize::from(header.payload_pages)) * BLOCK_BYTES;
-        if walk.pending.len() < bytes {
+        if pending.len() < bytes {
             walk.ended = all_read;
             return Ok(false);
         }
-        let payload = &walk.pending[BLOCK_BYTES..bytes];
+        let payload = &pending[BLOCK_BYTES..bytes];
         // A PAD frame (no records) has pages but no payload.
         if header.rec_count > 0 && payload_crc(payload) != header.payload_crc {
             walk.ended = true;
@@ -449,7 +454,7 @@ impl Mount {
         let records = Record::decode_all(records, header.rec_count)
             .map_err(|problem| Fault::Contradiction(problem.to_string()))?;
         let payload = payload.to_vec();
-        walk.pending.drain(..bytes);
+        walk.consumed += bytes;
         let pages = 1 + u32::from(header.payload_pages);
         walk.last_record = header.first_rec + u64::from(header.rec_count) - 1;
         walk.frames.push((walk.next, pages, walk.last_record));
@@ -470,7 +475,7 @@ impl Mount {
     /// means rot, not a torn tail.
     fn scan(&mut self) -> Result<(), Fault> {
         let missing = self.walk.next.frame_seq;
-        for page in self.walk.pending.chunks_exact(BLOCK_BYTES) {
+        for page in self.walk.pending[self.walk.consumed..].chunks_exact(BLOCK_BYTES) {
             if let Ok((header, _, _)) = FrameHeader::parse(page, &self.geometry.uuid)
                 && header.ring_page == self.walk.scan_page
                 && header.durable_seq >= missing
@@ -479,7 +484,7 @@ impl Mount {
             }
             self.walk.scan_page = (self.walk.scan_page + 1) % self.geometry.ring_pages;
         }
-        self.walk.pending.clear();
+        self.walk.consumed = self.walk.pending.len();
         Ok(())
     }
 

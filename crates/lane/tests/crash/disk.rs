@@ -73,6 +73,11 @@ impl Disk {
         }
     }
 
+    /// Offsets of the pages that were ever written.
+    pub fn used_pages(&self) -> Vec<u64> {
+        self.durable.keys().copied().collect()
+    }
+
     /// Flip one bit for good.
     pub fn rot(&mut self, offset: u64) {
         let at = offset / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;

@@ -267,6 +267,41 @@ fn rot_is_found_and_never_served() {
     assert_eq!(harness.stats.refused_reads, 1, "and it was refused");
 }
 
+/// Whatever byte rots, anywhere on the disk: the lane refuses to open, or refuses the block, or was not
+/// touched where it matters. It never returns wrong data and never panics.
+#[test]
+fn rot_anywhere_is_refused_or_harmless() {
+    let (mut faulted, mut refused, mut harmless) = (0, 0, 0);
+    for seed in 0..400 {
+        let config = random_config(seed);
+        let mut random = Random::new(seed);
+        let mut harness = Harness::new(config).expect("a fresh lane");
+        for _ in 0..80 {
+            random_action(&mut harness, &mut random, 30, false);
+        }
+        harness.settle().expect("nothing fails here");
+        harness.idle();
+        harness
+            .settle()
+            .expect("the SEAL frame, without which the last frame is not told from torn");
+        for _ in 0..12 {
+            let mut rotten = harness.fork();
+            let used = rotten.disk.used_pages();
+            let page = used[random.below(used.len() as u64) as usize];
+            rotten.disk.rot(page + random.below(4096));
+            let fates: Vec<Fate> = vec![Fate::Landed; rotten.disk.undecided()];
+            match rotten.crash(&fates, None) {
+                Ok(()) => harmless += 1,
+                Err(why) if why.starts_with("the lane is FAULTED") => faulted += 1,
+                Err(why) if why.contains("is damaged") || why.contains("is lost") => refused += 1,
+                Err(why) => panic!("seed {seed} {config:?}: {why}"),
+            }
+        }
+    }
+    println!("rot: {faulted} lanes refused, {refused} blocks refused, {harmless} harmless");
+    assert!(faulted > 100 && refused > 100 && harmless > 100, "each outcome must occur");
+}
+
 fn trials() -> u64 {
     std::env::var("PF_CRASH_TRIALS").ok().and_then(|text| text.parse().ok()).unwrap_or(4_000)
 }
