@@ -329,6 +329,27 @@ def test_a_refused_command_is_shown_and_tried_again_after_a_pause() -> None:
     run(story())
 
 
+def test_a_metastore_that_fails_is_logged_once_and_the_conductor_goes_on_after_it() -> None:
+    async def story() -> None:
+        world = World(stores=1)
+        await world.start_conductor()
+        await world.join(1)
+        world.metastore.stop_after = 0
+        for _ in range(5):
+            world.clock.ms += 4_000  # the lease is to be renewed each time
+            await world.conductor.reconcile()
+        assert [event for _, event, _ in world.log.lines].count("metastore.failed") == 1
+        world.metastore.stop_after = None
+        await world.join(1)
+        await world.conductor.create_volume(
+            name="a", size_bytes=GIB, replicas=1, shard_size_bytes=None
+        )
+        await world.pump()
+        world.check_rest()
+
+    run(story())
+
+
 def test_an_older_incarnation_of_a_store_may_not_register() -> None:
     async def story() -> None:
         world = World(stores=1)

@@ -43,6 +43,20 @@ def test_a_line_has_the_documented_fields(tmp_path: Path) -> None:
     assert (tmp_path / "s1.jsonl").stat().st_mode & 0o777 == 0o600
 
 
+def test_lines_below_the_level_are_not_written(tmp_path: Path) -> None:
+    log = JsonLog("s1", tmp_path / "s1.jsonl", level="warning")
+    log.info("a", "unseen")
+    log.warning("b", "seen", code="DISK_FULL")
+    log.error("c", "seen")
+    log.close()
+    events = [
+        json.loads(line)["event"] for line in (tmp_path / "s1.jsonl").read_text().splitlines()
+    ]
+    assert events == ["b", "c"]
+    with pytest.raises(PureFlashError, match=r"log\.level is 'loud'"):
+        JsonLog("s1", None, level="loud")
+
+
 @given(st.text(max_size=9_000), st.dictionaries(st.sampled_from(["a", "b"]), st.text()))
 def test_any_message_becomes_one_bounded_line(message: str, fields: dict[str, str]) -> None:
     entry = {"level": "info", "event": "e", "msg": message, **fields}

@@ -76,7 +76,7 @@ async def run_conductor(settings: Settings) -> None:
     import pureflash
 
     name = settings.text("node.id")
-    log = JsonLog(name, settings.path("log.file"))
+    log = JsonLog(name, settings.path("log.file"), level=settings.text("log.level"))
     data = Path(settings.text("node.data"))
     stop = stop_event()
     listener = await bind_tcp(settings.text("node.listen"), name="the conductor")

@@ -113,6 +113,7 @@ class Conductor:
         self._wake = asyncio.Event()
         self._news = asyncio.Condition()
         self._lease_until_ms = 0
+        self._trouble = ""
 
     async def start(self) -> None:
         """Take the lead and read the records; makes the cluster's record the first time.
@@ -192,8 +193,11 @@ class Conductor:
                     await self._write(writes)
                 else:
                     self._log.error("planner.circle", f"{PASSES_MAX} plans without an end")
+            self._trouble = ""
         except ClusterError as problem:
-            self._log.error("metastore.failed", str(problem))
+            if problem.message != self._trouble:  # once per trouble, not four times a second
+                self._trouble = problem.message
+                self._log.error("metastore.failed", str(problem))
         async with self._news:
             self._news.notify_all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from pureflash.errors import Code, SoftwareError
@@ -35,7 +36,7 @@ class Gateway(Protocol):
     def drain(self) -> list[tuple[Any, ...]]:
         """Take all events: ("closed", connection, reason), ("conf_needed", handle, shard_index)."""
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Mapping[str, Any]:
         """Give "counters": {name: int}."""
 
     def close(self) -> None:

@@ -89,7 +89,7 @@ _COMMON: Final = (
     Setting("node.data", str, None, "directory for what it keeps"),
     Setting("node.ready", str, "", "file that announces readiness; empty: none"),
     Setting("log.file", str, "", "log file; empty: standard error"),
-    Setting("log.level", str, "info", "least level that is logged"),
+    Setting("log.level", str, "info", "least level that is logged: info, warning, error"),
 )
 _AGENT: Final = (
     Setting("node.conductors", str, "127.0.0.1:7180", "host:port of the conductor"),

@@ -18,11 +18,14 @@ from typing import Any, Final, Protocol
 import msgspec
 import structlog
 
+from pureflash.errors import CallerError, Code
+
 LINE_BYTES_MAX: Final = 4_096
 FILE_BYTES_MAX: Final = 16 << 20
 FILES_KEPT: Final = 5
 
-Level = str
+LEVELS: Final = ("info", "warning", "error")
+"""Levels from the least to the most urgent."""
 
 
 class Log(Protocol):
@@ -78,9 +81,20 @@ class JsonLog:
         process: str,
         path: Path | None,
         *,
+        level: str = "info",
         clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
-        """Log as `process`; `clock` gives the time of a line."""
+        """Log as `process` what is at least `level`; `clock` gives the time of a line.
+
+        Errors: CallerError INVALID for an unknown level.
+        """
+        if level not in LEVELS:
+            raise CallerError(
+                Code.INVALID,
+                f"log.level is {level[:32]!r}",
+                next_step=f"use one of {', '.join(LEVELS)}",
+            )
+        self._least = LEVELS.index(level)
         self._process = process
         self._clock = clock
         self._file = None if path is None else LineFile(path)
@@ -93,10 +107,14 @@ class JsonLog:
 
     def info(self, event: str, msg: str, **fields: object) -> None:
         """Note what happened."""
+        if self._least > LEVELS.index("info"):
+            return
         self._logger.info(event, msg=msg, **fields)
 
     def warning(self, event: str, msg: str, *, code: str, **fields: object) -> None:
         """Note what somebody should look at."""
+        if self._least > LEVELS.index("warning"):
+            return
         self._logger.warning(event, msg=msg, code=code, **fields)
 
     def error(self, event: str, msg: str, **fields: object) -> None:

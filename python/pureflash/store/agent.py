@@ -9,7 +9,7 @@ last.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -169,7 +169,7 @@ class StoreAgent:
         return tuple(replica_report(found) for found in self._node.replicas())
 
 
-def replica_report(found: dict[str, Any]) -> ReplicaReport:
+def replica_report(found: Mapping[str, Any]) -> ReplicaReport:
     """Turn one of `StoreNode.replicas()` into a report; its epoch stands in its configuration."""
     conf = msgspec.json.decode(found["conf"], type=dict[str, Any])
     return ReplicaReport(
@@ -183,7 +183,7 @@ def replica_report(found: dict[str, Any]) -> ReplicaReport:
     )
 
 
-def disk_reports(stats: dict[str, Any]) -> tuple[DiskReport, ...]:
+def disk_reports(stats: Mapping[str, Any]) -> tuple[DiskReport, ...]:
     """Turn the disks of `StoreNode.stats()` into reports."""
     return tuple(
         DiskReport(

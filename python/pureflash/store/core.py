@@ -7,6 +7,7 @@ bounded queue behind an eventfd until `drain` takes them.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from pureflash.errors import Code, SoftwareError
@@ -52,10 +53,10 @@ class StoreNode(Protocol):
     def set_conf(self, request_id: int, volume_id: int, index: int, conf: bytes) -> None:
         """Follow a newer configuration."""
 
-    def replicas(self) -> list[dict[str, Any]]:
+    def replicas(self) -> Sequence[Mapping[str, Any]]:
         """Give volume_id, index, copy, size_bytes, disk, lane, conf (bytes), commit_seq of each."""
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Mapping[str, Any]:
         """Give "disks": [{path, engine, durability, state, reason, bytes_total, bytes_free, ..}].
 
         And "counters": {name: int}, totals since the start.
@@ -76,10 +77,10 @@ class StoreCore(Protocol):
         cluster_id: bytes,
         journal_bytes: int | None,
         durability: str = "auto",
-    ) -> dict[str, Any]:
+    ) -> Mapping[str, Any]:
         """Make a disk, as a sparse file where there is no such file."""
 
-    def inspect_disk(self, path: str) -> dict[str, Any]:
+    def inspect_disk(self, path: str) -> Mapping[str, Any]:
         """Give cluster_id (hex), disk_uuid, format_uuid, size, durability, lanes, .."""
 
     def StoreNode(  # noqa: N802 - the name of a class

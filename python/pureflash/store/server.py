@@ -27,7 +27,7 @@ async def run_store(settings: Settings) -> None:
 async def run_store_on(core: StoreCore, settings: Settings) -> None:
     """Run a store on a core: the real one, or a fake that tests give."""
     name = settings.text("node.id")
-    log = JsonLog(name, settings.path("log.file"))
+    log = JsonLog(name, settings.path("log.file"), level=settings.text("log.level"))
     stop = stop_event()
     data = Path(settings.text("node.data"))
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
