@@ -58,8 +58,10 @@ def start(tmp_path: Path) -> Iterator[Starter]:
         node.close()
 
 
-def conf(epoch: int = 1, attach_epoch: int = 1) -> bytes:
-    return json.dumps({"epoch": epoch, "attach_epoch": attach_epoch}).encode()
+def conf(node: _core.StoreNode, epoch: int = 1, attach_epoch: int = 1) -> bytes:
+    disk = node.stats()["disks"][0]["disk_uuid"]
+    members = [{"copy": 0, "disk": disk}]
+    return json.dumps({"epoch": epoch, "attach_epoch": attach_epoch, "members": members}).encode()
 
 
 def wait_events(node: _core.StoreNode, count: int = 1) -> list[tuple[Any, ...]]:
@@ -72,7 +74,7 @@ def wait_events(node: _core.StoreNode, count: int = 1) -> list[tuple[Any, ...]]:
 
 
 def with_shard(node: _core.StoreNode) -> _core.StoreNode:
-    node.create_replica(11, VOLUME, 0, 0, SHARD_BYTES, conf())
+    node.create_replica(11, VOLUME, 0, 0, SHARD_BYTES, conf(node))
     assert wait_events(node) == [("done", 11, None)]
     return node
 
@@ -224,7 +226,7 @@ def test_a_request_of_another_reign_is_refused(
 def test_a_newer_configuration_fences_older_writers(start: Starter) -> None:
     node = with_shard(start())
     client = Client(node)
-    node.set_conf(12, VOLUME, 0, conf(epoch=2, attach_epoch=2))
+    node.set_conf(12, VOLUME, 0, conf(node, epoch=2, attach_epoch=2))
     assert wait_events(node) == [("done", 12, None)]
     assert status(client.write(0, b"o" * 4096)) is Code.STALE_EPOCH
     assert status(client.write(0, b"o" * 4096, epoch=2)) is Code.FENCED
@@ -323,7 +325,7 @@ def test_replicas_grow_and_go_and_their_space_comes_back(start: Starter) -> None
     free = node.stats()["disks"][0]["bytes_free"]
     node.resize_replica(13, VOLUME, 0, 2 * SHARD_BYTES)
     assert wait_events(node) == [("done", 13, None)]
-    node.create_replica(14, VOLUME, 0, 0, 2 * SHARD_BYTES, conf())
+    node.create_replica(14, VOLUME, 0, 0, 2 * SHARD_BYTES, conf(node))
     assert wait_events(node) == [("done", 14, None)], "what exists need not be created"
     assert status(client.write(2 * SHARD_BYTES - 4096, b"y" * 4096)) is Code.OK
     node.delete_replica(15, VOLUME, 0)
@@ -332,7 +334,7 @@ def test_replicas_grow_and_go_and_their_space_comes_back(start: Starter) -> None
     assert node.replicas() == []
     assert node.stats()["disks"][0]["bytes_free"] >= free + (1 << 20)
     assert status(client.read(0, 4096)) is Code.NOT_PRIMARY
-    node.set_conf(17, VOLUME, 0, conf())
+    node.set_conf(17, VOLUME, 0, conf(node))
     (event,) = wait_events(node)
     assert event[:3] == ("failed", 17, int(Code.NOT_FOUND))
 
@@ -344,7 +346,7 @@ def test_space_of_a_deleted_volume_reads_as_zeros_in_the_next(start: Starter) ->
         assert status(client.write(offset, b"secret!!" * (1 << 17))) is Code.OK
     node.delete_replica(15, VOLUME, 0)
     wait_events(node)
-    node.create_replica(16, VOLUME, 0, 0, SHARD_BYTES, conf())
+    node.create_replica(16, VOLUME, 0, 0, SHARD_BYTES, conf(node))
     wait_events(node)
     client = Client(node, session=6)
     assert status(client.write(4096, b"n" * 512)) is Code.OK

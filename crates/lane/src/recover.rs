@@ -755,6 +755,7 @@ impl Mount {
             resolved.clear();
         }
         self.tables.replaying = false;
+        self.tables.count_slots();
         let superblock = self.superblock.take().expect("read first");
         let metadata_slots = metadata_slots(self.runs.values(), superblock.manifest);
         let allocator = self.rebuild_allocator(&superblock, &metadata_slots)?;

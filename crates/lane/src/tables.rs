@@ -56,6 +56,8 @@ pub struct Shard {
     pub regions: Vec<u64>,
     /// Records above the commit watermark, in lsn order.
     pub tail: BTreeMap<Seq, Vec<Record>>,
+    /// Slots of its layers. Not stored: counted when recovery is over, kept by the lane from there.
+    pub used_slots: u32,
 }
 
 impl Shard {
@@ -158,6 +160,20 @@ impl Tables {
             .ok_or_else(|| Contradiction {
                 problem: format!("no extent {extent} of layer {layer}"),
             })
+    }
+
+    /// Count the slots of every shard.
+    pub fn count_slots(&mut self) {
+        for shard in self.shards.iter_mut().flatten() {
+            shard.used_slots = 0;
+        }
+        for layer in self.layers.iter().flatten() {
+            let slots =
+                layer.extents.iter().map(|extent| extent.slots().count() as u32).sum::<u32>();
+            if let Some(Some(shard)) = self.shards.get_mut(layer.shard_ix as usize) {
+                shard.used_slots += slots;
+            }
+        }
     }
 
     /// Apply one record and tell which slots changed hands.
@@ -385,6 +401,7 @@ impl Tables {
                     applied: Lsn::default(),
                     regions: vec![0; Shard::region_count(blocks)],
                     tail: BTreeMap::new(),
+                    used_slots: 0,
                 });
                 let map_groups = blocks.div_ceil(EXTENT_BLOCKS).div_ceil(MAP_GROUP_EXTENTS);
                 let region_groups = (Shard::region_count(blocks) as u32).div_ceil(REGION_GROUP);
@@ -647,6 +664,7 @@ impl Tables {
             applied,
             regions: vec![0; Shard::region_count(blocks)],
             tail: BTreeMap::new(),
+            used_slots: 0,
         });
         Ok(())
     }

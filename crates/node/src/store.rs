@@ -100,11 +100,15 @@ pub struct ReplicaFacts {
     pub conf: Vec<u8>,
     /// Commit watermark.
     pub commit: u64,
+    /// Bytes of the slots that it uses.
+    pub used_bytes: u64,
 }
 
 /// One disk, as the control plane sees it.
 #[derive(Clone, Debug)]
 pub struct DiskFacts {
+    /// Its identity, as text.
+    pub uuid: String,
     /// Where it is.
     pub path: PathBuf,
     /// Which engine serves it.
@@ -139,8 +143,10 @@ pub struct StoreFacts {
 /// What the control plane asks; the answer is an event with the same id.
 #[derive(Debug)]
 pub enum ControlOp {
-    /// Make a replica on the lane with the most room.
+    /// Make a replica on the disk named, on its lane with the most room.
     Create {
+        /// Identity of the disk.
+        disk_uuid: String,
         /// Which replica.
         replica: ReplicaId,
         /// Its size in blocks.
@@ -513,8 +519,8 @@ impl StoreApp {
 
     fn control(&mut self, ctx: &mut Context, request_id: u64, op: ControlOp) {
         let done = match op {
-            ControlOp::Create { replica, blocks, conf, serving } => {
-                self.create(ctx, request_id, (replica, blocks), conf, serving)
+            ControlOp::Create { disk_uuid, replica, blocks, conf, serving } => {
+                self.create(ctx, request_id, (replica, blocks), (conf, serving), &disk_uuid)
             }
             ControlOp::Delete(shard) => match self.place(shard) {
                 None => Ok(true),
@@ -568,8 +574,8 @@ impl StoreApp {
         ctx: &mut Context,
         request_id: u64,
         (replica, blocks): (ReplicaId, u32),
-        conf: Vec<u8>,
-        serving: Serving,
+        (conf, serving): (Vec<u8>, Serving),
+        disk_uuid: &str,
     ) -> Result<bool, (Status, String)> {
         let shard = replica.shard;
         if let Some((lane, shard_ix)) = self.place(shard) {
@@ -583,10 +589,12 @@ impl StoreApp {
             self.lanes.request(ctx, lane, op, Waiter::Control { request_id, then });
             return Ok(false);
         }
-        let working =
-            (0..self.lanes.count()).filter(|&lane| self.lanes.lane(lane).failure().is_none());
+        let Some(disk) = self.disks.iter().find(|disk| disk.facts.uuid == disk_uuid) else {
+            return Err((Status::NotFound, format!("this store has no disk {disk_uuid}")));
+        };
+        let working = disk.lanes.clone().filter(|&lane| self.lanes.lane(lane).failure().is_none());
         let Some(lane) = working.max_by_key(|&lane| self.lanes.lane(lane).free_slots()) else {
-            return Err((Status::DiskFailed, "no disk of this store works".into()));
+            return Err((Status::DiskFailed, format!("disk {disk_uuid} has stopped")));
         };
         let op = Op::Create { replica, blocks, family: shard.volume };
         let waiter = Waiter::Created { request_id, lane, conf, serving };
@@ -698,6 +706,7 @@ impl StoreApp {
                         lane: lane_ix,
                         conf: shard.conf.clone(),
                         commit: shard.commit.0,
+                        used_bytes: u64::from(shard.used_slots) * slot,
                     });
                 }
             }
@@ -868,6 +877,7 @@ impl OpenStore {
                 engines.push(engine);
             }
             let facts = DiskFacts {
+                uuid: disk::hex(&disk.header.disk_uuid),
                 path: chosen.path.clone(),
                 engine: name,
                 engine_reason: reason,

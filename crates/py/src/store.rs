@@ -23,6 +23,18 @@ fn serving(py: Python<'_>, conf: &[u8]) -> PyResult<Serving> {
     Ok(Serving { epoch: number("epoch")?, attach_epoch: number("attach_epoch")? })
 }
 
+/// Identity of the disk that the configuration names for a copy.
+fn disk_of(py: Python<'_>, conf: &[u8], copy: u8) -> PyResult<String> {
+    let facts = py.import("json")?.call_method1("loads", (PyBytes::new(py, conf),))?;
+    for member in facts.get_item("members")?.try_iter()? {
+        let member = member?;
+        if member.get_item("copy")?.extract::<u8>()? == copy {
+            return member.get_item("disk")?.extract();
+        }
+    }
+    Err(raise(Status::Invalid, &format!("the configuration has no member with copy {copy}")))
+}
+
 fn blocks_of(size_bytes: u64) -> PyResult<u32> {
     let blocks = size_bytes / BLOCK_BYTES as u64;
     let fits = size_bytes.is_multiple_of(BLOCK_BYTES as u64);
@@ -155,8 +167,10 @@ impl StoreNode {
         conf: Vec<u8>,
     ) -> PyResult<()> {
         let (serving, blocks) = (serving(py, &conf)?, blocks_of(size_bytes)?);
+        let disk_uuid = disk_of(py, &conf, copy)?;
         let replica = ReplicaId { shard: shard_id(volume_id, index), copy };
-        self.control(request_id, ControlOp::Create { replica, blocks, conf, serving })
+        let op = ControlOp::Create { disk_uuid, replica, blocks, conf, serving };
+        self.control(request_id, op)
     }
 
     /// Forget a replica and free its space; done also when there is none.
@@ -189,7 +203,7 @@ impl StoreNode {
         self.control(request_id, ControlOp::SetConf(shard_id(volume_id, index), conf, serving))
     }
 
-    /// The replicas: volume_id, index, copy, size_bytes, disk, lane, conf, commit_seq.
+    /// The replicas: volume_id, index, copy, size_bytes, disk, lane, conf, commit_seq, used_bytes.
     fn replicas<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let out = PyList::empty(py);
         for found in self.facts(py)?.replicas {
@@ -202,6 +216,7 @@ impl StoreNode {
             entry.set_item("lane", found.lane)?;
             entry.set_item("conf", PyBytes::new(py, &found.conf))?;
             entry.set_item("commit_seq", found.commit)?;
+            entry.set_item("used_bytes", found.used_bytes)?;
             out.append(entry)?;
         }
         Ok(out)
@@ -264,6 +279,7 @@ fn counted(lane: &::lane::lane::Counters) -> [(&'static str, u64); 12] {
 
 fn describe<'py>(py: Python<'py>, disk: &DiskFacts) -> PyResult<Bound<'py, PyDict>> {
     let out = PyDict::new(py);
+    out.set_item("disk_uuid", &disk.uuid)?;
     out.set_item("path", disk.path.to_string_lossy())?;
     out.set_item("engine", disk.engine)?;
     out.set_item("engine_reason", &disk.engine_reason)?;

@@ -540,6 +540,10 @@ impl Lane {
                 return;
             }
         };
+        if let Some(Some(shard)) = self.tables.shards.get_mut(record.shard_ix as usize) {
+            shard.used_slots += changes.claimed.len() as u32;
+            shard.used_slots -= changes.freed.len() as u32;
+        }
         changes.claimed.iter().for_each(|_| self.allocator.settle());
         for slot in changes.freed {
             self.free_unless_pinned(slot);

@@ -644,6 +644,10 @@ impl Harness {
         if space.mapped != mapped || space.inflight != 0 || space.reserved != 0 {
             return Err(format!("the map names {mapped} slots, the counters say {space:?}"));
         }
+        let used = tables.shard(0).map_or(0, |shard| shard.used_slots);
+        if used != mapped {
+            return Err(format!("the map names {mapped} slots, the shard counts {used}"));
+        }
         Ok(())
     }
 
