@@ -5,9 +5,80 @@
 
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod direct;
 pub mod disk;
 pub mod framing;
+pub mod gateway;
 pub mod lanes;
+mod link;
 pub mod status;
 pub mod store;
+
+pub use client::Volume;
+pub use gateway::Gateway;
+pub use link::ClientEvent;
+pub use shard::session::{Counters, ShardRoute, Target, VolumeConf as VolumeSpec};
+
+use proto::Status;
+use runtime::RuntimeError;
+use shard::session::ConfProblem;
+use std::io;
+
+/// Why a gateway or a volume client refuses or fails.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientProblem {
+    /// The description of a volume cannot be used.
+    #[error(transparent)]
+    Conf(#[from] ConfProblem),
+    /// The operating system.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The socket cannot be adopted.
+    #[error("the socket cannot be adopted: {0}")]
+    SocketRefused(io::Error),
+    /// More was read behind the handshake than may be.
+    #[error("{0} bytes behind the handshake, the limit is 65536")]
+    LeftoverTooLong(usize),
+    /// The volume has all the connections that it may have.
+    #[error("the volume has 65536 connections")]
+    TooManyConnections,
+    /// Nobody fetches the ends of connections.
+    #[error("8192 ended connections were not fetched with drain()")]
+    EventsNotDrained,
+    /// No volume is open under this handle, or it is being closed.
+    #[error("no volume is open under handle {0}")]
+    UnknownHandle(u64),
+    /// A volume is open under this handle.
+    #[error("handle {0} is in use")]
+    HandleInUse(u64),
+    /// The command queue is full.
+    #[error("the data path is behind with its commands")]
+    Busy,
+    /// It was closed.
+    #[error("it is closed")]
+    Stopped,
+    /// The volume said no.
+    #[error("{0}")]
+    Failed(Status),
+}
+
+impl ClientProblem {
+    /// The code that tells the user how to react.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        match self {
+            ClientProblem::Conf(_) => Status::Invalid,
+            ClientProblem::Runtime(_) => Status::Unavailable,
+            ClientProblem::SocketRefused(_) => Status::Invalid,
+            ClientProblem::LeftoverTooLong(_)
+            | ClientProblem::TooManyConnections
+            | ClientProblem::EventsNotDrained => Status::Limit,
+            ClientProblem::UnknownHandle(_) => Status::NotFound,
+            ClientProblem::HandleInUse(_) => Status::InUse,
+            ClientProblem::Busy => Status::Busy,
+            ClientProblem::Stopped => Status::Cancelled,
+            ClientProblem::Failed(status) => *status,
+        }
+    }
+}

@@ -45,7 +45,7 @@ pub use peer::{
     Ack, AttachOp, BlockState, Content, Copy, Digest, PeerContext, Prepare, PrepareOp,
     ResultRecord, Settle, Snap, SnapAction, TailOp, TailRecord, Tails,
 };
-pub use ticket::{Rights, SignedTicket, TICKET_MAC_BYTES, Ticket};
+pub use ticket::{Rights, SIGNED_TICKET_BYTES, SignedTicket, TICKET_MAC_BYTES, Ticket};
 
 use crate::Status;
 

@@ -656,3 +656,26 @@ proptest! {
         prop_assert!(parse(&bytes).is_err(), "no header CRC is right by chance");
     }
 }
+
+#[test]
+fn a_signed_ticket_is_its_bytes_and_nothing_else_is_one() {
+    let ticket = Ticket {
+        volume: VolumeId(5),
+        attach_epoch: 6,
+        session: 7,
+        expires: 8,
+        rights: Rights::READ_WRITE,
+    };
+    let signed = SignedTicket { ticket, mac: std::array::from_fn(|at| at as u8) };
+    let bytes = signed.to_bytes();
+    assert_eq!(SignedTicket::from_bytes(&bytes), Ok(signed));
+    for length in (0..bytes.len()).chain([bytes.len() + 1]) {
+        let mut other = bytes.to_vec();
+        other.resize(length, 0);
+        assert!(SignedTicket::from_bytes(&other).is_err(), "{length} bytes");
+    }
+    let mut wrong = bytes;
+    wrong[32] = 2;
+    let expected = WireError::Field { name: "ticket.rights", value: 2 };
+    assert_eq!(SignedTicket::from_bytes(&wrong), Err(expected));
+}

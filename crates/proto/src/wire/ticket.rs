@@ -5,7 +5,7 @@
 
 use super::{ID_LIMIT, WireError, raw};
 use crate::VolumeId;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Bytes of the HMAC-SHA256 beside a ticket.
 pub const TICKET_MAC_BYTES: usize = 32;
@@ -58,6 +58,35 @@ pub struct SignedTicket {
     pub ticket: Ticket,
     /// HMAC-SHA256 of [`Ticket::signed_bytes`] under the cluster key.
     pub mac: [u8; TICKET_MAC_BYTES],
+}
+
+/// Bytes of a ticket and its MAC, as in HELLO.
+pub const SIGNED_TICKET_BYTES: usize = size_of::<raw::Ticket>() + TICKET_MAC_BYTES;
+
+impl SignedTicket {
+    /// Read the bytes of a ticket and its MAC. Who holds no key trusts them as they are.
+    pub fn from_bytes(bytes: &[u8]) -> Result<SignedTicket, WireError> {
+        let short = WireError::Truncated {
+            what: "ticket",
+            expected: SIGNED_TICKET_BYTES as u64,
+            found: bytes.len() as u64,
+        };
+        let bytes: &[u8; SIGNED_TICKET_BYTES] = bytes.try_into().map_err(|_| short)?;
+        let (ticket, mac) = bytes.split_at(size_of::<raw::Ticket>());
+        let ticket = raw::Ticket::read_from_bytes(ticket).expect("split at its size");
+        let mac = mac.try_into().expect("the rest is the MAC");
+        Ok(SignedTicket { ticket: Ticket::from_raw(&ticket)?, mac })
+    }
+
+    /// The inverse of [`SignedTicket::from_bytes`].
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; SIGNED_TICKET_BYTES] {
+        let mut bytes = [0; SIGNED_TICKET_BYTES];
+        let (ticket, mac) = bytes.split_at_mut(size_of::<raw::Ticket>());
+        ticket.copy_from_slice(&self.ticket.signed_bytes());
+        mac.copy_from_slice(&self.mac);
+        bytes
+    }
 }
 
 impl Ticket {

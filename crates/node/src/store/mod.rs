@@ -1,0 +1,352 @@
+//! A store node's data side: lanes, the shards they serve, and the connections of clients.
+//!
+//! One reactor thread runs all lanes of the store and its listener; each shard has its machine
+//! (`shard::primary`). A connection begins with HELLO and a ticket that the cluster key has signed;
+//! its requests go to the shard's machine, from there to the lane, and the reply leaves when the lane
+//! says that the operation is durable. The control plane speaks through `StoreNode`: commands go in
+//! through the reactor's queue, results come out of a bounded queue with an eventfd. Nothing here
+//! calls Python.
+//!
+//! **Path slots.** A session's requests of one slot are known by (session, slot, generation) also
+//! after their connection has ended; FENCE_PATH is answered when the last of them is over, with the
+//! outcome of those that changed something, so nothing of a fenced slot takes effect afterwards.
+
+mod app;
+
+use crate::disk::{self, DiskProblem, OpenDisk};
+use app::{Command, HostedDisk, Outlets, StoreApp};
+use crossbeam_channel::{Receiver, bounded, unbounded};
+use lane::lane::Counters;
+use lane::recover::RecoveryReport;
+use proto::{Pool, ReplicaId, ShardId, Status};
+use runtime::engine::{self, DiskEngine, EngineChoice};
+use runtime::reactor::{self, Handle, Options};
+use runtime::wake::Wake;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+pub use app::verify_ticket;
+
+/// Free buffers that a store keeps per size class.
+const POOL_BYTES: usize = 32 << 20;
+/// Commands of the control plane that may wait.
+const COMMANDS_MAX: usize = 4096;
+/// Operations that one engine has outstanding.
+const ENGINE_DEPTH: u32 = 256;
+
+/// One disk of the store's configuration.
+#[derive(Clone, Debug)]
+pub struct DiskConfig {
+    /// File or device.
+    pub path: PathBuf,
+    /// Engine to use.
+    pub engine: EngineChoice,
+}
+
+/// What a store is started with.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Its id.
+    pub store_id: u64,
+    /// Of this process.
+    pub incarnation: u64,
+    /// The cluster.
+    pub cluster_id: [u8; 16],
+    /// Key of tickets.
+    pub cluster_key: Vec<u8>,
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Its disks.
+    pub disks: Vec<DiskConfig>,
+}
+
+/// What a shard's configuration means to its data path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Serving {
+    /// Epoch that requests must name.
+    pub epoch: u64,
+    /// Attach epoch below which they are refused.
+    pub attach_epoch: u64,
+}
+
+/// One replica, as the control plane sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReplicaFacts {
+    /// Which replica.
+    pub replica: ReplicaId,
+    /// Its size in blocks.
+    pub blocks: u32,
+    /// Index of its disk.
+    pub disk: usize,
+    /// Index of its lane in the store.
+    pub lane: usize,
+    /// The configuration, as stored.
+    pub conf: Vec<u8>,
+    /// Commit watermark.
+    pub commit: u64,
+    /// Bytes of the slots that it uses.
+    pub used_bytes: u64,
+}
+
+/// One disk, as the control plane sees it.
+#[derive(Clone, Debug)]
+pub struct DiskFacts {
+    /// Its identity, as text.
+    pub uuid: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Which engine serves it.
+    pub engine: &'static str,
+    /// Why that engine.
+    pub engine_reason: String,
+    /// `plp` or `volatile`.
+    pub durability: lane::format::Durability,
+    /// Why.
+    pub durability_reason: String,
+    /// Why it stopped, if it did.
+    pub failure: Option<String>,
+    /// Bytes of all slots, and of those that clients may still take.
+    pub bytes: (u64, u64),
+    /// Counters of its lanes.
+    pub counters: Vec<Counters>,
+    /// What recovery found on its lanes.
+    pub reports: Vec<RecoveryReport>,
+}
+
+/// A snapshot of the store.
+#[derive(Clone, Debug)]
+pub struct StoreFacts {
+    /// Its replicas.
+    pub replicas: Vec<ReplicaFacts>,
+    /// Its disks.
+    pub disks: Vec<DiskFacts>,
+    /// Connections that have said HELLO.
+    pub sessions: usize,
+}
+
+/// What the control plane asks; the answer is an event with the same id.
+#[derive(Debug)]
+pub enum ControlOp {
+    /// Make a replica on the disk named, on its lane with the most room.
+    Create {
+        /// Identity of the disk.
+        disk_uuid: String,
+        /// Which replica.
+        replica: ReplicaId,
+        /// Its size in blocks.
+        blocks: u32,
+        /// Its first configuration.
+        conf: Vec<u8>,
+        /// What that means.
+        serving: Serving,
+    },
+    /// Forget a replica.
+    Delete(ShardId),
+    /// Let a replica grow.
+    Resize(ShardId, u32),
+    /// Follow a newer configuration.
+    SetConf(ShardId, Vec<u8>, Serving),
+}
+
+/// What the store tells the control plane.
+#[derive(Debug)]
+pub enum StoreEvent {
+    /// A command is done.
+    Done {
+        /// Its id.
+        request_id: u64,
+    },
+    /// A command failed.
+    Failed {
+        /// Its id.
+        request_id: u64,
+        /// Code for programs.
+        status: Status,
+        /// Text for people.
+        message: String,
+    },
+    /// A disk has stopped.
+    DiskFailed {
+        /// Which one.
+        disk: usize,
+        /// Why.
+        message: String,
+    },
+}
+
+/// Why a store cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreProblem {
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskProblem),
+    /// The listener.
+    #[error("cannot listen on {address}: {error}; another process holds the port, or choose 0")]
+    Listen {
+        /// Asked for.
+        address: SocketAddr,
+        /// The reason given.
+        error: std::io::Error,
+    },
+}
+
+/// Disks that are open and recovered, before anything is served.
+pub struct OpenStore {
+    config: StoreConfig,
+    disks: Vec<OpenDisk>,
+    pool: Pool,
+}
+
+impl OpenStore {
+    /// Open and recover all disks.
+    pub fn open(config: StoreConfig) -> Result<OpenStore, StoreProblem> {
+        let pool = Pool::new(POOL_BYTES);
+        let disks = config
+            .disks
+            .iter()
+            .map(|disk| disk::open(&disk.path, &config.cluster_id, config.incarnation, &pool))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(OpenStore { config, disks, pool })
+    }
+
+    /// The replicas found, with their stored configurations.
+    pub fn confs(&self) -> impl Iterator<Item = (ShardId, &[u8])> {
+        let lanes = self.disks.iter().flat_map(|disk| &disk.lanes);
+        let shards = lanes.flat_map(|lane| lane.tables().shards.iter().flatten());
+        shards.map(|shard| (shard.replica.shard, shard.conf.as_slice()))
+    }
+
+    /// Start serving; `serving` says what the stored configurations mean. A replica that is not
+    /// named waits for its configuration.
+    pub fn start(self, serving: &BTreeMap<ShardId, Serving>) -> Result<StoreNode, StoreProblem> {
+        let OpenStore { config, disks, pool } = self;
+        let (mut engines, mut hosted): (Vec<Box<dyn DiskEngine>>, Vec<HostedDisk>) =
+            (Vec::new(), Vec::new());
+        for (disk, chosen) in disks.iter().zip(&config.disks) {
+            let first = engines.len();
+            let (mut name, mut reason) = ("none", String::new());
+            for _ in &disk.lanes {
+                let (engine, probe) = engine::open(chosen.engine, &disk.file, &pool, ENGINE_DEPTH)
+                    .map_err(DiskProblem::from)?;
+                (name, reason) = (engine.name(), probe.reasons.join("; "));
+                engines.push(engine);
+            }
+            let facts = DiskFacts {
+                uuid: disk::hex(&disk.header.disk_uuid),
+                path: chosen.path.clone(),
+                engine: name,
+                engine_reason: reason,
+                durability: disk.durability,
+                durability_reason: disk.file.promise().reason.clone(),
+                failure: None,
+                bytes: (0, 0),
+                counters: Vec::new(),
+                reports: Vec::new(),
+            };
+            hosted.push(HostedDisk { facts, lanes: first..engines.len(), is_reported: false });
+        }
+        let wake = Arc::new(Wake::new().map_err(|source| {
+            DiskProblem::from(runtime::RuntimeError::SystemFailed {
+                action: "make an eventfd",
+                source,
+            })
+        })?);
+        // Bounded by the commands: each brings at most one event, each disk at most one more.
+        let (events, event_queue) = unbounded();
+        let (listening, bound) = bounded(1);
+        let options = Options {
+            name: format!("store-{}", config.store_id),
+            command_capacity: COMMANDS_MAX,
+            spin: Duration::ZERO,
+            pool: pool.clone(),
+        };
+        let (address, serving) = (config.listen, serving.clone());
+        let outlets = Outlets { events, wake: Arc::clone(&wake), listening };
+        let make = move || StoreApp::new(config, disks, hosted, serving, outlets, pool);
+        let running = reactor::spawn(options, engines, make).map_err(DiskProblem::from)?;
+        let mut node = StoreNode {
+            handle: running.handle,
+            thread: Some(running.thread),
+            address,
+            events: event_queue,
+            wake,
+        };
+        let bound = bound.recv().map_err(|_| std::io::Error::other("the thread has ended"));
+        match bound.and_then(|result| result) {
+            Ok(address) => {
+                node.address = address;
+                Ok(node)
+            }
+            Err(error) => Err(StoreProblem::Listen { address, error }),
+        }
+    }
+}
+
+/// A store node that serves. Commands return at once; results are events.
+pub struct StoreNode {
+    handle: Handle<Command>,
+    thread: Option<JoinHandle<()>>,
+    address: SocketAddr,
+    events: Receiver<StoreEvent>,
+    wake: Arc<Wake>,
+}
+
+impl StoreNode {
+    /// Where clients connect.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Readable while events may wait.
+    #[must_use]
+    pub fn event_fd(&self) -> RawFd {
+        self.wake.as_raw_fd()
+    }
+
+    /// Take all events.
+    #[must_use]
+    pub fn drain(&self) -> Vec<StoreEvent> {
+        self.wake.clear();
+        self.events.try_iter().collect()
+    }
+
+    /// Give a command; its event carries `request_id`. False: the queue is full, or it has stopped.
+    #[must_use]
+    pub fn control(&self, request_id: u64, op: ControlOp) -> bool {
+        self.handle.try_send(Command::Control(request_id, op)).is_ok()
+    }
+
+    /// A snapshot; `None` when it has stopped.
+    #[must_use]
+    pub fn facts(&self) -> Option<StoreFacts> {
+        let (sender, receiver) = bounded(1);
+        self.handle.try_send(Command::Look(sender)).ok()?;
+        receiver.recv().ok()
+    }
+
+    /// Close the lanes cleanly and end the thread.
+    pub fn close(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        let (sender, receiver) = bounded(1);
+        if self.handle.try_send(Command::Close(sender)).is_ok() {
+            let _ = receiver.recv();
+        }
+        self.handle.stop();
+        let _ = thread.join();
+    }
+}
+
+impl Drop for StoreNode {
+    fn drop(&mut self) {
+        self.handle.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
