@@ -9,13 +9,16 @@ pub mod client;
 pub mod disk;
 pub mod gateway;
 mod link;
+pub mod spec;
 
 pub use client::Volume;
 pub use gateway::Gateway;
 pub use link::ClientEvent;
+pub use proto::block::{BlockData, BlockOp};
 pub use shard::session::{Counters, ShardRoute, Target, VolumeConf as VolumeSpec};
 
 use proto::Status;
+use proto::wire::WireError;
 use runtime::RuntimeError;
 use shard::session::ConfProblem;
 use std::io;
@@ -26,6 +29,17 @@ pub enum ClientProblem {
     /// The description of a volume cannot be used.
     #[error(transparent)]
     Conf(#[from] ConfProblem),
+    /// The bytes of a ticket are none.
+    #[error("not a signed ticket: {0}")]
+    Ticket(#[from] WireError),
+    /// An address of a store.
+    #[error("{address:?} is no address: {reason}")]
+    Address {
+        /// As given.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The operating system.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
@@ -63,9 +77,11 @@ impl ClientProblem {
     #[must_use]
     pub fn status(&self) -> Status {
         match self {
-            ClientProblem::Conf(_) => Status::Invalid,
+            ClientProblem::Conf(_)
+            | ClientProblem::Ticket(_)
+            | ClientProblem::Address { .. }
+            | ClientProblem::SocketRefused(_) => Status::Invalid,
             ClientProblem::Runtime(_) => Status::Unavailable,
-            ClientProblem::SocketRefused(_) => Status::Invalid,
             ClientProblem::LeftoverTooLong(_)
             | ClientProblem::TooManyConnections
             | ClientProblem::EventsNotDrained => Status::Limit,

@@ -4,6 +4,10 @@
 //! No Rust thread calls Python, and no Python runs per I/O; see docs/internals/architecture.md.
 
 mod build_info;
+mod client_spec;
+mod errors;
+mod gateway;
+mod volume;
 
 use pyo3::prelude::*;
 
@@ -12,4 +16,8 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     use super::build_info::{BuildInfo, build_info, version};
+    #[pymodule_export]
+    use super::gateway::Gateway;
+    #[pymodule_export]
+    use super::volume::Volume;
 }
