@@ -181,7 +181,8 @@ class FakeGateway:
         self, fd: int, leftover: bytes, handle: int, structured: bool, read_only: bool
     ) -> int:
         number, self._next = self._next, self._next + 1
-        self.adopted[number] = (fd, leftover, handle, structured, read_only)
+        # As the real one: a duplicate, the caller closes its own.
+        self.adopted[number] = (os.dup(fd), leftover, handle, structured, read_only)
         return number
 
     def finish(self, number: int, reason: str) -> None:
@@ -195,7 +196,7 @@ class FakeGateway:
         return self._events.drain()
 
     def stats(self) -> dict[str, Any]:
-        return {"counters": {"connections": self._next - 1}}
+        return {"volumes": {handle: {"requests": 0} for handle in self.volumes}}
 
     def close(self) -> None:
         for number in list(self.adopted):

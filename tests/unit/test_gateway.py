@@ -31,6 +31,7 @@ def spec(
     export_id: int, name: str, *, address: str = "127.0.0.1:1", transport: str = "unix"
 ) -> ExportSpec:
     volume = VolumeSpec(
+        cluster_id="00" * 16,
         volume_id=export_id + 100,
         size_bytes=GIB,
         shard_size_bytes=GIB,

@@ -12,15 +12,18 @@ pub mod framing;
 pub mod gateway;
 pub mod lanes;
 mod link;
+pub mod spec;
 pub mod status;
 pub mod store;
 
 pub use client::Volume;
 pub use gateway::Gateway;
 pub use link::ClientEvent;
+pub use proto::block::{BlockData, BlockOp};
 pub use shard::session::{Counters, ShardRoute, Target, VolumeConf as VolumeSpec};
 
 use proto::Status;
+use proto::wire::WireError;
 use runtime::RuntimeError;
 use shard::session::ConfProblem;
 use std::io;
@@ -31,6 +34,17 @@ pub enum ClientProblem {
     /// The description of a volume cannot be used.
     #[error(transparent)]
     Conf(#[from] ConfProblem),
+    /// The bytes of a ticket are none.
+    #[error("not a signed ticket: {0}")]
+    Ticket(#[from] WireError),
+    /// An address of a store.
+    #[error("{address:?} is no address: {reason}")]
+    Address {
+        /// As given.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The operating system.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
@@ -68,9 +82,11 @@ impl ClientProblem {
     #[must_use]
     pub fn status(&self) -> Status {
         match self {
-            ClientProblem::Conf(_) => Status::Invalid,
+            ClientProblem::Conf(_)
+            | ClientProblem::Ticket(_)
+            | ClientProblem::Address { .. }
+            | ClientProblem::SocketRefused(_) => Status::Invalid,
             ClientProblem::Runtime(_) => Status::Unavailable,
-            ClientProblem::SocketRefused(_) => Status::Invalid,
             ClientProblem::LeftoverTooLong(_)
             | ClientProblem::TooManyConnections
             | ClientProblem::EventsNotDrained => Status::Limit,

@@ -3,14 +3,12 @@
 use crate::errors;
 use node::VolumeSpec;
 use node::spec::{ShardSpec, volume_spec};
+use proto::Status;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-/// INVALID, as in errors.toml.
-const INVALID: u32 = 20;
-
 fn field<'py>(dict: &Bound<'py, PyDict>, name: &str) -> PyResult<Bound<'py, PyAny>> {
-    let missing = || errors::error(INVALID, &format!("the description has no {name:?}"));
+    let missing = || errors::raise(Status::Invalid, &format!("the description has no {name:?}"));
     dict.get_item(name)?.ok_or_else(missing)
 }
 
@@ -37,12 +35,4 @@ pub fn read(dict: &Bound<'_, PyDict>) -> PyResult<VolumeSpec> {
     // Names are looked up, which may take a while.
     let spec = dict.py().detach(|| volume_spec(volume_id, sizes, attach_epoch, &ticket, &shards));
     spec.map_err(|problem| errors::client(&problem))
-}
-
-/// The cluster's id.
-pub fn cluster_id(bytes: &[u8]) -> PyResult<[u8; 16]> {
-    bytes.try_into().map_err(|_| {
-        let message = format!("a cluster id has 16 bytes, this one {}", bytes.len());
-        errors::error(INVALID, &message)
-    })
 }

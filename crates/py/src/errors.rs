@@ -1,5 +1,6 @@
 //! Problems of the Rust half as exceptions of `pureflash.errors`.
 
+use node::ClientProblem;
 use proto::Status;
 use pyo3::prelude::*;
 
@@ -15,4 +16,9 @@ pub fn raise(status: Status, message: &str) -> PyErr {
             Err(broken) => broken,
         }
     })
+}
+
+/// The exception for a problem of the client side.
+pub fn client(problem: &ClientProblem) -> PyErr {
+    raise(problem.status(), &problem.to_string())
 }

@@ -1,5 +1,6 @@
 //! `Gateway`: sockets of negotiated clients go in, their I/O never comes back to Python.
 
+use crate::disk::identity;
 use crate::{client_spec, errors};
 use node::gateway::{NbdAdoption, VolumeStats};
 use node::{ClientEvent, ClientProblem, Counters};
@@ -20,7 +21,7 @@ impl Gateway {
     #[new]
     #[pyo3(signature = (*, cluster_id))]
     fn new(cluster_id: &[u8]) -> PyResult<Gateway> {
-        let cluster_id = client_spec::cluster_id(cluster_id)?;
+        let cluster_id = identity("cluster_id", cluster_id)?;
         raise(node::Gateway::start(cluster_id)).map(Gateway)
     }
 

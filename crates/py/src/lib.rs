@@ -4,10 +4,13 @@
 //! No Rust thread calls Python, and no Python runs per I/O; see docs/internals/architecture.md.
 
 mod build_info;
+mod client_spec;
 mod disk;
 mod errors;
+mod gateway;
 mod lane;
 mod store;
+mod volume;
 
 use pyo3::prelude::*;
 
@@ -22,7 +25,11 @@ mod _core {
     #[pymodule_export]
     use super::disk::{format_disk, inspect_disk};
     #[pymodule_export]
+    use super::gateway::Gateway;
+    #[pymodule_export]
     use super::lane::Lane;
     #[pymodule_export]
     use super::store::StoreNode;
+    #[pymodule_export]
+    use super::volume::Volume;
 }

@@ -2,6 +2,7 @@
 //! way, and signals are looked at several times a second, so that Ctrl-C ends a wait for a store
 //! that is away.
 
+use crate::disk::identity;
 use crate::gateway::{counters_dict, event_tuple};
 use crate::{client_spec, errors};
 use node::client::TRANSFER_BYTES_MAX;
@@ -47,7 +48,7 @@ impl Volume {
         cluster_id: &[u8],
         io_timeout_ms: Option<u64>,
     ) -> PyResult<Volume> {
-        let cluster_id = client_spec::cluster_id(cluster_id)?;
+        let cluster_id = identity("cluster_id", cluster_id)?;
         let spec = client_spec::read(spec)?;
         raise(node::Volume::open(cluster_id, spec, io_timeout_ms.map(Duration::from_millis)))
             .map(Volume)

@@ -15,7 +15,7 @@ from pureflash.model.messages import VolumeSpec
 
 
 class CoreVolume(Protocol):
-    """`_core.Volume(spec)`."""
+    """`_core.Volume(spec, cluster_id=...)`."""
 
     def pread(self, offset: int, length: int) -> bytes:
         """Read."""
@@ -110,7 +110,9 @@ def open_device(spec: VolumeSpec) -> Device:
             "shards": [
                 {"index": shard.index, "epoch": shard.epoch, "address": shard.address}
                 for shard in spec.shards
+                if shard.address
             ],
-        }
+        },
+        cluster_id=bytes.fromhex(spec.cluster_id),
     )
     return Device(volume, size_bytes=spec.size_bytes)

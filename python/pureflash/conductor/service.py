@@ -325,7 +325,7 @@ class Conductor:
         requests.check_attach(view, volume, is_read_only=is_read_only)
         plan = planner.routes(view, volume)
         rights = Rights.READ if is_read_only else Rights.READ_WRITE
-        return self._spec(volume, plan, rights)
+        return self._spec(volume, plan, rights, self._identity.draw())
 
     async def store_exited(self, store_id: int, *, incarnation: int) -> None:
         """Believe a supervisor that this incarnation ended; an older one is no news."""
@@ -488,18 +488,24 @@ class Conductor:
             kind=plan.export.kind,
             transport=plan.export.transport,
             is_read_only=plan.export.is_read_only,
-            volume=self._spec(plan.volume, plan.routes, rights),
+            # An export is one session for all its life, also over restarts of its gateway: only a
+            # session itself can fence its own path slots. Ids are unique among objects of a
+            # cluster; sessions of clients are drawn from 2^53 and do not meet them.
+            volume=self._spec(plan.volume, plan.routes, rights, plan.export.id),
         )
 
-    def _spec(self, volume: Volume, routes: tuple[ShardRoute, ...], rights: Rights) -> VolumeSpec:
+    def _spec(
+        self, volume: Volume, routes: tuple[ShardRoute, ...], rights: Rights, session: int
+    ) -> VolumeSpec:
         ticket = Ticket(
             volume_id=volume.id,
             attach_epoch=volume.attach_epoch,
-            session=self._identity.draw(),
+            session=session,
             expires=self._clock.wall_ms() // 1000 + TICKET_S,
             rights=rights,
         )
         return VolumeSpec(
+            cluster_id=self._identity.cluster_id,
             volume_id=volume.id,
             size_bytes=volume.size_bytes,
             shard_size_bytes=volume.shard_size_bytes,

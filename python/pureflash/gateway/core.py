@@ -27,7 +27,7 @@ class Gateway(Protocol):
     ) -> int:
         """Take a socket over for NBD's transmission phase; gives the connection's number.
 
-        The descriptor belongs to the gateway from then on. `leftover`: bytes already read.
+        The gateway keeps a duplicate; the caller closes its own. `leftover`: bytes already read.
         """
 
     def fileno(self) -> int:
@@ -37,7 +37,7 @@ class Gateway(Protocol):
         """Take all events: ("closed", connection, reason), ("conf_needed", handle, shard_index)."""
 
     def stats(self) -> Mapping[str, Any]:
-        """Give "counters": {name: int}."""
+        """Give "volumes": {handle: {name: int}}, of each open volume's session."""
 
     def close(self) -> None:
         """Close everything; blocks until that is done."""
@@ -48,6 +48,15 @@ class GatewayCore(Protocol):
 
     def Gateway(self, *, cluster_id: bytes) -> Gateway:  # noqa: N802 - the name of a class
         """Start a gateway without volumes."""
+
+
+def totals(volumes: dict[int, dict[str, int]]) -> dict[str, int]:
+    """Add up the counters of all sessions; sizes and gauges of single volumes are left out."""
+    gauges = {"size_bytes", "open_requests", "connections"}
+    names = {name for counters in volumes.values() for name in counters} - gauges
+    return {
+        name: sum(counters.get(name, 0) for counters in volumes.values()) for name in sorted(names)
+    }
 
 
 def load_core() -> GatewayCore:
@@ -74,5 +83,6 @@ def core_spec(spec: VolumeSpec) -> dict[str, Any]:
         "shards": [
             {"index": shard.index, "epoch": shard.epoch, "address": shard.address}
             for shard in spec.shards
+            if shard.address  # where it is not known yet, requests wait for an update
         ],
     }

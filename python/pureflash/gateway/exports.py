@@ -31,6 +31,7 @@ class Exports:
         self._log = log
         self.specs: dict[int, ExportSpec] = {}
         self.failures: dict[int, str] = {}
+        self._opened: set[int] = set()
         self.connections: dict[int, int] = {}
         """Export by connection number."""
 
@@ -50,7 +51,9 @@ class Exports:
         now = {spec.id: spec for spec in wanted}
         for handle in [handle for handle in self.specs if handle not in now]:
             del self.specs[handle]
-            if self.failures.pop(handle, None) is None:
+            self.failures.pop(handle, None)
+            if handle in self._opened:
+                self._opened.remove(handle)
                 self._gateway.close_volume(handle)
             self._log.info("export.closed", f"export {handle}", export=handle)
         for handle, spec in now.items():
@@ -90,15 +93,15 @@ class Exports:
         return tuple(reports)
 
     def _open(self, handle: int, spec: ExportSpec) -> None:
-        is_open = handle in self.specs and handle not in self.failures
         self.specs[handle] = spec
         try:
-            if is_open:
+            if handle in self._opened:
                 self._gateway.update_volume(handle, core_spec(spec.volume))
             else:
                 self._gateway.open_volume(handle, core_spec(spec.volume))
-                self.failures.pop(handle, None)
+                self._opened.add(handle)
                 self._log.info("export.opened", f"{spec.name} over {spec.transport}", export=handle)
+            self.failures.pop(handle, None)
         except PureFlashError as problem:
             self.failures[handle] = problem.message
             self._log.warning("export.failed", str(problem), code="EXPORT_NOT_READY", export=handle)

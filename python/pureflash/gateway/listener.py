@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -100,17 +99,15 @@ class NbdListener:
         if handle is None:
             self._log.info("nbd.closed", f"{outcome.export.name} was taken away in the handshake")
             return
-        descriptor = os.dup(client.fileno())
         try:
             connection = self._gateway.adopt_nbd(
-                descriptor,
+                client.fileno(),
                 outcome.leftover,
                 handle,
                 outcome.is_structured,
                 outcome.export.is_read_only,
             )
         except PureFlashError as problem:
-            os.close(descriptor)
             self._log.error("nbd.refused", str(problem), export=handle)
             return
         self._exports.connections[connection] = handle

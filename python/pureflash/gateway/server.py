@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from pureflash.errors import CallerError, Code
-from pureflash.gateway.core import Gateway, GatewayCore, load_core
+from pureflash.gateway.core import Gateway, GatewayCore, load_core, totals
 from pureflash.gateway.exports import Exports
 from pureflash.gateway.listener import NbdListener
 from pureflash.model.domain import Transport
@@ -60,11 +60,10 @@ class GatewayAgent:
 
     def heartbeat(self, term: int) -> Message:
         """Tell the totals."""
-        counters = self._gateway.stats()["counters"]
         return Heartbeat(
             id=0,
             term=term,
-            counters={name: int(value) for name, value in counters.items()},
+            counters=totals(self._gateway.stats()["volumes"]),
             connections=len(self.exports.connections),
         )
 

@@ -173,8 +173,9 @@ class ShardRoute(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VolumeSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a client needs to do I/O; `ticket` as hex (model/ticket.py)."""
+    """All that a client needs to do I/O; `cluster_id` and `ticket` as hex (model/ticket.py)."""
 
+    cluster_id: str
     volume_id: int
     size_bytes: int
     shard_size_bytes: int

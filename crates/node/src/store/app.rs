@@ -53,6 +53,9 @@ struct Served {
     primary: Primary,
 }
 
+/// Fenced openings that are remembered.
+const FENCED_MAX: usize = 65_536;
+
 /// A session's slot in one of its openings.
 type SlotKey = (u64, u8, u64);
 
@@ -63,8 +66,14 @@ struct SlotState {
     open: u32,
     /// Changes that were carried out after their connection had ended.
     outcomes: Vec<FenceOutcome>,
-    /// FENCE_PATH requests that wait for `open` to be 0.
-    fences: Vec<(ConnId, Header)>,
+}
+
+/// A FENCE_PATH request that waits for the last request of the openings it names.
+struct Fence {
+    conn: ConnId,
+    header: Header,
+    /// Session, slot, and the newest opening that is fenced.
+    upto: SlotKey,
 }
 
 struct Conn {
@@ -100,7 +109,10 @@ pub(super) struct StoreApp {
     disks: Vec<HostedDisk>,
     shards: BTreeMap<ShardId, Served>,
     conns: HashMap<ConnId, Conn>,
-    slots: HashMap<SlotKey, SlotState>,
+    slots: BTreeMap<SlotKey, SlotState>,
+    fences: Vec<Fence>,
+    /// Newest fenced opening of each slot: an opening up to it is never accepted again.
+    fenced: BTreeMap<(u64, u8), u64>,
     pending: HashMap<u64, Pending>,
     next_token: u64,
     events: Sender<StoreEvent>,
@@ -151,7 +163,9 @@ impl StoreApp {
             disks: hosted,
             shards: BTreeMap::new(),
             conns: HashMap::new(),
-            slots: HashMap::new(),
+            slots: BTreeMap::new(),
+            fences: Vec::new(),
+            fenced: BTreeMap::new(),
             pending: HashMap::new(),
             next_token: 1,
             events: outlets.events,
@@ -197,6 +211,12 @@ impl StoreApp {
                 return;
             }
         };
+        let fenced = self.fenced.get(&(ticket.session, hello.path.slot));
+        if fenced.is_some_and(|&generation| hello.path.generation <= generation) {
+            self.send(ctx, id, &refuse(Status::Fenced));
+            ctx.finish(id);
+            return;
+        }
         let limits = hello.limits.agree(Limits::DEFAULT);
         let slot = (ticket.session, hello.path.slot, hello.path.generation);
         let Some(conn) = self.conns.get_mut(&id) else { return };
@@ -350,7 +370,7 @@ impl StoreApp {
             }
             Err(status) => self.refuse(ctx, pending.conn, header, status),
         }
-        self.settle_slot(ctx, pending.slot);
+        self.settle_fences(ctx);
     }
 
     /// A change whose connection has ended is remembered until its slot is fenced.
@@ -358,8 +378,9 @@ impl StoreApp {
         let slot = self.slots.get_mut(&pending.slot).expect("it has an open request");
         slot.open -= 1;
         let Ok(Answer::Done(seq)) = result else { return };
+        // Its connection may be about to end: whether the reply arrives is not known here.
         let is_change = *seq > Seq(0);
-        if is_change && (slot.conn.is_none() || !slot.fences.is_empty()) {
+        if is_change && slot.conn.is_none() {
             slot.outcomes.push(FenceOutcome {
                 command_id: pending.header.command_id,
                 lsn: Lsn { epoch: Epoch(pending.header.epoch), seq: *seq },
@@ -369,25 +390,39 @@ impl StoreApp {
         }
     }
 
-    /// Close the slot's connection; answer when none of its requests is open any more.
-    fn fence(&mut self, ctx: &mut Context, id: ConnId, header: Header, key: SlotKey) {
-        let state = self.slots.entry(key).or_default();
-        state.fences.push((id, header));
-        if let Some(conn) = state.conn.take() {
-            ctx.close(conn);
+    /// Close the connections of the openings named; answer when none of their requests is open.
+    fn fence(&mut self, ctx: &mut Context, id: ConnId, header: Header, upto: SlotKey) {
+        let (session, slot, generation) = upto;
+        let newest = self.fenced.entry((session, slot)).or_default();
+        *newest = generation.max(*newest);
+        if self.fenced.len() > FENCED_MAX {
+            // The smallest session id: as good as any other, none is in use twice.
+            self.fenced.pop_first();
         }
-        self.settle_slot(ctx, key);
+        for (_, state) in self.slots.range_mut((session, slot, 0)..=upto) {
+            if let Some(conn) = state.conn.take() {
+                ctx.close(conn);
+            }
+        }
+        self.fences.push(Fence { conn: id, header, upto });
+        self.settle_fences(ctx);
     }
 
-    fn settle_slot(&mut self, ctx: &mut Context, key: SlotKey) {
-        let Some(state) = self.slots.get_mut(&key) else { return };
-        if state.open > 0 || state.fences.is_empty() {
-            return;
-        }
-        let state = self.slots.remove(&key).expect("just looked at");
-        for (conn, header) in state.fences {
-            let outcomes = ReplyOp::FencePath(state.outcomes.clone());
-            self.reply_ok(ctx, conn, &header, Seq(0), outcomes);
+    fn settle_fences(&mut self, ctx: &mut Context) {
+        let mut index = 0;
+        while index < self.fences.len() {
+            let upto = self.fences[index].upto;
+            let openings = (upto.0, upto.1, 0)..=upto;
+            if self.slots.range(openings.clone()).any(|(_, state)| state.open > 0) {
+                index += 1;
+                continue;
+            }
+            let fence = self.fences.swap_remove(index);
+            let keys: Vec<SlotKey> = self.slots.range(openings).map(|(&key, _)| key).collect();
+            let states = keys.iter().filter_map(|key| self.slots.remove(key));
+            let outcomes = states.flat_map(|state| state.outcomes).collect();
+            let reply = ReplyOp::FencePath(outcomes);
+            self.reply_ok(ctx, fence.conn, &fence.header, Seq(0), reply);
         }
     }
 
@@ -662,16 +697,14 @@ impl Application for StoreApp {
         }
     }
 
-    fn closed(&mut self, ctx: &mut Context, id: ConnId, _reason: CloseReason) {
+    fn closed(&mut self, _ctx: &mut Context, id: ConnId, _reason: CloseReason) {
         let Some(conn) = self.conns.remove(&id) else { return };
         let Some((_, key)) = conn.session else { return };
         if let Some(state) = self.slots.get_mut(&key) {
             state.conn = None;
             // Kept while requests are open; forgotten when nothing is left to tell a fence.
-            if state.open == 0 && state.outcomes.is_empty() && state.fences.is_empty() {
+            if state.open == 0 && state.outcomes.is_empty() {
                 self.slots.remove(&key);
-            } else {
-                self.settle_slot(ctx, key);
             }
         }
     }
