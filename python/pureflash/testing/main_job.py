@@ -184,12 +184,14 @@ def load_under_kills(cluster: Cluster, uri: str, summary: Summary) -> None:
         raise DemoProblem(f"fio saw an error: status {status}, error {job['error']}")
     if len(set(kills)) != len(kills) or not kills:
         raise DemoProblem(f"the kills did not reach distinct processes: {kills}")
-    writes = job["write"]["total_ios"]
+    writes, verified = job["write"]["total_ios"], job["read"]["total_ios"]
+    if verified == 0:
+        raise DemoProblem("fio verified nothing")
     pause = job["write"]["clat_ns"]["max"] / 1e9
     summary.add("store killed with -9 under load", f"{len(kills)} times, pids {kills}")
     summary.add(
         "fio 4 KiB random writes, depth 32, through all of it",
-        f"{writes} writes, no error; longest wait of one write {pause:.1f} s",
+        f"{writes} writes, {verified} verified, no error; longest wait of one write {pause:.1f} s",
     )
 
 
