@@ -230,7 +230,9 @@ def test_a_newer_configuration_fences_older_writers(start: Starter) -> None:
     assert wait_events(node) == [("done", 12, None)]
     assert status(client.write(0, b"o" * 4096)) is Code.STALE_EPOCH
     assert status(client.write(0, b"o" * 4096, epoch=2)) is Code.FENCED
-    assert status(client.write(0, b"n" * 4096, epoch=2, attach_epoch=2)) is Code.OK
+    assert status(client.write(0, b"o" * 4096, epoch=2, attach_epoch=2)) is Code.DENIED, "unsigned"
+    newer = Client(node, session=6, attach_epoch=2)
+    assert status(newer.write(0, b"n" * 4096, epoch=2, attach_epoch=2)) is Code.OK
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,8 @@ impl StoreApp {
             }
         };
         let changes = matches!(client_op, ClientOp::Write { .. } | ClientOp::Zero { .. });
-        if ticket.volume != header.shard.volume {
+        // What the header says of attaching must be what the conductor has signed.
+        if ticket.volume != header.shard.volume || request.attach_epoch > ticket.attach_epoch {
             return self.refuse(ctx, id, &header, Status::Denied);
         }
         if changes && ticket.rights != Rights::READ_WRITE {
