@@ -6,8 +6,8 @@ of acknowledgements the parent kills it with SIGKILL, opens the lane (recovery),
 block ever touched: it must hold its last acknowledged content or one that was begun after that,
 and never a mixture. Then the next child goes on where the last one died.
 
-Run by `make demo` (50 kills) and by the tests (fewer). What it shows is the death of a process;
-loss of power is what the crash explorer of crates/lane simulates.
+Run by the tests; `python -m pureflash.testing.lane_kill` kills 50 writers. What it shows is the
+death of a process; loss of power is what the crash explorer of crates/lane simulates.
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def main() -> int:
 
 
 def print_summary(totals: Totals) -> None:
-    """Say what was shown, in figures, and what is not shown yet."""
+    """Say what was shown, in figures."""
     print(f"  kills -9                      {totals.kills}")
     print(f"  writes acknowledged           {totals.acknowledged}, lost: 0")
     print(f"  blocks compared               {totals.verified}, wrong: 0")
@@ -277,7 +277,6 @@ def print_summary(totals: Totals) -> None:
     print(f"  blocks decided by recovery    {totals.checked_blocks}")
     print(f"    put in place from journal   {totals.placed_blocks}")
     print(f"    kept their old content      {totals.restored_blocks}")
-    print("Not shown yet: volumes over the network, replicas, failover (README, status).")
 
 
 if __name__ == "__main__":
