@@ -9,7 +9,7 @@ use runtime::RuntimeError;
 /// The code of a lane's problem.
 #[must_use]
 pub fn of_lane(problem: &Problem) -> Status {
-    shard::primary::status_of(problem)
+    shard::client::status_of(problem)
 }
 
 /// The code of a disk that cannot be formatted, inspected or opened.

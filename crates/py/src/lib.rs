@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 
 // What users run never carries the seeded bugs of the tests.
 const _: () = assert!(!::lane::MUTANTS, "the wheel refuses the lane's `mutants` feature");
+const _: () = assert!(!::shard::mutant::MUTANTS, "the wheel refuses the `mutants` feature");
 
 /// The module that maturin puts beside the Python sources.
 #[pymodule]

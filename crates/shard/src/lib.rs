@@ -1,8 +1,12 @@
-//! One shard: `session` is the client's end of it, `primary` the serving one.
+//! One shard: `session` is the client's end of it, `replica` the serving one, `conf` who they are.
 //!
 //! **Why Rust:** it runs per I/O and is a safety machine that the simulator must own.
 
 #![forbid(unsafe_code)]
 
-pub mod primary;
+pub mod client;
+pub mod conf;
+pub mod heartbeat;
+pub mod mutant;
+pub mod replica;
 pub mod session;

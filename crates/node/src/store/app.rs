@@ -20,7 +20,7 @@ use runtime::reactor::{
 };
 use runtime::wake::Wake;
 use sha2::Sha256;
-use shard::primary::{Answer, ClientOp, ClientRequest, Effect, Primary};
+use shard::client::{Answer, ClientOp, ClientRequest, Effect, Primary};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
