@@ -8,5 +8,6 @@ pub mod client;
 pub mod conf;
 pub mod heartbeat;
 pub mod mutant;
+pub mod primary;
 pub mod replica;
 pub mod session;

@@ -20,7 +20,8 @@ use runtime::reactor::{
 };
 use runtime::wake::Wake;
 use sha2::Sha256;
-use shard::client::{Answer, ClientOp, ClientRequest, Effect, Primary};
+use shard::client::{Answer, ClientOp, ClientRequest};
+use shard::primary::{Effect, Primary};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
