@@ -1,8 +1,8 @@
 //! One replica of one shard, in whatever role its configuration gives it.
 
 use crate::client::{Answer, ClientRequest};
-use crate::conf::{Incarnation, ShardConf, StoreId};
 use crate::conf::transition::Transition;
+use crate::conf::{Incarnation, ShardConf, StoreId};
 use crate::heartbeat::{Leases, Timing};
 use crate::mutant::Mutant;
 use lane::tables::Tables;
