@@ -91,7 +91,6 @@ pub(super) fn regions_of(first: u32, count: u32) -> std::ops::Range<u32> {
 
 /// An operation above the watermark that this life has accepted.
 struct Accepted {
-    lsn: Lsn,
     first: u32,
     count: u32,
     crcs: SmallVec<[u32; 4]>,
@@ -211,7 +210,7 @@ impl Replica {
             }
         }
         let waiting = SmallVec::from_elem(asked, 1);
-        let accepted = Accepted { lsn, first, count, crcs, is_durable: false, waiting };
+        let accepted = Accepted { first, count, crcs, is_durable: false, waiting };
         self.follower.accepted.insert(lsn, accepted);
         let request = body.into_op(self.options.shard_ix, lsn, self.follower.commit, 0);
         self.lane(ctx, Work::Prepare(lsn), request);
