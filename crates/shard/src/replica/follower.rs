@@ -13,8 +13,8 @@ use lane::record::FLAG_COPY;
 use lane::{Op, Outcome, Problem, REGION_BLOCKS};
 use proto::disk::BufList;
 use proto::wire::{
-    BlockState, ByteRange, CheckedData, Content, Copy, Digest, PeerContext, PrepareOp, ReplyOp,
-    RequestOp, TailOp, TailRecord, Tails,
+    BlockState, ByteRange, CheckedData, Content, Copy, Digest, Opcode, PeerContext, PrepareOp,
+    ReplyOp, RequestOp, TailOp, TailRecord, Tails,
 };
 use proto::{BLOCK_BYTES, Epoch, Lsn, Seq, Status, checksum};
 use smallvec::SmallVec;
@@ -228,10 +228,7 @@ impl Replica {
 
     fn prepare_reply(&self, asked: Asked, lsn: Lsn) -> ReplyOp {
         let ack = self.ack(lsn, 0);
-        match asked.opcode {
-            proto::wire::Opcode::Settle => ReplyOp::Settle(ack),
-            _ => ReplyOp::Prepare(ack),
-        }
+        if asked.opcode == Opcode::Settle { ReplyOp::Settle(ack) } else { ReplyOp::Prepare(ack) }
     }
 
     /// The lane has made an operation durable, or could not.

@@ -557,8 +557,8 @@ impl Replica {
             return self.answer(ctx, asked, Seq(0), Err(Status::Fenced));
         }
         let is_primary = conf.primary_member().store == from;
-        let follows = matches!(self.role, Role::Secondary | Role::Learner);
-        if !(is_primary && follows) && !self.mutant(Mutant::NoEpochCheck) {
+        let follows = is_primary && matches!(self.role, Role::Secondary | Role::Learner);
+        if !follows && !self.mutant(Mutant::NoEpochCheck) {
             return self.answer(ctx, asked, Seq(0), Err(Status::NotPrimary));
         }
         self.follow(ctx, asked, request.op);
