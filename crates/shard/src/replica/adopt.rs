@@ -111,7 +111,7 @@ impl Replica {
         let epoch = stored.promised;
         let before = std::mem::replace(&mut self.stored, stored).conf;
         ctx.out.push(Effect::Note(Note::Promised { epoch }));
-        self.adopted_at = ctx.now;
+        self.adopted_at = Some(ctx.now);
         self.fetched_at = None;
         self.proposed_at = None;
         if self.reign.is_some() {

@@ -339,8 +339,8 @@ pub struct Replica {
     dead: BTreeMap<StoreId, Incarnation>,
     /// Primary of the configuration that an earlier life followed: it may hold that life's promise.
     boot_primary: Option<(StoreId, Incarnation)>,
-    /// When the present configuration was taken up.
-    adopted_at: Tick,
+    /// When the present configuration was taken up; `None`: not in this life.
+    adopted_at: Option<Tick>,
     fetched_at: Option<Tick>,
     proposed_at: Option<Tick>,
     woken_for: Option<Tick>,
@@ -388,7 +388,7 @@ impl Replica {
             parked: VecDeque::new(),
             dead: BTreeMap::new(),
             boot_primary,
-            adopted_at: options.booted,
+            adopted_at: None,
             fetched_at: None,
             proposed_at: None,
             woken_for: None,
@@ -699,8 +699,9 @@ impl Replica {
         let Some(conf) = &self.stored.conf else { return };
         let primary = *conf.primary_member();
         let heard = ctx.view.leases.heard_at(self.shard, primary.store);
-        let since = heard.map_or(self.adopted_at, |heard| heard.max(self.adopted_at));
-        let is_silent = ctx.now >= since.after_nanos(self.options.timing.grace_nanos);
+        let grace = self.options.timing.grace_nanos;
+        let since = self.adopted_at.map(|adopted| heard.map_or(adopted, |at| at.max(adopted)));
+        let is_silent = since.is_none_or(|since| ctx.now >= since.after_nanos(grace));
         if self.role == Role::Secondary
             && (is_silent || self.is_dead(&primary))
             && self.may_propose(ctx.now)

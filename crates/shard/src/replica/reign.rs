@@ -438,15 +438,14 @@ impl Replica {
     /// A newer configuration keeps this life primary.
     pub(super) fn reconfigured(&mut self, ctx: &mut Ctx<'_, '_>) {
         let conf = self.stored.conf.as_ref().expect("just stored");
-        let learners: BTreeMap<StoreId, Member> =
-            conf.learner_members().map(|member| (member.store, *member)).collect();
+        let learners: BTreeSet<StoreId> =
+            conf.learner_members().map(|member| member.store).collect();
         let reign = self.reign.as_mut().expect("stays primary");
         reign.is_suspended = false;
         reign.failed.clear();
         // The outcome of a pending admission is known now, if it is in the ISR or no learner.
-        let is_pending = |store: &StoreId| learners.contains_key(store);
-        reign.pending_admit = reign.pending_admit.filter(is_pending);
-        self.keep_resyncs(ctx, &learners);
+        reign.pending_admit = reign.pending_admit.filter(|store| learners.contains(store));
+        self.keep_resyncs(ctx);
         let role = match self.reign().phase {
             Phase::Settling(_) => Role::Settling,
             Phase::Active => Role::Active,
@@ -547,7 +546,8 @@ impl Replica {
         // Without a heartbeat acknowledged for SILENT_MS: the lease ended that much less L ago.
         let lease_nanos = self.options.timing.lease_nanos;
         let link = Tick((lease.0 + SILENT_MS * 1_000_000).saturating_sub(lease_nanos));
-        let is_link_dead = limit(reign.began) && limit(self.adopted_at) && ctx.now > link;
+        let is_link_dead =
+            limit(reign.began) && self.adopted_at.is_some_and(limit) && ctx.now > link;
         self.is_dead(member)
             || reign.failed.contains(&member.store)
             || is_link_dead

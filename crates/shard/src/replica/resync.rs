@@ -86,11 +86,10 @@ fn part_of(number: u64) -> (u32, u16) {
 
 impl Replica {
     /// Begin, keep and end resyncs as the configuration says.
-    pub(super) fn keep_resyncs(
-        &mut self,
-        ctx: &mut Ctx<'_, '_>,
-        learners: &BTreeMap<StoreId, Member>,
-    ) {
+    pub(super) fn keep_resyncs(&mut self, ctx: &mut Ctx<'_, '_>) {
+        let conf = self.stored.conf.as_ref().expect("a primary has a configuration");
+        let learners: BTreeMap<StoreId, Member> =
+            conf.learner_members().map(|member| (member.store, *member)).collect();
         let is_same = |to: &(StoreId, Incarnation)| {
             learners.get(&to.0).is_some_and(|member| member.incarnation == to.1)
         };
@@ -105,7 +104,7 @@ impl Replica {
                 reign.pending_admit = None;
             }
         }
-        for (&store, member) in learners {
+        for (&store, member) in &learners {
             let id = self.epoch().0 << 16 | u64::from(member.copy);
             let (now, reign) = (ctx.now, self.reign());
             let resync = reign.resyncs.entry(store).or_insert_with(|| Resync {

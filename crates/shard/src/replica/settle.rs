@@ -89,6 +89,7 @@ impl Replica {
         };
         settling.add(&self.tail_records(ctx));
         self.reign = Some(Reign::new(self.epoch(), ctx.now, commit, settling));
+        self.keep_resyncs(ctx);
         self.claim(ctx);
         self.ask_tails(ctx);
         self.tails_complete(ctx);
