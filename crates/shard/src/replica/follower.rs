@@ -39,11 +39,17 @@ impl Body {
         }
     }
 
-    /// As a request to the lane.
-    pub(super) fn into_op(self, shard_ix: u32, lsn: Lsn, commit: Seq, flags: u8) -> Op {
+    /// As a request to the lane; `solo` when no other replica could repair a torn overwrite.
+    pub(super) fn into_op(
+        self,
+        shard_ix: u32,
+        (lsn, commit): (Lsn, Seq),
+        flags: u8,
+        solo: bool,
+    ) -> Op {
         match self {
             Body::Write { first, crcs, data } => {
-                Op::Write { shard_ix, lsn, commit, first, crcs, data, flags, solo: false }
+                Op::Write { shard_ix, lsn, commit, first, crcs, data, flags, solo }
             }
             Body::Discard { first, count } => {
                 Op::Discard { shard_ix, lsn, commit, first, count, flags }
@@ -212,7 +218,7 @@ impl Replica {
         let waiting = SmallVec::from_elem(asked, 1);
         let accepted = Accepted { first, count, crcs, is_durable: false, waiting };
         self.follower.accepted.insert(lsn, accepted);
-        let request = body.into_op(self.options.shard_ix, lsn, self.follower.commit, 0);
+        let request = body.into_op(self.options.shard_ix, (lsn, self.follower.commit), 0, false);
         self.lane(ctx, Work::Prepare(lsn), request);
     }
 
@@ -365,7 +371,8 @@ impl Replica {
             self.follower.learning.copied.insert(region, lsn.seq);
         }
         let work = Work::Copy { asked, lsn, resync_id: copy.resync_id };
-        let request = body.into_op(self.options.shard_ix, lsn, self.follower.commit, FLAG_COPY);
+        let request =
+            body.into_op(self.options.shard_ix, (lsn, self.follower.commit), FLAG_COPY, false);
         self.lane(ctx, work, request);
     }
 

@@ -210,6 +210,7 @@ impl Replica {
         let has_min_write = self.has_min_write();
         let no_hold = self.mutant(Mutant::NoRegionLock);
         let shard_ix = self.options.shard_ix;
+        let solo = self.stored.conf.as_ref().is_some_and(|conf| conf.isr.len() == 1);
         let reign = self.reign();
         let is_client = matches!(owner, Owner::Task(_));
         let is_held =
@@ -225,7 +226,7 @@ impl Replica {
         reign.next_seq += 1;
         let lsn = Lsn { epoch: reign.epoch, seq };
         let commit = reign.commit;
-        let request = body.clone().into_op(shard_ix, lsn, commit, 0);
+        let request = body.clone().into_op(shard_ix, (lsn, commit), 0, solo);
         let acked = SmallVec::new();
         let (began, sent) = (ctx.now, ctx.now);
         let open = Open { lsn, body, owner, local: Local::Running, acked, began, sent };
