@@ -7,8 +7,8 @@
 use crate::format::{RUN_BYTES_MAX, RunKind, TAGS_PER_PAGE, physical_block};
 use crate::map::{BlockState, Extent};
 use crate::record::{
-    Body, Cursor, FLAG_COPY, FLAG_LEARNER, RangeKind, Record, RecordError, ShardChange, positions, put16,
-    put32, put64,
+    Body, Cursor, FLAG_COPY, FLAG_LEARNER, RangeKind, Record, RecordError, ShardChange, positions,
+    put16, put32, put64,
 };
 use crate::tags::Tags;
 use crate::{EXTENT_BLOCKS, REGION_BLOCKS, SHARD_BLOCKS_MAX};

@@ -200,6 +200,11 @@ impl Task {
         Some((task, blocks, exclusive))
     }
 
+    /// Whether the read under way is the first half of a merge.
+    pub(crate) fn is_merging(&self) -> bool {
+        self.merging.is_some()
+    }
+
     /// The next step; a merge comes as the read that it begins with.
     pub(crate) fn next(&mut self) -> Option<Step> {
         Some(match self.steps.pop_front()? {

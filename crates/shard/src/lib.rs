@@ -11,3 +11,4 @@ pub mod mutant;
 pub mod primary;
 pub mod replica;
 pub mod session;
+mod table;
