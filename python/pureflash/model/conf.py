@@ -8,12 +8,12 @@ raises what they refuse. Nothing here judges; a second, independent opinion for 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from pureflash import _core
 from pureflash.model.domain import Member, ShardConf
 
 MEMBERS_MAX: Final = 8
@@ -154,7 +154,7 @@ def first(
 
     Errors: `CallerError` INVALID when that would be no sound configuration.
     """
-    made = _core.conf_first(
+    made = _core().conf_first(
         volume_id=volume_id,
         index=index,
         rf=rf,
@@ -173,7 +173,7 @@ def apply(conf: ShardConf, epoch: int, transition: Transition, facts: Facts) -> 
     Errors: `RouteError` STALE_EPOCH when the shard has left that epoch, `CallerError` INVALID with
     the guard that forbids it. Neither is an outcome: an earlier copy may have been applied.
     """
-    made = _core.conf_apply(
+    made = _core().conf_apply(
         msgspec.to_builtins(conf),
         epoch,
         msgspec.to_builtins(transition),
@@ -184,9 +184,15 @@ def apply(conf: ShardConf, epoch: int, transition: Transition, facts: Facts) -> 
 
 def encode(conf: ShardConf) -> bytes:
     """Give the bytes that replicas keep; `CallerError` INVALID when it is not sound."""
-    return _core.conf_encode(msgspec.to_builtins(conf))
+    encoded: bytes = _core().conf_encode(msgspec.to_builtins(conf))
+    return encoded
 
 
 def decode(encoded: bytes) -> ShardConf:
     """Read the bytes of one configuration; `CallerError` INVALID with the first broken rule."""
-    return msgspec.convert(_core.conf_decode(encoded), ShardConf)
+    return msgspec.convert(_core().conf_decode(encoded), ShardConf)
+
+
+def _core() -> Any:
+    """Give the Rust half; imported by name, as an import statement would draw in the clients."""
+    return importlib.import_module("pureflash._core")
