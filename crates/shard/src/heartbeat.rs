@@ -217,7 +217,7 @@ struct Asked {
     sequence: u64,
     /// Newest heartbeat that the address has acknowledged, 0: the next is complete.
     base: u64,
-    /// Send times of the last heartbeats to the address.
+    /// Send times of the last heartbeats.
     sent: VecDeque<(u64, Tick)>,
     entries: BTreeMap<ShardId, Entry>,
     /// When the next heartbeat is to be sent, while anything is listed.
@@ -235,7 +235,6 @@ impl Asked {
         assert!(address > self.address, "lives grow");
         self.address = address;
         self.base = 0;
-        self.sent.clear();
         self.entries.clear();
     }
 

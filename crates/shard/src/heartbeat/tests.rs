@@ -267,6 +267,8 @@ fn a_new_reign_begins_without_lease() {
     pong(&mut a, 230, &old);
     assert_eq!(lease(&a, 0), Tick(0), "it listed the shard in another reign");
     let new = sent(&mut a, 235);
+    pong(&mut a, 236, &old);
+    assert_eq!(lease(&a, 0), Tick(0), "also once the new reign has been listed");
     pong(&mut a, 250, &answer(&mut b, 240, &new));
     assert_eq!(lease(&a, 0), ms(235 + L));
 }
@@ -339,6 +341,15 @@ fn the_answer_to_an_old_heartbeat_refuses_what_the_newest_listed() {
     let out = pong(&mut a, 330, &answer(&mut b, 320, &old));
     assert_eq!(out, [Effect::Newer { shard: shard(1), epoch: Epoch(9) }]);
     assert_eq!((lease(&a, 0), lease(&a, 1)), (ms(300 + L), Tick(0)));
+}
+
+#[test]
+fn a_heartbeat_to_another_life_promises_nothing() {
+    let (mut a, mut reborn) = (machine(A, 1), machine(B, 2));
+    step(&mut a, 10, claim(0, 5));
+    let reply = answer(&mut reborn, 20, &sent(&mut a, 10));
+    assert_eq!((promise(&reborn, 0), reborn.heard_at(shard(0), A)), (Tick(0), None));
+    assert_eq!((reply.incarnation, reply.base_sequence), (2, 0));
 }
 
 #[test]
@@ -508,6 +519,23 @@ fn a_list_longer_than_a_heartbeat_is_leased_as_it_is_listed() {
     pong(&mut a, 430, &answer(&mut b, 420, &third));
     assert_eq!((lease(&a, 0), lease(&a, count - 1)), (ms(410 + L), ms(410 + L)));
     assert_eq!(promise(&b, count - 1), ms(420 + G));
+}
+
+#[test]
+fn a_complete_list_that_does_not_fit_leases_only_what_it_names() {
+    let (mut a, mut b) = leased(ENTRIES_MAX as u32);
+    step(&mut a, 40, claim(ENTRIES_MAX as u32, 5));
+    let ping = sent(&mut a, 40);
+    pong(&mut a, 60, &answer(&mut b, 50, &ping));
+    let last = ENTRIES_MAX as u32;
+    assert_eq!(lease(&a, last), ms(40 + L));
+    let mut forgetful = machine(B, 1);
+    let reply = answer(&mut forgetful, 250, &sent(&mut a, 240));
+    pong(&mut a, 260, &reply);
+    let ping = sent(&mut a, 440);
+    pong(&mut a, 460, &answer(&mut forgetful, 450, &ping));
+    assert_eq!((lease(&a, last - 1), lease(&a, last)), (ms(440 + L), ms(40 + L)));
+    assert_eq!(promise(&forgetful, last), Tick(0));
 }
 
 #[test]
