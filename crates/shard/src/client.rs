@@ -97,8 +97,8 @@ pub(crate) enum Step {
 /// A request on its way through its steps.
 #[derive(Debug)]
 pub(crate) struct Task {
-    /// The client's.
-    pub(crate) token: u64,
+    /// The client's; `None` for what the machine does by itself.
+    pub(crate) token: Option<u64>,
     /// Highest seq of its operations so far.
     pub(crate) last_seq: Seq,
     /// Of a read: first byte in its first block, and length.
@@ -108,6 +108,8 @@ pub(crate) struct Task {
     steps: VecDeque<Step>,
     /// The merge that waits for its block.
     merging: Option<(u32, usize, Vec<u8>)>,
+    /// Of `heal`: the block.
+    block: Option<u32>,
 }
 
 /// What became of a step that read.
@@ -190,14 +192,33 @@ impl Task {
             }
         };
         let task = Task {
-            token: request.token,
+            token: Some(request.token),
             last_seq: Seq(0),
             slice,
             found: Default::default(),
             steps,
             merging: None,
+            block: None,
         };
         Some((task, blocks, exclusive))
+    }
+
+    /// Read a block and write it again: its copy here is damaged, and a read gets it from elsewhere.
+    pub(crate) fn heal(block: u32) -> Task {
+        Task {
+            token: None,
+            last_seq: Seq(0),
+            slice: None,
+            found: Default::default(),
+            steps: VecDeque::from([Step::Merge { block, at: 0, bytes: Vec::new() }]),
+            merging: None,
+            block: Some(block),
+        }
+    }
+
+    /// The block that a task of `heal` is for.
+    pub(crate) fn healed(&self) -> u32 {
+        self.block.expect("made by `heal`")
     }
 
     /// Whether the read under way is the first half of a merge.

@@ -200,7 +200,8 @@ impl Primary {
     fn finish(&mut self, op: OpIx, result: Result<Answer, Status>, out: &mut Vec<Effect>) {
         let running = self.ops[op as usize].take().expect("the operation runs");
         self.free.push(op);
-        out.push(Effect::Reply { token: running.task.token, result });
+        let token = running.task.token.expect("only clients ask this machine");
+        out.push(Effect::Reply { token, result });
         let mut ready = Vec::new();
         self.locks.release(op, &mut ready);
         ready.into_iter().for_each(|op| self.advance(op, out));

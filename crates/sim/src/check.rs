@@ -238,7 +238,7 @@ impl Check {
                 let why = format!("I1: at {now} ns {place:?} says that nobody has block {block}");
                 self.fail(why);
             }
-            Note::Copied { .. } | Note::CaughtUp { .. } => {}
+            Note::Copied { .. } | Note::CaughtUp { .. } | Note::Healing { .. } => {}
         }
     }
 

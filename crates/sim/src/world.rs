@@ -584,6 +584,8 @@ impl World {
             }
             // The checker has refused them; the world ends here.
             Note::Different { .. } | Note::Lost { .. } => {}
+            // Told by what the clients read.
+            Note::Healing { .. } => {}
         }
     }
 

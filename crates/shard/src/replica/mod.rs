@@ -31,8 +31,10 @@ use adopt::Adopting;
 use follower::Follower;
 use lane::tables::Tables;
 use lane::{Op, Outcome, Problem};
-use proto::wire::{Ack, Failure, Opcode, PeerContext, Reply, ReplyOp, Request, RequestOp};
-use proto::{Epoch, Lsn, Pool, Seq, ShardId, Status, Tick};
+use proto::wire::{
+    Ack, ByteRange, Failure, Opcode, PeerContext, Reply, ReplyOp, Request, RequestOp,
+};
+use proto::{BLOCK_BYTES, Epoch, Lsn, Pool, Seq, ShardId, Status, Tick};
 use reign::Reign;
 use std::collections::{BTreeMap, VecDeque};
 pub use stored::Stored;
@@ -241,6 +243,11 @@ pub enum Note {
         /// Which region.
         region: u32,
     },
+    /// As primary: this block is damaged here and is written again from another member's copy.
+    Healing {
+        /// Which block.
+        block: u32,
+    },
     /// As primary: no member has this block any more; it is an error until it is overwritten.
     Lost {
         /// Which block.
@@ -297,7 +304,7 @@ enum Work {
     /// The primary's own copy of an operation.
     Local(Seq),
     /// A client's read, or the read of a merge.
-    Client { reign: Epoch, task: u32 },
+    Client { reign: Epoch, task: u32, first: u32, count: u32 },
     /// Own content of a tail range.
     Settle { reign: Epoch, first: u32, count: u32 },
     /// A region is read for a learner.
@@ -344,7 +351,7 @@ pub struct Replica {
     fetched_at: Option<Tick>,
     proposed_at: Option<Tick>,
     woken_for: Option<Tick>,
-    /// Numbers of regions on their way.
+    /// Numbers of regions on their way, and of reads done elsewhere.
     jobs: u32,
 }
 
@@ -392,7 +399,8 @@ impl Replica {
             fetched_at: None,
             proposed_at: None,
             woken_for: None,
-            jobs: 0,
+            // Answers to an earlier life may still be on their way.
+            jobs: (options.incarnation << 16 & 0xffff_ffff) as u32,
             options,
         })
     }
@@ -497,7 +505,9 @@ impl Replica {
             | Work::CopyRead { reign, .. }
             | Work::DigestRead { reign, .. }
                 if self.reign.as_ref().is_none_or(|present| present.epoch != reign) => {}
-            Work::Client { task, .. } => self.client_read(ctx, task, result),
+            Work::Client { task, first, count, .. } => {
+                self.client_read(ctx, (task, first, count), result);
+            }
             Work::Settle { first, count, .. } => self.settle_read(ctx, (first, count), result),
             Work::CopyRead { store, job, .. } => self.copy_read(ctx, store, job, result),
             Work::DigestRead { store, job, .. } => self.digest_read(ctx, store, job, result),
@@ -629,7 +639,10 @@ impl Replica {
                 }
             }
             Ok(ReplyOp::Read(content)) if kind == Kind::Read => {
-                self.content_came(ctx, number as u32, Some(content));
+                self.content_came(ctx, number, Some(content));
+            }
+            Ok(ReplyOp::Read(content)) if kind == Kind::Repair => {
+                self.read_elsewhere(ctx, (from, number), Some(content));
             }
             Ok(op) => self.acknowledged(ctx, from, kind, number, op),
             Err(failure) if failure.status == Status::StaleEpoch => {
@@ -637,6 +650,34 @@ impl Replica {
             }
             Err(failure) => self.peer_failed(ctx, from, kind, number, failure.status),
         }
+    }
+
+    fn next_job(&mut self) -> u32 {
+        self.jobs = self.jobs.wrapping_add(1);
+        self.jobs
+    }
+
+    /// Ask another member for the content of some blocks.
+    fn ask_blocks(
+        &self,
+        ctx: &mut Ctx<'_, '_>,
+        to: StoreId,
+        command: Command,
+        first: u32,
+        count: u32,
+    ) {
+        let conf = self.stored.conf.as_ref().expect("only a primary asks others");
+        let (offset, length) = (u64::from(first) * BLOCK_BYTES as u64, count * BLOCK_BYTES as u32);
+        let range = ByteRange::new(offset, length).expect("blocks of the shard");
+        let request = Request {
+            command_id: command.id(),
+            shard: self.shard,
+            epoch: conf.epoch,
+            attach_epoch: conf.attach_epoch,
+            is_fua: false,
+            op: RequestOp::Read { range, snap_seq: None },
+        };
+        ctx.out.push(Effect::Send { to, request });
     }
 
     /// Ask for a newer configuration: the conductor, and the store that seems to have it.
@@ -758,8 +799,10 @@ enum Kind {
     /// Number: job.
     Digest = 4,
     NeedConf = 5,
-    /// Number: block.
+    /// Number: reign << 32 | block.
     Read = 6,
+    /// Number: of the read that it is for.
+    Repair = 7,
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -778,6 +821,7 @@ impl Command {
             4 => Kind::Digest,
             5 => Kind::NeedConf,
             6 => Kind::Read,
+            7 => Kind::Repair,
             _ => Kind::Unknown,
         };
         Command { kind, number: id & ((1 << KIND_SHIFT) - 1) }

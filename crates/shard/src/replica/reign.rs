@@ -329,7 +329,7 @@ impl Replica {
             (Kind::Tails, ReplyOp::Tails(tails)) => self.tails_came(ctx, from, *tails),
             (Kind::Copy, ReplyOp::Copy(_)) => self.copied(ctx, from, number, ack.resync_id),
             (Kind::Digest, ReplyOp::Digest(_, digests)) => {
-                self.digest_came(ctx, from, number, &digests);
+                self.digest_came(ctx, from, (number, ack.resync_id), &digests);
             }
             // An answer that does not belong to its question is of no use.
             (
@@ -339,6 +339,7 @@ impl Replica {
                 | Kind::Digest
                 | Kind::NeedConf
                 | Kind::Read
+                | Kind::Repair
                 | Kind::Unknown,
                 _,
             ) => {}
@@ -371,7 +372,9 @@ impl Replica {
             self.proposed_at = None;
             self.tick_reign(ctx);
         } else if kind == Kind::Read {
-            self.content_came(ctx, number as u32, None);
+            self.content_came(ctx, number, None);
+        } else if kind == Kind::Repair {
+            self.read_elsewhere(ctx, (from, number), None);
         } else if matches!(kind, Kind::Copy | Kind::Digest) {
             self.abandon_job(ctx, from, number);
         }
@@ -513,6 +516,7 @@ impl Replica {
         }
         self.tick_settling(ctx);
         self.tick_resyncs(ctx);
+        self.tick_repairs(ctx);
         self.start_waiting(ctx);
         self.start_reads(ctx);
         if self.may_propose(now)

@@ -177,7 +177,6 @@ impl Replica {
             return;
         };
         if resync.job.is_none() {
-            let number = self.jobs;
             let is_digest = resync.dirty.is_empty();
             let next = if is_digest { resync.unverified.first() } else { resync.dirty.first() };
             let Some(&region) = next else {
@@ -197,8 +196,8 @@ impl Replica {
             } else {
                 resync.dirty.remove(&region);
             }
-            self.jobs += 1;
-            let stage = Stage::Waiting;
+            self.jobs = self.jobs.wrapping_add(1);
+            let (number, stage) = (self.jobs, Stage::Waiting);
             resync.job = Some(Job { number, region, is_digest, began: now, stage });
             if !no_redirect {
                 reign.hold(region);
@@ -375,9 +374,12 @@ impl Replica {
         &mut self,
         ctx: &mut Ctx<'_, '_>,
         from: StoreId,
-        number: u64,
+        (number, resync_id): (u64, u64),
         digests: &[u128],
     ) {
+        if self.reign().resyncs.get(&from).is_none_or(|resync| resync.id != resync_id) {
+            return;
+        }
         self.heard_learner(ctx.now, from);
         if let (Ok(job), Some(&digest)) = (u32::try_from(number), digests.first()) {
             self.digest_known(ctx, from, job, None, Some(digest));

@@ -7,13 +7,17 @@
 
 use super::follower::Body;
 use super::reign::Owner;
-use super::{Ctx, Effect, Mutant, PARKED_MAX, Replica, Work};
+use super::{Command, Ctx, Effect, Kind, Mutant, Note, PARKED_MAX, RESEND_MS, Replica, Work};
 use crate::client::{Answer, ClientRequest, Found, Step, Task, status_of};
+use crate::conf::StoreId;
 use crate::table::Table;
 use lane::locks::RangeLocks;
 use lane::{Op, Outcome, Problem};
-use proto::{Seq, Status};
-use std::collections::VecDeque;
+use proto::disk::BufList;
+use proto::wire::CheckedData;
+use proto::{BLOCK_BYTES, Seq, Status, Tick};
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A read that has no lease.
 enum Pending {
@@ -31,6 +35,22 @@ pub(super) struct Clients {
     waiting: VecDeque<(u32, Body)>,
     /// Reads that wait for the lease.
     reads: VecDeque<(u32, Pending)>,
+    /// Reads that are done elsewhere, because the blocks here are damaged.
+    repairs: BTreeMap<u32, Repair>,
+    /// Blocks that are being written again.
+    healing: BTreeSet<u32>,
+}
+
+/// A read that another member does.
+struct Repair {
+    /// Told by its number, an answer cannot be taken for that to another read.
+    number: u32,
+    first: u32,
+    count: u32,
+    problem: Problem,
+    /// Members asked so far.
+    asked: Vec<StoreId>,
+    since: Tick,
 }
 
 impl Default for Clients {
@@ -40,6 +60,8 @@ impl Default for Clients {
             locks: RangeLocks::default(),
             waiting: VecDeque::new(),
             reads: VecDeque::new(),
+            repairs: BTreeMap::new(),
+            healing: BTreeSet::new(),
         }
     }
 }
@@ -47,7 +69,7 @@ impl Default for Clients {
 impl Clients {
     /// Tokens of all that is under way.
     pub(super) fn end(&mut self) -> Vec<u64> {
-        self.tasks.drain().into_iter().map(|task| task.token).collect()
+        self.tasks.drain().into_iter().filter_map(|task| task.token).collect()
     }
 }
 
@@ -144,7 +166,8 @@ impl Replica {
 
     fn read(&mut self, ctx: &mut Ctx<'_, '_>, task: u32, first: u32, count: u32) {
         let (reign, shard_ix) = (self.reign().epoch, self.options.shard_ix);
-        self.lane(ctx, Work::Client { reign, task }, Op::Read { shard_ix, first, count });
+        let work = Work::Client { reign, task, first, count };
+        self.lane(ctx, work, Op::Read { shard_ix, first, count });
     }
 
     fn change(&mut self, ctx: &mut Ctx<'_, '_>, task: u32, body: Body) {
@@ -167,18 +190,34 @@ impl Replica {
         }
     }
 
-    /// The lane has read for a task.
+    /// The lane has read for a task. What it cannot read another member can: committed content is
+    /// the same on all of them, and no write of these blocks is under way (section 8).
     pub(super) fn client_read(
         &mut self,
         ctx: &mut Ctx<'_, '_>,
-        task: u32,
+        (task, first, count): (u32, u32, u32),
         result: Result<Outcome, Problem>,
     ) {
-        let (data, crcs) = match result {
-            Ok(Outcome::Read { data, crcs }) => (data, crcs),
+        match result {
+            Ok(Outcome::Read { data, crcs }) => self.read_over(ctx, task, crcs, data),
             Ok(Outcome::Done | Outcome::Created { .. }) => unreachable!("a read brings data"),
-            Err(problem) => return self.finish(ctx, task, Err(status_of(&problem))),
-        };
+            Err(problem) => {
+                let (asked, since) = (Vec::new(), ctx.now);
+                let number = self.next_job();
+                let repair = Repair { number, first, count, problem, asked, since };
+                self.reign().clients.repairs.insert(task, repair);
+                self.ask_elsewhere(ctx, task);
+            }
+        }
+    }
+
+    fn read_over(
+        &mut self,
+        ctx: &mut Ctx<'_, '_>,
+        task: u32,
+        crcs: SmallVec<[u32; 4]>,
+        data: BufList,
+    ) {
         let pool = self.options.pool.clone();
         match self.task(task).read_done(data, crcs, &pool) {
             Found::More => self.advance(ctx, task),
@@ -189,6 +228,86 @@ impl Replica {
             Found::Complete(answer) => {
                 self.reign().clients.reads.push_back((task, Pending::Answer(answer)));
             }
+        }
+    }
+
+    // --------------------------------------------------------------------------------- repair --
+
+    /// Ask the next member for blocks that are damaged here; with nobody left it is an error.
+    fn ask_elsewhere(&mut self, ctx: &mut Ctx<'_, '_>, task: u32) {
+        let required = self.required(false);
+        let Some(repair) = self.reign().clients.repairs.get_mut(&task) else { return };
+        let next = required.into_iter().find(|(store, _)| !repair.asked.contains(store));
+        let Some((to, _)) = next else {
+            let status = status_of(&repair.problem);
+            return self.finish(ctx, task, Err(status));
+        };
+        repair.asked.push(to);
+        repair.since = ctx.now;
+        let (number, first, count) = (repair.number, repair.first, repair.count);
+        let command = Command { kind: Kind::Repair, number: u64::from(number) };
+        self.ask_blocks(ctx, to, command, first, count);
+    }
+
+    /// A member has read what is damaged here, or could not either.
+    pub(super) fn read_elsewhere(
+        &mut self,
+        ctx: &mut Ctx<'_, '_>,
+        (from, number): (StoreId, u64),
+        content: Option<CheckedData>,
+    ) {
+        let Some(reign) = &mut self.reign else { return };
+        let mut repairs = reign.clients.repairs.iter();
+        let found = repairs.find(|(_, repair)| u64::from(repair.number) == number);
+        let Some((&task, repair)) = found else { return };
+        if repair.asked.last() != Some(&from) {
+            return;
+        }
+        let bytes = u64::from(repair.count) * BLOCK_BYTES as u64;
+        match content.filter(|content| u64::from(content.length()) == bytes) {
+            Some(content) => {
+                let repair = reign.clients.repairs.remove(&task).expect("looked at above");
+                let (crcs, data) = content.into_parts();
+                self.heal(ctx, &repair.problem);
+                self.read_over(ctx, task, crcs, data);
+            }
+            None => self.ask_elsewhere(ctx, task),
+        }
+    }
+
+    /// Write a damaged block again, under its exclusive lock and with an lsn of its own.
+    fn heal(&mut self, ctx: &mut Ctx<'_, '_>, problem: &Problem) {
+        let (Problem::BadChecksum { block }
+        | Problem::Poisoned { block }
+        | Problem::Media { block, .. }) = *problem
+        else {
+            return;
+        };
+        let clients = &mut self.reign().clients;
+        if clients.healing.insert(block) {
+            ctx.out.push(Effect::Note(Note::Healing { block }));
+            let task = clients.tasks.insert(Task::heal(block));
+            if clients.locks.acquire(task, block..block + 1, true) {
+                self.advance(ctx, task);
+            }
+        }
+    }
+
+    /// Ask again for what was not answered: the member may be gone.
+    pub(super) fn tick_repairs(&mut self, ctx: &mut Ctx<'_, '_>) {
+        let now = ctx.now;
+        let late: Vec<u32> = self
+            .reign()
+            .clients
+            .repairs
+            .iter()
+            .filter(|(_, repair)| now >= repair.since.after_millis(RESEND_MS))
+            .map(|(&task, _)| task)
+            .collect();
+        for task in late {
+            let repair = self.reign().clients.repairs.get_mut(&task).expect("just listed");
+            repair.asked.clear();
+            self.ask_elsewhere(ctx, task);
         }
     }
 
@@ -226,8 +345,12 @@ impl Replica {
 
     fn finish(&mut self, ctx: &mut Ctx<'_, '_>, task: u32, result: Result<Answer, Status>) {
         let clients = &mut self.reign().clients;
-        let token = clients.tasks.take(task).expect("the task runs").token;
-        ctx.out.push(Effect::Reply { token, result });
+        clients.repairs.remove(&task);
+        let over = clients.tasks.take(task).expect("the task runs");
+        match over.token {
+            Some(token) => ctx.out.push(Effect::Reply { token, result }),
+            None => drop(clients.healing.remove(&over.healed())),
+        }
         let mut ready = Vec::new();
         clients.locks.release(task, &mut ready);
         ready.into_iter().for_each(|task| self.advance(ctx, task));

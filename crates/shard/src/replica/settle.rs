@@ -6,15 +6,15 @@
 //! lsn; old lsns are never sent again. So such a write is everywhere or nowhere before anybody reads
 //! (section 5). A block that cannot be read here is taken from a member that can.
 
+use super::Effect;
 use super::follower::{Body, blocks_of};
 use super::reign::{Owner, Phase, Reign};
 use super::{Command, Ctx, Kind, Mutant, Note, RESEND_MS, Replica, Role, SILENT_MS, Work};
 use crate::conf::{Incarnation, StoreId};
-use crate::replica::Effect;
 use lane::lane::REQUEST_BLOCKS_MAX;
 use lane::map::BlockState;
 use lane::{EXTENT_BLOCKS, Op, Outcome, Problem};
-use proto::wire::{ByteRange, CheckedData, Request, RequestOp, TailRecord, Tails};
+use proto::wire::{CheckedData, RequestOp, TailRecord, Tails};
 use proto::{BLOCK_BYTES, Lsn, Seq, Tick};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -241,19 +241,15 @@ impl Replica {
     /// Ask the next member for a block that cannot be read here.
     fn ask_content(&mut self, ctx: &mut Ctx<'_, '_>, block: u32) {
         let required = self.required(false);
-        let (shard, conf) = (self.shard, self.stored.conf.as_ref().expect("a primary has one"));
-        let (epoch, attach_epoch) = (conf.epoch, conf.attach_epoch);
+        let reign = self.reign().epoch.0;
         let Some(settling) = self.settling() else { return };
         let Some(asked) = settling.unreadable.get_mut(&block) else { return };
         match required.into_iter().find(|(store, _)| !asked.contains(store)) {
             Some((to, _)) => {
                 asked.push(to);
-                let command_id = Command { kind: Kind::Read, number: u64::from(block) }.id();
-                let offset = u64::from(block) * BLOCK_BYTES as u64;
-                let range = ByteRange::new(offset, BLOCK_BYTES as u32).expect("one block");
-                let op = RequestOp::Read { range, snap_seq: None };
-                let request = Request { command_id, shard, epoch, attach_epoch, is_fua: false, op };
-                ctx.out.push(Effect::Send { to, request });
+                let number = (reign & 0xff_ffff) << 32 | u64::from(block);
+                let command = Command { kind: Kind::Read, number };
+                self.ask_blocks(ctx, to, command, block, 1);
             }
             None => {
                 // Nobody has it: it stays an error until it is overwritten, never guessed data.
@@ -268,11 +264,13 @@ impl Replica {
     pub(super) fn content_came(
         &mut self,
         ctx: &mut Ctx<'_, '_>,
-        block: u32,
+        number: u64,
         content: Option<CheckedData>,
     ) {
+        let reign = self.reign.as_ref().map_or(0, |reign| reign.epoch.0);
+        let block = (number & 0xffff_ffff) as u32;
         let Some(settling) = self.settling() else { return };
-        if !settling.unreadable.contains_key(&block) {
+        if number >> 32 != reign & 0xff_ffff || !settling.unreadable.contains_key(&block) {
             return;
         }
         match content.filter(|content| content.length() as usize == BLOCK_BYTES) {
