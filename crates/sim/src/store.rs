@@ -654,6 +654,8 @@ impl Up {
         self.lane.step(now, event, &mut effects);
         out.extend(effects.disk.drain(..).map(Output::Disk));
         if let Some(at) = effects.wake.take() {
+            // A lane whose disk is slow asks for the present again and again until it answers.
+            let at = at.max(now.after_millis(1));
             self.lane_wake = Some(self.lane_wake.map_or(at, |before| before.min(at)));
         }
         for reply in effects.replies.drain(..) {
