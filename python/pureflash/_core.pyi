@@ -11,6 +11,10 @@ __all__ = [
     "StoreNode",
     "Volume",
     "build_info",
+    "conf_apply",
+    "conf_decode",
+    "conf_encode",
+    "conf_first",
     "format_disk",
     "inspect_disk",
     "version",
@@ -31,6 +35,22 @@ class BuildInfo:
 
 def version() -> str: ...
 def build_info() -> BuildInfo: ...
+def conf_first(
+    *,
+    volume_id: int,
+    index: int,
+    rf: int,
+    min_write: int,
+    primary: int,
+    members: list[dict[str, Any]],
+    history_id: int,
+    attach_epoch: int,
+) -> dict[str, Any]: ...
+def conf_apply(
+    conf: dict[str, Any], epoch: int, transition: dict[str, Any], facts: dict[str, Any]
+) -> dict[str, Any]: ...
+def conf_encode(conf: dict[str, Any]) -> bytes: ...
+def conf_decode(encoded: bytes) -> dict[str, Any]: ...
 
 class _LaneInfo(TypedDict):
     uuid: str

@@ -7,8 +7,8 @@
 use crate::format::{RUN_BYTES_MAX, RunKind, TAGS_PER_PAGE, physical_block};
 use crate::map::{BlockState, Extent};
 use crate::record::{
-    Body, Cursor, FLAG_LEARNER, RangeKind, Record, RecordError, ShardChange, positions, put16,
-    put32, put64,
+    Body, Cursor, FLAG_COPY, FLAG_LEARNER, RangeKind, Record, RecordError, ShardChange, positions,
+    put16, put32, put64,
 };
 use crate::tags::Tags;
 use crate::{EXTENT_BLOCKS, REGION_BLOCKS, SHARD_BLOCKS_MAX};
@@ -58,6 +58,9 @@ pub struct Shard {
     pub tail: BTreeMap<Seq, Vec<Record>>,
     /// Slots of its layers. Not stored: counted when recovery is over, kept by the lane from there.
     pub used_slots: u32,
+    /// Blocks that were announced (first, count) and whose record has not taken effect: they have
+    /// content whatever the map says. Not stored.
+    pub unplaced: Vec<(u32, u32)>,
 }
 
 impl Shard {
@@ -162,6 +165,19 @@ impl Tables {
             })
     }
 
+    /// Whether a block of a shard has content of its own: a read of it may bring more than zeros.
+    #[must_use]
+    pub fn has_content(&self, ix: u32, block: u32) -> bool {
+        let Some(shard) = self.shard(ix) else { return false };
+        let extent = self.extent(shard.head, block / EXTENT_BLOCKS);
+        let is_mapped = extent.is_some_and(|extent| match extent.state(block % EXTENT_BLOCKS) {
+            BlockState::Data | BlockState::Poison => true,
+            BlockState::Inherit | BlockState::Zero => false,
+        });
+        let is_in = |&(first, count): &(u32, u32)| (first..first + count).contains(&block);
+        is_mapped || shard.unplaced.iter().any(is_in)
+    }
+
     /// Count the slots of every shard.
     pub fn count_slots(&mut self) {
         for shard in self.shards.iter_mut().flatten() {
@@ -185,6 +201,11 @@ impl Tables {
         }
         match &record.body {
             Body::Intent(part) | Body::Redo(part) => {
+                let placed = (part.extent * EXTENT_BLOCKS + part.first, part.count());
+                let unplaced = &mut self.shard_mut(record.shard_ix)?.unplaced;
+                if let Some(index) = unplaced.iter().position(|&range| range == placed) {
+                    unplaced.swap_remove(index);
+                }
                 for (index, position) in positions(part.first, part.count()).enumerate() {
                     self.take_slot(
                         part.layer,
@@ -259,6 +280,17 @@ impl Tables {
         }
         self.note_lsn(record)?;
         Ok(changes)
+    }
+
+    /// Note the lsn and the regions of a record that was acknowledged before it takes effect (REDO):
+    /// whoever asks for tails or region lsns must see it from then on.
+    pub fn announce(&mut self, record: &Record) -> Result<(), Contradiction> {
+        if let Body::Redo(part) = &record.body {
+            let first = part.extent * EXTENT_BLOCKS + part.first;
+            self.raise_regions(record, first, part.count())?;
+            self.shard_mut(record.shard_ix)?.unplaced.push((first, part.count()));
+        }
+        self.note_lsn(record)
     }
 
     fn shard_mut(&mut self, ix: u32) -> Result<&mut Shard, Contradiction> {
@@ -402,6 +434,7 @@ impl Tables {
                     regions: vec![0; Shard::region_count(blocks)],
                     tail: BTreeMap::new(),
                     used_slots: 0,
+                    unplaced: Vec::new(),
                 });
                 let map_groups = blocks.div_ceil(EXTENT_BLOCKS).div_ceil(MAP_GROUP_EXTENTS);
                 let region_groups = (Shard::region_count(blocks) as u32).div_ceil(REGION_GROUP);
@@ -478,7 +511,8 @@ impl Tables {
         }
         if operation {
             shard.applied = shard.applied.max(record.lsn);
-            if record.lsn.seq > shard.commit {
+            // What a COPY brings is committed content under the region's lsn, not an operation.
+            if record.lsn.seq > shard.commit && record.flags & FLAG_COPY == 0 {
                 let records = shard.tail.entry(record.lsn.seq).or_default();
                 // Replayed over a checkpoint that already holds it.
                 if !records.contains(record) {
@@ -665,6 +699,7 @@ impl Tables {
             regions: vec![0; Shard::region_count(blocks)],
             tail: BTreeMap::new(),
             used_slots: 0,
+            unplaced: Vec::new(),
         });
         Ok(())
     }

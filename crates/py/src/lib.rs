@@ -5,6 +5,7 @@
 
 mod build_info;
 mod client_spec;
+mod conf;
 mod disk;
 mod errors;
 mod gateway;
@@ -23,6 +24,8 @@ const _: () = assert!(!::shard::mutant::MUTANTS, "the wheel refuses the `mutants
 mod _core {
     #[pymodule_export]
     use super::build_info::{BuildInfo, build_info, version};
+    #[pymodule_export]
+    use super::conf::{conf_apply, conf_decode, conf_encode, conf_first};
     #[pymodule_export]
     use super::disk::{format_disk, inspect_disk};
     #[pymodule_export]

@@ -20,8 +20,9 @@ use runtime::reactor::{
 };
 use runtime::wake::Wake;
 use sha2::Sha256;
-use shard::client::{Answer, ClientOp, ClientRequest, Effect, Primary};
+use shard::client::{Answer, ClientOp, ClientRequest};
 use shard::paths::Paths;
+use shard::primary::{Effect, Primary};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;

@@ -1,10 +1,15 @@
+//! Who serves a shard: its configuration, the encoded form, and the steps from one to the next.
 //!
 //! A `ShardConf` never changes for a given (shard, epoch, history_id). `transition.rs` holds the only
 //! functions that make the next one; the conductor applies them, stores the result by one
 //! compare-and-swap, and only then tells anyone. Replicas keep the encoded form in their lane and
 //! pass it on to whoever asks with NEED_CONF.
 
+pub mod codec;
 pub mod transition;
+
+#[cfg(test)]
+mod tests;
 
 use proto::{Epoch, ShardId};
 
@@ -14,6 +19,9 @@ pub type CopyId = u8;
 pub type StoreId = u64;
 /// Fresh at every process start of a store; 0 names nobody.
 pub type Incarnation = u64;
+
+/// Members of one configuration at most: the largest `rf` with room for replicas that left.
+pub const MEMBERS_MAX: usize = 8;
 
 /// One replica: where it is, and which life of it is meant.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
