@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -73,23 +74,32 @@ def command_of(kind: Kind, first_seed: int, seeds: int) -> tuple[Sequence[str], 
 def run_chunk(kind: Kind, first_seed: int, seeds: int) -> Outcome:
     """Run one chunk to its end, or until it is clear that it hangs."""
     command, environment = command_of(kind, first_seed, seeds)
+    return run_command(command, environment, seconds_max=CHUNK_SECONDS_MAX, first_seed=first_seed)
+
+
+def run_command(
+    command: Sequence[str], environment: Mapping[str, str], *, seconds_max: float, first_seed: int
+) -> Outcome:
+    """Run a command at the root of the checkout; kill it and its children after `seconds_max`."""
     started = time.monotonic()
-    try:
-        done = subprocess.run(
-            command,
-            check=False,
-            cwd=ROOT,
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=CHUNK_SECONDS_MAX,
-        )
-        output, status = done.stdout, done.returncode
-    except subprocess.TimeoutExpired:
-        output = f"seed {first_seed} or a later one: no end within {CHUNK_SECONDS_MAX} s"
-        status = 1
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # a group of its own: cargo's child holds the pipe open
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds_max)
+            status = process.returncode
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            output += f"\nseed {first_seed} or a later one: no end within {seconds_max:g} s\n"
+            status = 1
     return Outcome(output, status, time.monotonic() - started)
 
 

@@ -400,6 +400,22 @@ def test_nothing_is_entered_when_the_core_changes_meanwhile(path: Path) -> None:
     assert ledger.parse(path.read_text()) == []
 
 
+def test_a_command_that_hangs_is_killed_with_its_children() -> None:
+    # The child would hold the pipe open for a minute.
+    command = ["sh", "-c", "echo begun; sleep 60 & wait"]
+    outcome = deep.run_command(command, {}, seconds_max=0.5, first_seed=70)
+    assert outcome.output.startswith("begun\n")
+    assert (outcome.status, outcome.seconds < 30) == (1, True)
+    expected = "FAILED: seed 70 or a later one: no end within 0.5 s"
+    assert ledger.failure_of(outcome.output) == expected
+
+
+def test_a_command_gets_its_environment_and_all_it_prints_is_kept() -> None:
+    command = ["sh", "-c", 'echo "$SEEDS"; echo error >&2; exit 3']
+    outcome = deep.run_command(command, {"SEEDS": "7"}, seconds_max=60, first_seed=0)
+    assert (outcome.output, outcome.status) == ("7\nerror\n", 3)
+
+
 @pytest.mark.parametrize("kind", list(Kind))
 def test_the_command_of_a_chunk_names_its_seeds(kind: Kind) -> None:
     command, environment = deep.command_of(kind, 70, 9)
