@@ -7,8 +7,8 @@
 use crate::format::{RUN_BYTES_MAX, RunKind, TAGS_PER_PAGE, physical_block};
 use crate::map::{BlockState, Extent};
 use crate::record::{
-    Body, Cursor, FLAG_LEARNER, RangeKind, Record, RecordError, ShardChange, positions, put16,
-    put32, put64,
+    Body, Cursor, FLAG_COPY, FLAG_LEARNER, RangeKind, Record, RecordError, ShardChange, positions,
+    put16, put32, put64,
 };
 use crate::tags::Tags;
 use crate::{EXTENT_BLOCKS, REGION_BLOCKS, SHARD_BLOCKS_MAX};
@@ -478,7 +478,8 @@ impl Tables {
         }
         if operation {
             shard.applied = shard.applied.max(record.lsn);
-            if record.lsn.seq > shard.commit {
+            // What a COPY brings is committed content under the region's lsn, not an operation.
+            if record.lsn.seq > shard.commit && record.flags & FLAG_COPY == 0 {
                 let records = shard.tail.entry(record.lsn.seq).or_default();
                 // Replayed over a checkpoint that already holds it.
                 if !records.contains(record) {

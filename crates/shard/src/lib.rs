@@ -1,4 +1,5 @@
 //! One shard: `session` is the client's end of it, `replica` the serving one, `conf` who they are.
+//! `heartbeat` holds the leases of a whole store, `paths` the connections of its clients.
 //!
 //! **Why Rust:** it runs per I/O and is a safety machine that the simulator must own.
 
@@ -8,5 +9,8 @@ pub mod client;
 pub mod conf;
 pub mod heartbeat;
 pub mod mutant;
+pub mod paths;
+pub mod primary;
 pub mod replica;
 pub mod session;
+mod table;

@@ -11,8 +11,8 @@ use lane::{Op, Outcome, Problem};
 use proto::disk::DiskDone;
 use proto::frame::Frame;
 use proto::wire::{
-    ByteRange, CheckedData, FenceOutcome, Header, Hello, HelloReply, Limits, Peer, Reply, ReplyOp,
-    Request, RequestOp, Rights, Side, SignedTicket, Ticket, VersionRange, Who,
+    ByteRange, CheckedData, Header, Hello, HelloReply, Limits, Peer, Reply, ReplyOp, Request,
+    RequestOp, Rights, Side, SignedTicket, Ticket, VersionRange, Who,
 };
 use proto::{BLOCK_BYTES, Epoch, Lsn, Pool, ReplicaId, Seq, ShardId, Status};
 use runtime::reactor::{
@@ -20,7 +20,9 @@ use runtime::reactor::{
 };
 use runtime::wake::Wake;
 use sha2::Sha256;
-use shard::client::{Answer, ClientOp, ClientRequest, Effect, Primary};
+use shard::client::{Answer, ClientOp, ClientRequest};
+use shard::paths::Paths;
+use shard::primary::{Effect, Primary};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -53,33 +55,10 @@ struct Served {
     primary: Primary,
 }
 
-/// Fenced openings that are remembered.
-const FENCED_MAX: usize = 65_536;
-
-/// A session's slot in one of its openings.
-type SlotKey = (u64, u8, u64);
-
-/// Requests of one opening of a slot.
-#[derive(Default)]
-struct SlotState {
-    conn: Option<ConnId>,
-    open: u32,
-    /// Changes that were carried out after their connection had ended.
-    outcomes: Vec<FenceOutcome>,
-}
-
-/// A FENCE_PATH request that waits for the last request of the openings it names.
-struct Fence {
-    conn: ConnId,
-    header: Header,
-    /// Session, slot, and the newest opening that is fenced.
-    upto: SlotKey,
-}
-
 struct Conn {
     opener: Opener,
     /// Set by HELLO.
-    session: Option<(Ticket, SlotKey)>,
+    ticket: Option<Ticket>,
     requests: u32,
     bytes: u64,
     is_paused: bool,
@@ -88,7 +67,6 @@ struct Conn {
 /// A client's request that a shard works on.
 struct Pending {
     conn: ConnId,
-    slot: SlotKey,
     header: Header,
     bytes: u64,
     /// The reply to a success without data; `None` for a read.
@@ -109,10 +87,7 @@ pub(super) struct StoreApp {
     disks: Vec<HostedDisk>,
     shards: BTreeMap<ShardId, Served>,
     conns: HashMap<ConnId, Conn>,
-    slots: BTreeMap<SlotKey, SlotState>,
-    fences: Vec<Fence>,
-    /// Newest fenced opening of each slot: an opening up to it is never accepted again.
-    fenced: BTreeMap<(u64, u8), u64>,
+    paths: Paths<ConnId>,
     pending: HashMap<u64, Pending>,
     next_token: u64,
     events: Sender<StoreEvent>,
@@ -163,9 +138,7 @@ impl StoreApp {
             disks: hosted,
             shards: BTreeMap::new(),
             conns: HashMap::new(),
-            slots: BTreeMap::new(),
-            fences: Vec::new(),
-            fenced: BTreeMap::new(),
+            paths: Paths::new(),
             pending: HashMap::new(),
             next_token: 1,
             events: outlets.events,
@@ -211,18 +184,16 @@ impl StoreApp {
                 return;
             }
         };
-        let fenced = self.fenced.get(&(ticket.session, hello.path.slot));
-        if fenced.is_some_and(|&generation| hello.path.generation <= generation) {
-            self.send(ctx, id, &refuse(Status::Fenced));
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let (slot, generation) = (hello.path.slot, hello.path.generation);
+        if let Err(status) = self.paths.hello(id, ticket.session, slot, generation) {
+            self.send(ctx, id, &refuse(status));
             ctx.finish(id);
             return;
         }
         let limits = hello.limits.agree(Limits::DEFAULT);
-        let slot = (ticket.session, hello.path.slot, hello.path.generation);
-        let Some(conn) = self.conns.get_mut(&id) else { return };
-        conn.session = Some((ticket, slot));
+        conn.ticket = Some(ticket);
         conn.opener.open();
-        self.slots.entry(slot).or_default().conn = Some(id);
         ctx.set_conn_deadline(id, None);
         let peer = Peer {
             store: self.config.store_id,
@@ -252,15 +223,16 @@ impl StoreApp {
     }
 
     fn request(&mut self, ctx: &mut Context, id: ConnId, header: Header, request: Request) {
-        let Some((ticket, slot)) = self.conns.get(&id).and_then(|conn| conn.session) else {
-            return;
-        };
+        let Some(ticket) = self.conns.get(&id).and_then(|conn| conn.ticket) else { return };
         let (client_op, done, start_in_block) = match request.op {
             RequestOp::Ping(ping) => {
                 return self.reply_ok(ctx, id, &header, Seq(0), ReplyOp::Ping(ping));
             }
             RequestOp::FencePath { slot, generation } => {
-                return self.fence(ctx, id, header, (ticket.session, slot, generation));
+                for conn in self.paths.fence(id, header, slot, generation) {
+                    ctx.close(conn);
+                }
+                return self.answer_fences(ctx);
             }
             RequestOp::Read { range, snap_seq: None } => {
                 let op = ClientOp::Read { offset: range.offset(), length: range.length() };
@@ -307,8 +279,12 @@ impl StoreApp {
         let token = self.next_token;
         self.next_token += 1;
         let shard = header.shard;
-        self.charge(ctx, id, slot, bytes);
-        let pending = Pending { conn: id, slot, header, bytes, done, start_in_block };
+        if !self.paths.begin(id, &header, token) {
+            // Its slot is fenced: the client has been told that this has no effect.
+            return;
+        }
+        self.charge(ctx, id, bytes);
+        let pending = Pending { conn: id, header, bytes, done, start_in_block };
         self.pending.insert(token, pending);
         let request = ClientRequest {
             token,
@@ -323,8 +299,7 @@ impl StoreApp {
     }
 
     /// Count a request of a connection; a connection at its limits is not read for a while.
-    fn charge(&mut self, ctx: &mut Context, id: ConnId, slot: SlotKey, bytes: u64) {
-        self.slots.entry(slot).or_default().open += 1;
+    fn charge(&mut self, ctx: &mut Context, id: ConnId, bytes: u64) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         conn.requests += 1;
         conn.bytes += bytes;
@@ -359,7 +334,15 @@ impl StoreApp {
                 ctx.resume(pending.conn);
             }
         }
-        self.note_outcome(&pending, &result);
+        let (lsn, status) = match &result {
+            // A change that needed no operation has no lsn.
+            Ok(Answer::Done(seq)) if *seq > Seq(0) => {
+                (Some(Lsn { epoch: Epoch(header.epoch), seq: *seq }), Status::Ok)
+            }
+            Ok(Answer::Done(_) | Answer::Read { .. }) => (None, Status::Ok),
+            Err(status) => (None, *status),
+        };
+        self.paths.finish(token, lsn, status);
         match result {
             Ok(Answer::Done(seq)) => {
                 let op = pending.done.clone().expect("only a read brings data");
@@ -371,59 +354,12 @@ impl StoreApp {
             }
             Err(status) => self.refuse(ctx, pending.conn, header, status),
         }
-        self.settle_fences(ctx);
+        self.answer_fences(ctx);
     }
 
-    /// A change whose connection has ended is remembered until its slot is fenced.
-    fn note_outcome(&mut self, pending: &Pending, result: &Result<Answer, Status>) {
-        let slot = self.slots.get_mut(&pending.slot).expect("it has an open request");
-        slot.open -= 1;
-        let Ok(Answer::Done(seq)) = result else { return };
-        // Its connection may be about to end: whether the reply arrives is not known here.
-        let is_change = *seq > Seq(0);
-        if is_change && slot.conn.is_none() {
-            slot.outcomes.push(FenceOutcome {
-                command_id: pending.header.command_id,
-                lsn: Lsn { epoch: Epoch(pending.header.epoch), seq: *seq },
-                status: Status::Ok,
-                detail: 0,
-            });
-        }
-    }
-
-    /// Close the connections of the openings named; answer when none of their requests is open.
-    fn fence(&mut self, ctx: &mut Context, id: ConnId, header: Header, upto: SlotKey) {
-        let (session, slot, generation) = upto;
-        let newest = self.fenced.entry((session, slot)).or_default();
-        *newest = generation.max(*newest);
-        if self.fenced.len() > FENCED_MAX {
-            // The smallest session id: as good as any other, none is in use twice.
-            self.fenced.pop_first();
-        }
-        for (_, state) in self.slots.range_mut((session, slot, 0)..=upto) {
-            if let Some(conn) = state.conn.take() {
-                ctx.close(conn);
-            }
-        }
-        self.fences.push(Fence { conn: id, header, upto });
-        self.settle_fences(ctx);
-    }
-
-    fn settle_fences(&mut self, ctx: &mut Context) {
-        let mut index = 0;
-        while index < self.fences.len() {
-            let upto = self.fences[index].upto;
-            let openings = (upto.0, upto.1, 0)..=upto;
-            if self.slots.range(openings.clone()).any(|(_, state)| state.open > 0) {
-                index += 1;
-                continue;
-            }
-            let fence = self.fences.swap_remove(index);
-            let keys: Vec<SlotKey> = self.slots.range(openings).map(|(&key, _)| key).collect();
-            let states = keys.iter().filter_map(|key| self.slots.remove(key));
-            let outcomes = states.flat_map(|state| state.outcomes).collect();
-            let reply = ReplyOp::FencePath(outcomes);
-            self.reply_ok(ctx, fence.conn, &fence.header, Seq(0), reply);
+    fn answer_fences(&mut self, ctx: &mut Context) {
+        for (conn, header, outcomes) in self.paths.ready_fences() {
+            self.reply_ok(ctx, conn, &header, Seq(0), ReplyOp::FencePath(outcomes));
         }
     }
 
@@ -624,7 +560,7 @@ impl StoreApp {
             }
             disks.push(facts);
         }
-        let sessions = self.conns.values().filter(|conn| conn.session.is_some()).count();
+        let sessions = self.conns.values().filter(|conn| conn.ticket.is_some()).count();
         StoreFacts { replicas, disks, sessions }
     }
 
@@ -677,7 +613,7 @@ impl Application for StoreApp {
         // A socket that cannot be taken over is closed by being dropped, and counted.
         let Ok(id) = ctx.adopt(socket, framing, &[]) else { return };
         ctx.set_conn_deadline(id, Some(ctx.now().after_millis(HANDSHAKE_MS)));
-        let conn = Conn { opener, session: None, requests: 0, bytes: 0, is_paused: false };
+        let conn = Conn { opener, ticket: None, requests: 0, bytes: 0, is_paused: false };
         self.conns.insert(id, conn);
     }
 
@@ -690,7 +626,7 @@ impl Application for StoreApp {
             Ok(request) => self.request(ctx, id, header, request),
             Err(problem) => {
                 self.refuse(ctx, id, &header, problem.status());
-                let said_hello = self.conns.get(&id).is_some_and(|conn| conn.session.is_some());
+                let said_hello = self.conns.get(&id).is_some_and(|conn| conn.ticket.is_some());
                 if !problem.is_answerable() || !said_hello {
                     ctx.finish(id);
                 }
@@ -699,15 +635,8 @@ impl Application for StoreApp {
     }
 
     fn closed(&mut self, _ctx: &mut Context, id: ConnId, _reason: CloseReason) {
-        let Some(conn) = self.conns.remove(&id) else { return };
-        let Some((_, key)) = conn.session else { return };
-        if let Some(state) = self.slots.get_mut(&key) {
-            state.conn = None;
-            // Kept while requests are open; forgotten when nothing is left to tell a fence.
-            if state.open == 0 && state.outcomes.is_empty() {
-                self.slots.remove(&key);
-            }
-        }
+        self.conns.remove(&id);
+        self.paths.closed(id);
     }
 
     fn timer(&mut self, _ctx: &mut Context) {}

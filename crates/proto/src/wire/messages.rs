@@ -97,6 +97,7 @@ pub struct Ping {
     /// Counts heartbeats of this connection; the reply repeats it.
     pub sequence: u64,
     /// The heartbeat that the entries are a difference to; 0 = complete list.
+    /// In a reply: the newest heartbeat that is held, which this acknowledges; 0 = none.
     pub base_sequence: u64,
     /// Store that sends.
     pub store: u64,

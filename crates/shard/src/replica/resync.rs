@@ -1,0 +1,543 @@
+//! Making learners equal: what they need, how it is copied, how equality is shown, admission.
+//!
+//! A region is needed when its last write is above the learner's complete_lsn, by the primary's
+//! region map or by the learner's own (its own unfinished writes), or when either is in doubt about
+//! it (section 5). A region is read while no new lsn is given in it and everything uncommitted there
+//! is durable here and at the learner; it need not be committed, because below min_write it will be
+//! only once the learner is admitted. A write that commits without the learner makes its region
+//! needed again.
+//!
+//! When nothing is needed the learner becomes required for acknowledgements and the lease, each
+//! region that was copied is compared by digest under the same hold, and its admission is proposed:
+//! from the moment it is required every region that was shown to be equal stays equal, so no lock on
+//! the whole shard is needed (ADR 6).
+
+use super::follower::digest_of;
+use super::reign::Reign;
+use super::{Command, Ctx, Effect, Kind, Mutant, Note, REPEAT_MS, Replica, SILENT_MS, Work};
+use crate::conf::transition::Transition;
+use crate::conf::{Incarnation, Member, StoreId};
+use lane::{Op, Outcome, Problem, REGION_BLOCKS};
+use proto::disk::BufList;
+use proto::wire::{ByteRange, CheckedData, Content, Copy, Digest, RangeData, RequestOp, Tails};
+use proto::{BLOCK_BYTES, Lsn, Seq, Tick};
+use smallvec::SmallVec;
+use std::collections::{BTreeMap, BTreeSet};
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+/// Room for the parts of one region in a command's number.
+const PART_BITS: u32 = 16;
+/// Digests that may differ before the resync begins again from nothing.
+const MISMATCHES_MAX: u32 = 3;
+
+/// One region on its way, or being compared.
+struct Job {
+    number: u32,
+    region: u32,
+    is_digest: bool,
+    began: Tick,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Something uncommitted in the region is not durable at both ends yet.
+    Waiting,
+    /// The lane is reading it.
+    Reading,
+    /// These parts of it are not acknowledged.
+    Sent(BTreeSet<u16>),
+    /// Own digest and the learner's.
+    Comparing { own: Option<u128>, other: Option<u128> },
+}
+
+/// The resync of one learner.
+pub(super) struct Resync {
+    to: (StoreId, Incarnation),
+    id: u64,
+    /// It has said what it holds.
+    is_known: bool,
+    asked: Option<Tick>,
+    heard: Tick,
+    /// Regions to copy.
+    dirty: BTreeSet<u32>,
+    /// Regions copied and not compared.
+    unverified: BTreeSet<u32>,
+    job: Option<Job>,
+    copied: u32,
+    mismatches: u32,
+    /// Admission was proposed in this configuration.
+    is_proposed: bool,
+}
+
+impl Resync {
+    /// These regions were written without the learner.
+    pub(super) fn redirty(&mut self, regions: std::ops::Range<u32>) {
+        self.dirty.extend(regions);
+    }
+
+    fn job_numbered(&mut self, number: u32) -> Option<&mut Job> {
+        self.job.as_mut().filter(|job| job.number == number)
+    }
+}
+
+fn part_of(number: u64) -> (u32, u16) {
+    ((number >> PART_BITS) as u32, (number & 0xffff) as u16)
+}
+
+impl Replica {
+    /// Begin, keep and end resyncs as the configuration says.
+    pub(super) fn keep_resyncs(&mut self, ctx: &mut Ctx<'_, '_>) {
+        let conf = self.stored.conf.as_ref().expect("a primary has a configuration");
+        let learners: BTreeMap<StoreId, Member> =
+            conf.learner_members().map(|member| (member.store, *member)).collect();
+        let is_same = |to: &(StoreId, Incarnation)| {
+            learners.get(&to.0).is_some_and(|member| member.incarnation == to.1)
+        };
+        let resyncs = &self.reign().resyncs;
+        let over: Vec<StoreId> =
+            resyncs.iter().filter(|(_, r)| !is_same(&r.to)).map(|(&store, _)| store).collect();
+        for store in over {
+            self.drop_job(ctx, store);
+            let reign = self.reign();
+            reign.resyncs.remove(&store);
+            if reign.pending_admit == Some(store) {
+                reign.pending_admit = None;
+            }
+        }
+        for (&store, member) in &learners {
+            let id = self.epoch().0 << 16 | u64::from(member.copy);
+            let (now, reign) = (ctx.now, self.reign());
+            let resync = reign.resyncs.entry(store).or_insert_with(|| Resync {
+                to: (store, member.incarnation),
+                id,
+                is_known: false,
+                asked: None,
+                heard: now,
+                dirty: BTreeSet::new(),
+                unverified: BTreeSet::new(),
+                job: None,
+                copied: 0,
+                mismatches: 0,
+                is_proposed: false,
+            });
+            resync.is_proposed = false;
+        }
+    }
+
+    /// A learner has said up to where it is complete and which regions it cannot vouch for.
+    pub(super) fn learner_answered(&mut self, ctx: &mut Ctx<'_, '_>, from: StoreId, tails: &Tails) {
+        let region_only = self.mutant(Mutant::RejoinByRegionOnly);
+        let shard = ctx.view.tables.shard(self.options.shard_ix).expect("the lane holds it");
+        let Some(resync) = self.reign().resyncs.get_mut(&from).filter(|r| !r.is_known) else {
+            return;
+        };
+        (resync.is_known, resync.heard) = (true, ctx.now);
+        let complete = tails.complete_lsn.seq;
+        for (region, &value) in shard.regions.iter().enumerate() {
+            if value >> 1 > complete.0 || value & 1 == 1 {
+                resync.dirty.insert(region as u32);
+            }
+        }
+        if !region_only {
+            for record in &tails.records {
+                let first = (record.range.offset() / BLOCK) as u32;
+                let count = (u64::from(record.range.length()) / BLOCK) as u32;
+                resync.dirty.extend(super::follower::regions_of(first, count));
+            }
+        }
+        let regions = shard.regions.len() as u32;
+        resync.dirty.retain(|&region| region < regions);
+        self.poke_resyncs(ctx);
+    }
+
+    pub(super) fn heard_learner(&mut self, now: Tick, from: StoreId) {
+        if let Some(resync) = self.reign().resyncs.get_mut(&from) {
+            resync.heard = now;
+        }
+    }
+
+    /// Move every resync on as far as it goes.
+    pub(super) fn poke_resyncs(&mut self, ctx: &mut Ctx<'_, '_>) {
+        let Some(reign) = &self.reign else { return };
+        if !reign.is_serving() {
+            return;
+        }
+        let stores: Vec<StoreId> = reign.resyncs.keys().copied().collect();
+        for store in stores {
+            self.poke(ctx, store);
+        }
+    }
+
+    fn poke(&mut self, ctx: &mut Ctx<'_, '_>, store: StoreId) {
+        let no_redirect = self.mutant(Mutant::NoRegionLock);
+        let waits_for_commit = self.mutant(Mutant::ParkWithLock);
+        let now = ctx.now;
+        let reign = self.reign.as_mut().expect("checked by the caller");
+        let Some(resync) = reign.resyncs.get_mut(&store).filter(|resync| resync.is_known) else {
+            return;
+        };
+        if resync.job.is_none() {
+            let is_digest = resync.dirty.is_empty();
+            let next = if is_digest { resync.unverified.first() } else { resync.dirty.first() };
+            let Some(&region) = next else {
+                return self.caught_up(ctx, store);
+            };
+            if is_digest && reign.pending_admit != Some(store) {
+                if reign.pending_admit.is_some() {
+                    // One admission at a time.
+                    return;
+                }
+                reign.pending_admit = Some(store);
+                self.claim(ctx);
+                return self.poke(ctx, store);
+            }
+            if is_digest {
+                resync.unverified.remove(&region);
+            } else {
+                resync.dirty.remove(&region);
+            }
+            self.jobs = self.jobs.wrapping_add(1);
+            let (number, stage) = (self.jobs, Stage::Waiting);
+            resync.job = Some(Job { number, region, is_digest, began: now, stage });
+            if !no_redirect {
+                reign.hold(region);
+            }
+        }
+        let resync = &reign.resyncs[&store];
+        let job = resync.job.as_ref().expect("just begun");
+        let (number, region, is_digest) = (job.number, job.region, job.is_digest);
+        let is_ready = matches!(job.stage, Stage::Waiting)
+            && (no_redirect
+                || if waits_for_commit {
+                    reign.is_quiet(region)
+                } else {
+                    reign.is_covered(region, store)
+                });
+        if is_ready {
+            self.read_region(ctx, store, number, region, is_digest);
+        }
+    }
+
+    fn region_range(&self, region: u32) -> (u32, u32) {
+        let first = region * REGION_BLOCKS;
+        (first, REGION_BLOCKS.min(self.blocks - first))
+    }
+
+    fn read_region(
+        &mut self,
+        ctx: &mut Ctx<'_, '_>,
+        store: StoreId,
+        job: u32,
+        region: u32,
+        is_digest: bool,
+    ) {
+        let (first, count) = self.region_range(region);
+        let (reign, shard_ix) = (self.reign().epoch, self.options.shard_ix);
+        let to = {
+            let resync = self.reign().resyncs.get_mut(&store).expect("has a job");
+            let job = resync.job.as_mut().expect("has a job");
+            job.stage = if is_digest {
+                Stage::Comparing { own: None, other: None }
+            } else {
+                Stage::Reading
+            };
+            (resync.to, resync.id)
+        };
+        if is_digest {
+            let command_id = Command { kind: Kind::Digest, number: u64::from(job) }.id();
+            let lsn = self.reign().commit_lsn();
+            self.send(ctx, to.0, command_id, lsn, |peer| {
+                RequestOp::Digest(Digest {
+                    peer,
+                    resync_id: to.1,
+                    layer_snap_seq: 0,
+                    first_region: region,
+                    region_count: 1,
+                })
+            });
+        }
+        let work = if is_digest {
+            Work::DigestRead { reign, store, job }
+        } else {
+            Work::CopyRead { reign, store, job }
+        };
+        self.lane(ctx, work, Op::Read { shard_ix, first, count });
+    }
+
+    // ------------------------------------------------------------------------------------ copy --
+
+    /// A region was read: send it, part by part, and let new lsns be given in it again. What comes
+    /// after it is sent after it; should it overtake, the learner refuses the COPY.
+    pub(super) fn copy_read(
+        &mut self,
+        ctx: &mut Ctx<'_, '_>,
+        store: StoreId,
+        job: u32,
+        result: Result<Outcome, Problem>,
+    ) {
+        let resync = self.reign().resyncs.get_mut(&store);
+        let Some(region) = resync.and_then(|r| Some(r.job_numbered(job)?.region)) else { return };
+        let Ok(Outcome::Read { data, crcs }) = result else {
+            // Unreadable here: it stays needed, and is tried again.
+            return self.abandon_job(ctx, store, u64::from(job) << PART_BITS);
+        };
+        let shard = ctx.view.tables.shard(self.options.shard_ix).expect("the lane holds it");
+        let seq = Seq(shard.regions[region as usize] >> 1);
+        let (first, count) = self.region_range(region);
+        let lsn = Lsn { epoch: self.reign().epoch, seq };
+        let mut parts = Vec::new();
+        let mut at = 0;
+        while at < count {
+            let (here, has_content) = self.run_of(ctx, first + at, count - at);
+            let offset = u64::from(first + at) * BLOCK;
+            let range = ByteRange::new(offset, here * BLOCK_BYTES as u32).expect("whole blocks");
+            parts.push(if has_content {
+                let piece = blocks_in(&data, at, here);
+                let crcs = SmallVec::from_slice(&crcs[at as usize..(at + here) as usize]);
+                Content::Data(RangeData::join(range, CheckedData::assume(0, crcs, piece)))
+            } else {
+                Content::Inherit(range)
+            });
+            at += here;
+        }
+        let count = parts.len() as u16;
+        let resync = self.reign().resyncs.get_mut(&store).expect("looked at above");
+        let (to, resync_id) = (resync.to, resync.id);
+        resync.job.as_mut().expect("looked at above").stage = Stage::Sent((0..count).collect());
+        for (part, content) in parts.into_iter().enumerate() {
+            let number = u64::from(job) << PART_BITS | part as u64;
+            let command_id = Command { kind: Kind::Copy, number }.id();
+            let is_last = part + 1 == usize::from(count);
+            self.send(ctx, to, command_id, lsn, |peer| {
+                RequestOp::Copy(Box::new(Copy {
+                    peer,
+                    resync_id,
+                    layer_snap_seq: 0,
+                    is_last,
+                    content,
+                }))
+            });
+        }
+        self.unhold_job(ctx, region);
+    }
+
+    /// The learner has a part of a region.
+    pub(super) fn copied(
+        &mut self,
+        ctx: &mut Ctx<'_, '_>,
+        from: StoreId,
+        number: u64,
+        resync_id: u64,
+    ) {
+        let is_late_counted = self.mutant(Mutant::LateCopied);
+        let now = ctx.now;
+        let (job, part) = part_of(number);
+        let Some(resync) = self.reign().resyncs.get_mut(&from) else { return };
+        if resync.id != resync_id {
+            return;
+        }
+        resync.heard = now;
+        let Some(found) = resync.job_numbered(job) else { return };
+        let region = found.region;
+        let Stage::Sent(left) = &mut found.stage else { return };
+        left.remove(&part);
+        if !left.is_empty() {
+            return;
+        }
+        resync.job = None;
+        resync.copied += 1;
+        if is_late_counted {
+            // Seeded bug: it was needed again meanwhile.
+            resync.dirty.remove(&region);
+        }
+        resync.unverified.insert(region);
+        ctx.out.push(Effect::Note(Note::Copied { to: from, region }));
+        self.poke(ctx, from);
+    }
+
+    // --------------------------------------------------------------------------------- compare --
+
+    pub(super) fn digest_read(
+        &mut self,
+        ctx: &mut Ctx<'_, '_>,
+        store: StoreId,
+        job: u32,
+        result: Result<Outcome, Problem>,
+    ) {
+        match result {
+            Ok(outcome) => self.digest_known(ctx, store, job, Some(digest_of(&outcome)), None),
+            Err(_) => self.abandon_job(ctx, store, u64::from(job)),
+        }
+    }
+
+    pub(super) fn digest_came(
+        &mut self,
+        ctx: &mut Ctx<'_, '_>,
+        from: StoreId,
+        (number, resync_id): (u64, u64),
+        digests: &[u128],
+    ) {
+        if self.reign().resyncs.get(&from).is_none_or(|resync| resync.id != resync_id) {
+            return;
+        }
+        self.heard_learner(ctx.now, from);
+        if let (Ok(job), Some(&digest)) = (u32::try_from(number), digests.first()) {
+            self.digest_known(ctx, from, job, None, Some(digest));
+        }
+    }
+
+    fn digest_known(
+        &mut self,
+        ctx: &mut Ctx<'_, '_>,
+        store: StoreId,
+        job: u32,
+        ours: Option<u128>,
+        theirs: Option<u128>,
+    ) {
+        let Some(resync) = self.reign().resyncs.get_mut(&store) else { return };
+        let Some(found) = resync.job_numbered(job) else { return };
+        let region = found.region;
+        let Stage::Comparing { own, other } = &mut found.stage else { return };
+        (*own, *other) = (own.or(ours), other.or(theirs));
+        let (Some(own), Some(other)) = (*own, *other) else { return };
+        resync.job = None;
+        if own != other {
+            resync.mismatches += 1;
+            resync.dirty.insert(region);
+            ctx.out.push(Effect::Note(Note::Different { store, region }));
+        }
+        self.unhold_job(ctx, region);
+        self.poke(ctx, store);
+    }
+
+    /// Nothing is needed and everything was compared: propose admission, until the outcome is read.
+    fn caught_up(&mut self, ctx: &mut Ctx<'_, '_>, store: StoreId) {
+        let reign = self.reign.as_mut().expect("a primary reigns");
+        if reign.pending_admit.is_none() {
+            reign.pending_admit = Some(store);
+            self.claim(ctx);
+        }
+        let reign = self.reign.as_mut().expect("a primary reigns");
+        let resync = reign.resyncs.get_mut(&store).expect("caught up");
+        if reign.pending_admit != Some(store) || resync.is_proposed {
+            return;
+        }
+        resync.is_proposed = true;
+        let regions = resync.copied;
+        ctx.out.push(Effect::Note(Note::CaughtUp { store, regions }));
+        let transition = self.admission(store);
+        if let Some(transition) = transition {
+            self.propose(ctx, transition);
+        }
+    }
+
+    fn admission(&self, store: StoreId) -> Option<Transition> {
+        let member = self.stored.conf.as_ref()?.on_store(store)?;
+        Some(Transition::Admit { copy: member.copy, incarnation: member.incarnation })
+    }
+
+    // ------------------------------------------------------------------------------------ time --
+
+    /// What learners ask for: to be admitted, or to be given up.
+    pub(super) fn wanted_of_learners(&self, ctx: &Ctx<'_, '_>) -> Option<Transition> {
+        let reign = self.reign.as_ref()?;
+        let conf = self.stored.conf.as_ref()?;
+        for (&store, resync) in &reign.resyncs {
+            let member = conf.on_store(store)?;
+            let is_silent = resync.owes(reign) && ctx.now >= resync.heard.after_millis(SILENT_MS);
+            if is_silent || self.is_lost(member) || resync.mismatches >= MISMATCHES_MAX {
+                // Whether a pending admission or this comes first is for the conductor to say, and
+                // for the next configuration to tell.
+                return Some(Transition::Cancel { copy: member.copy });
+            }
+            if resync.is_proposed {
+                return self.admission(store);
+            }
+        }
+        None
+    }
+
+    pub(super) fn tick_resyncs(&mut self, ctx: &mut Ctx<'_, '_>) {
+        if !self.reign().is_serving() {
+            return;
+        }
+        let now = ctx.now;
+        let stores: Vec<StoreId> = self.reign().resyncs.keys().copied().collect();
+        for store in stores {
+            let resync = self.reign().resyncs.get_mut(&store).expect("just listed");
+            let to = resync.to;
+            let must_ask =
+                !resync.is_known && resync.asked.is_none_or(|at| now >= at.after_millis(REPEAT_MS));
+            if must_ask {
+                resync.asked = Some(now);
+                self.ask_tails_of(ctx, to);
+                continue;
+            }
+            let is_late = |job: &Job| now >= job.began.after_millis(SILENT_MS);
+            if resync.job.as_ref().is_some_and(is_late) {
+                self.drop_job(ctx, store);
+            }
+            let is_refusal_believed = self.mutant(Mutant::RefusalIsOutcome);
+            let reign = self.reign();
+            if is_refusal_believed && reign.resyncs[&store].is_proposed {
+                // Seeded bug: no configuration has come, so the proposal must have failed.
+                reign.pending_admit = None;
+            }
+            self.poke(ctx, store);
+        }
+    }
+
+    /// A job did not succeed: its region is needed still.
+    pub(super) fn abandon_job(&mut self, ctx: &mut Ctx<'_, '_>, store: StoreId, number: u64) {
+        let Some(resync) = self.reign().resyncs.get_mut(&store) else { return };
+        let is_it = |job: &Job| {
+            u64::from(job.number) == if job.is_digest { number } else { number >> PART_BITS }
+        };
+        if resync.job.as_ref().is_some_and(is_it) {
+            self.drop_job(ctx, store);
+        }
+    }
+
+    fn drop_job(&mut self, ctx: &mut Ctx<'_, '_>, store: StoreId) {
+        let Some(resync) = self.reign().resyncs.get_mut(&store) else { return };
+        let Some(job) = resync.job.take() else { return };
+        if job.is_digest {
+            resync.unverified.insert(job.region);
+        } else {
+            resync.dirty.insert(job.region);
+        }
+        if !matches!(job.stage, Stage::Sent(_)) {
+            self.unhold_job(ctx, job.region);
+        }
+    }
+
+    fn unhold_job(&mut self, ctx: &mut Ctx<'_, '_>, region: u32) {
+        if !self.mutant(Mutant::NoRegionLock) {
+            self.release_region(ctx, region);
+        }
+    }
+}
+
+impl Resync {
+    /// Whether the learner owes an answer.
+    fn owes(&self, reign: &Reign) -> bool {
+        !self.is_known || self.job.is_some() || reign.pending_admit == Some(self.to.0)
+    }
+}
+
+/// Blocks `at..at + count` of a list of buffers, sharing their pages.
+fn blocks_in(list: &BufList, at: u32, count: u32) -> BufList {
+    let (mut skip, mut left) = (at as usize * BLOCK_BYTES, count as usize * BLOCK_BYTES);
+    let mut out = BufList::new();
+    for buf in list {
+        let from = skip.min(buf.len());
+        skip -= from;
+        let to = (from + left).min(buf.len());
+        if from < to {
+            left -= to - from;
+            out.push(buf.slice(from..to));
+        }
+    }
+    assert_eq!(left, 0, "the list is long enough");
+    out
+}

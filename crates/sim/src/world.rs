@@ -1,0 +1,1236 @@
+//! The world of one seed: stores, conductor, clients, network and disks on virtual time.
+//!
+//! `step` takes the next event off the heap, gives it to the machine that it concerns and carries out
+//! what that machine wants. Everything that machines see of the world passes through here, and the
+//! checker is told all of it. `faults.rs` says what goes wrong, `phases.rs` when a world is over.
+//!
+//! A violation stops the world where it stands: nothing happens any more, the trace ends there.
+
+use crate::check::{Check, Place};
+use crate::client::{self, Client, store_at};
+use crate::codec::frame_of;
+use crate::conductor::{Conductor, Status, Stored, Tell};
+use crate::content;
+use crate::disk::{Disk, Fate};
+use crate::events::{Events, What};
+use crate::history::{Kind, Moment};
+use crate::network::{self, Network, Quality, Stream};
+use crate::options::{Options, OptionsProblem};
+use crate::phases::Phase;
+use crate::random::Random;
+use crate::store::{Input, Output, Process, Settings, create_replicas, mount_now, shard_id};
+use crate::trace::Trace;
+use lane::format::{DiskHeader, Durability};
+use lane::{FormatRequest, MountParameters, format_disk};
+use proto::disk::DiskOp;
+use proto::frame::Frame;
+use proto::seam::Machine;
+use proto::wire::{Reply, Request};
+use proto::{BLOCK_BYTES, Pool, ReplicaId, Tick};
+use shard::conf::{CopyId, Incarnation, Member, ShardConf, StoreId};
+use shard::heartbeat::Timing;
+use shard::mutant::Mutant;
+use shard::replica::{Note, Role};
+use shard::session::{self, PathId};
+use std::collections::BTreeMap;
+
+pub(crate) const MICRO: u64 = 1_000;
+pub(crate) const MILLI: u64 = 1_000_000;
+/// Buffers that a world keeps for reuse, per size class.
+const POOL_BYTES: usize = 4 << 20;
+/// Slots of a lane beside those of its shards: checkpoints, the reserve, garbage.
+const SLOTS_EXTRA: u64 = 120;
+/// How often an agent reports.
+const AGENT_NANOS: u64 = 250 * MILLI;
+/// How often the conductor looks around.
+const CONDUCTOR_NANOS: u64 = 200 * MILLI;
+/// One in so many messages between replicas goes through its bytes.
+const CODEC_ONE_IN: u64 = 8;
+/// Clocks of stores begin somewhere above this: 0 means "never" to some machines.
+const CLOCK_START: u64 = 1_000_000 * MILLI;
+
+/// One store: what survives its process, and its process.
+pub(crate) struct Store {
+    pub id: StoreId,
+    pub disk: Disk,
+    pub mount: MountParameters,
+    pub process: Option<Process>,
+    /// The life that runs, or the last one.
+    pub incarnation: Incarnation,
+    /// What came while it was paused.
+    pub paused: Option<Vec<What>>,
+    pub disk_factor: u64,
+    /// The next disk operation takes so long.
+    pub stuck: Option<u64>,
+    /// Lives that crash again soon after their start.
+    pub storm: u64,
+    clock_offset: u64,
+    /// Rate error in thousandths.
+    clock_permille: i64,
+    timer_at: Option<u64>,
+    is_dirty: bool,
+}
+
+impl Store {
+    fn local(&self, now: u64) -> Tick {
+        let rate = u128::from((1_000 + self.clock_permille).unsigned_abs());
+        Tick(self.clock_offset + (u128::from(now) * rate / 1_000) as u64)
+    }
+
+    fn global(&self, local: Tick) -> u64 {
+        let rate = u128::from((1_000 + self.clock_permille).unsigned_abs());
+        let since = u128::from(local.0.saturating_sub(self.clock_offset));
+        // Rounded up: never before its time.
+        ((since * 1_000).div_ceil(rate)) as u64
+    }
+}
+
+/// A connection of a client.
+pub(crate) struct Conn {
+    client: usize,
+    path: PathId,
+    pub store: StoreId,
+    /// The life that accepted it.
+    life: Option<Incarnation>,
+    pub is_client_open: bool,
+    pub is_server_open: bool,
+    /// Nothing sent from here on arrives.
+    pub is_broken: bool,
+    to_client: Stream,
+    to_server: Stream,
+}
+
+/// The checker waits for what a lane holds.
+pub(crate) struct Audit {
+    pub store: StoreId,
+    pub block: u64,
+    begun: Moment,
+    /// At rest nothing may fail, and every copy must be equal.
+    pub is_final: bool,
+}
+
+/// One world.
+pub struct World {
+    pub(crate) options: Options,
+    pub(crate) random: Random,
+    pub(crate) now: u64,
+    pub(crate) events: Events,
+    pub(crate) stores: Vec<Store>,
+    pub(crate) network: Network,
+    pub(crate) conductor: Conductor,
+    pub(crate) is_conductor_up: bool,
+    pub(crate) clients: Vec<Client>,
+    /// When each session is woken next.
+    client_timers: Vec<Option<u64>>,
+    pub(crate) conns: BTreeMap<u64, Conn>,
+    paths: BTreeMap<(usize, PathId), u64>,
+    next_conn: u64,
+    next_incarnation: Incarnation,
+    pub(crate) check: Check,
+    pub(crate) trace: Trace,
+    pub(crate) counts: BTreeMap<&'static str, u64>,
+    hot: Vec<u64>,
+    pub(crate) phase: Phase,
+    pub(crate) audits: BTreeMap<u64, Audit>,
+    next_audit: u64,
+    /// What the lanes hold at rest: block, then store and value.
+    pub(crate) found: BTreeMap<u64, Vec<(StoreId, Option<u64>)>>,
+    pub(crate) happened: u64,
+    pool: Pool,
+    mutant: Mutant,
+    dirty: Vec<usize>,
+    outputs: Vec<Output>,
+}
+
+/// Why a world cannot be made.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum WorldProblem {
+    /// The options are wrong.
+    #[error(transparent)]
+    Options(#[from] OptionsProblem),
+    /// A disk cannot be laid out.
+    #[error("a disk cannot be made: {0}")]
+    Disk(String),
+}
+
+impl World {
+    /// The world of this seed. `options` overrides what the seed chose; `traced`: keep lines.
+    pub fn new(seed: u64, options: &str, traced: bool) -> Result<World, WorldProblem> {
+        let mut chosen = Options::of_seed(seed);
+        chosen.set(options)?;
+        let options = chosen;
+        let mut random = Random::new(seed);
+        let pool = Pool::new(POOL_BYTES);
+        let mut stores = Vec::new();
+        for id in 1..=options.stores {
+            stores.push(make_store(id, &options, &pool, &mut random).map_err(WorldProblem::Disk)?);
+        }
+        let members: Vec<Member> = stores.iter().map(|store| member_of(store, store.id)).collect();
+        let confs: Vec<ShardConf> =
+            (0..options.shards).map(|shard| first_conf(&options, &members, shard)).collect();
+        let hot = client::hot_blocks(&options, &mut random);
+        let mutant = match options.mutant {
+            0 => Mutant::None,
+            number => Mutant::ALL[number as usize - 1],
+        };
+        let mut world = World {
+            network: Network::new(stores.len(), quality(&options)),
+            conductor: Conductor::new(confs.clone(), members),
+            is_conductor_up: true,
+            client_timers: vec![None; options.clients as usize],
+            clients: Vec::new(),
+            conns: BTreeMap::new(),
+            paths: BTreeMap::new(),
+            next_conn: 0,
+            next_incarnation: options.stores,
+            check: Check::new(options.shards as usize),
+            trace: Trace::new(traced),
+            counts: BTreeMap::new(),
+            hot,
+            phase: Phase::Safety,
+            audits: BTreeMap::new(),
+            next_audit: 0,
+            found: BTreeMap::new(),
+            happened: 0,
+            pool,
+            mutant,
+            dirty: Vec::new(),
+            outputs: Vec::new(),
+            events: Events::default(),
+            now: 0,
+            random,
+            stores,
+            options,
+        };
+        world.begin(confs);
+        Ok(world)
+    }
+
+    fn begin(&mut self, confs: Vec<ShardConf>) {
+        for store in 0..self.stores.len() {
+            let id = self.stores[store].id;
+            self.check.registered(id, id);
+            self.boot(store, id);
+        }
+        for conf in &confs {
+            self.check.stored(0, conf);
+            self.trace.conf(0, conf, "first", 0);
+        }
+        for index in 0..self.options.clients as usize {
+            let conf = client::volume_conf(index as u64 + 1, &self.options, &confs);
+            let mut out = Vec::new();
+            self.clients.push(Client::new(index as u64 + 1, Tick(1), conf, &mut out));
+            self.client_effects(index, out);
+            self.events.push(self.random.below(50 * MILLI), What::Ask(index));
+        }
+        self.events.push(CONDUCTOR_NANOS, What::ConductorTick);
+        self.events.push(self.options.safety_ms * MILLI, What::Phase);
+        self.begin_faults();
+    }
+
+    /// Run at most `events` events. False when the world is over or an invariant is broken.
+    pub fn step(&mut self, events: u64) -> bool {
+        for _ in 0..events {
+            if self.is_over() {
+                return false;
+            }
+            let Some((at, what)) = self.events.pop() else {
+                self.check.fail("I23: nothing is left to happen and the world is not over");
+                return false;
+            };
+            assert!(at >= self.now, "time does not go back");
+            self.now = at;
+            self.happened += 1;
+            self.happens(what);
+            if self.events.next_at() != Some(self.now) {
+                self.turn();
+            }
+        }
+        !self.is_over()
+    }
+
+    /// Run to the end.
+    pub fn run(&mut self) {
+        while self.step(1 << 20) {}
+    }
+
+    /// The first broken invariant.
+    #[must_use]
+    pub fn violation(&self) -> Option<&str> {
+        self.check.violation()
+    }
+
+    /// The options in force, as JSON.
+    #[must_use]
+    pub fn options(&self) -> String {
+        self.options.to_json()
+    }
+
+    /// How often what has happened.
+    #[must_use]
+    pub fn counts(&self) -> BTreeMap<&'static str, u64> {
+        let mut counts = self.counts.clone();
+        counts.insert("events", self.happened);
+        counts.insert("sim.nanos", self.now);
+        counts
+    }
+
+    /// The hash of everything that happened, in hex.
+    #[must_use]
+    pub fn trace_hash(&self) -> String {
+        format!("{:032x}", self.trace.hash())
+    }
+
+    /// The lines since the last call, if they are kept.
+    pub fn take_trace(&mut self) -> String {
+        self.trace.take()
+    }
+
+    fn is_over(&self) -> bool {
+        self.phase == Phase::Over || self.check.violation().is_some()
+    }
+
+    pub(crate) fn count(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    // -------------------------------------------------------------------------------- happening --
+
+    fn happens(&mut self, what: What) {
+        if let Some(store) = process_of(&what, &self.conns)
+            && let Some(inbox) = &mut self.stores[store as usize - 1].paused
+        {
+            // The process is stopped: the kernel keeps what comes.
+            inbox.push(what);
+            return;
+        }
+        match what {
+            What::Disk(store, life, ticket) => self.disk_done(store, life, ticket),
+            What::Timer(store, life) => {
+                let index = store as usize - 1;
+                if self.stores[index].timer_at.is_some_and(|at| at <= self.now) {
+                    self.stores[index].timer_at = None;
+                }
+                if self.runs(store, Some(life)) {
+                    self.input(index, Input::Timer);
+                }
+            }
+            What::Arrive(store, life, input) => {
+                if self.runs(store, life) {
+                    self.input(store as usize - 1, *input);
+                }
+            }
+            What::Agent(store, life) => self.agent(store, life),
+            What::Status(status) => self.status(status),
+            What::Proposal(store, life, shard, epoch, transition) => {
+                if self.is_conductor_up {
+                    let proposed = (shard, epoch);
+                    let result =
+                        self.conductor.proposed(self.now, (store, life), proposed, &transition);
+                    match result {
+                        Ok(stored) => self.stored(stored),
+                        Err(_) => self.count("refused"),
+                    }
+                }
+            }
+            What::Fetch(store, shard, epoch) => {
+                if self.is_conductor_up && self.conductor.conf(shard).epoch > epoch {
+                    let conf = self.conductor.conf(shard).clone();
+                    self.tell(store, Input::Conf(conf));
+                }
+            }
+            What::ConductorTick => {
+                self.events.push(self.now + CONDUCTOR_NANOS, What::ConductorTick);
+                if self.is_conductor_up {
+                    let mut out = Vec::new();
+                    self.conductor.tick(self.now, &mut out);
+                    out.into_iter().for_each(|stored| self.stored(stored));
+                }
+            }
+            What::ConductorBack => self.is_conductor_up = true,
+            What::Connect(conn) => self.connect(conn),
+            What::ToClient(conn, frame) => {
+                let Some(found) = self.conns.get(&conn).filter(|conn| conn.is_client_open) else {
+                    return;
+                };
+                let (client, path) = (found.client, found.path);
+                self.client_step(client, session::Event::Frame(path, *frame));
+            }
+            What::ToServer(conn, frame) => self.to_server(conn, *frame),
+            What::ClientClosed(conn) => self.client_closed(conn),
+            What::ServerClosed(conn) => self.server_closed(conn),
+            What::ClientTimer(client) => {
+                self.client_timers[client] = None;
+                self.client_step(client, session::Event::Tick);
+            }
+            What::Ask(client) => self.ask(client),
+            What::ClientConf(client, confs) => {
+                let id = self.clients[client].id;
+                let conf = client::volume_conf(id, &self.options, &confs);
+                if self.clients[client].session.accepts(&conf).is_ok() {
+                    self.client_step(client, session::Event::Configure(conf));
+                }
+            }
+            What::Boot(store) => {
+                let index = store as usize - 1;
+                if self.stores[index].process.is_none() {
+                    self.next_incarnation += 1;
+                    self.boot(index, self.next_incarnation);
+                }
+            }
+            What::Crash(store, life) => {
+                if self.stores[store as usize - 1].incarnation == life {
+                    self.crash(store as usize - 1, true);
+                }
+            }
+            What::Resume(store, life) => self.resume(store, life),
+            What::DiskRecovers(store) => self.stores[store as usize - 1].disk_factor = 1,
+            What::Flap(from, to, left) => self.flap(from, to, left),
+            What::Nemesis(nemesis) => self.strike(nemesis),
+            What::Phase => self.look_at_phase(),
+        }
+    }
+
+    /// Whether the process of a store runs (in this life, if one is named).
+    pub(crate) fn runs(&self, store: StoreId, life: Option<Incarnation>) -> bool {
+        let store = &self.stores[store as usize - 1];
+        store.process.is_some() && life.is_none_or(|life| life == store.incarnation)
+    }
+
+    fn input(&mut self, index: usize, input: Input) {
+        let store = &mut self.stores[index];
+        let local = store.local(self.now);
+        let Some(process) = &mut store.process else { return };
+        let mut out = std::mem::take(&mut self.outputs);
+        process.step(local, input, &mut out);
+        if !std::mem::replace(&mut store.is_dirty, true) {
+            self.dirty.push(index);
+        }
+        self.carry_out(index, &mut out);
+        self.outputs = out;
+    }
+
+    /// The instant is over: let the processes that had a part in it finish.
+    fn turn(&mut self) {
+        while let Some(index) = self.dirty.pop() {
+            let store = &mut self.stores[index];
+            store.is_dirty = false;
+            let local = store.local(self.now);
+            let Some(process) = &mut store.process else { continue };
+            let mut out = std::mem::take(&mut self.outputs);
+            process.turn(local, &mut out);
+            self.carry_out(index, &mut out);
+            self.outputs = out;
+            self.set_timer(index);
+        }
+    }
+
+    fn set_timer(&mut self, index: usize) {
+        let store = &mut self.stores[index];
+        let Some(wake) = store.process.as_ref().and_then(Process::wake) else { return };
+        // A machine that asks for the present is woken a little later: time always goes on.
+        let at = store.global(wake).max(self.now + MICRO);
+        if store.timer_at.is_none_or(|before| before <= self.now || at < before) {
+            store.timer_at = Some(at);
+            self.events.push(at, What::Timer(store.id, store.incarnation));
+        }
+    }
+
+    fn carry_out(&mut self, index: usize, out: &mut Vec<Output>) {
+        let (store, life) = (self.stores[index].id, self.stores[index].incarnation);
+        for output in out.drain(..) {
+            match output {
+                Output::Disk(request) => {
+                    let nanos = self.disk_nanos(index, &request.op);
+                    let ticket = self.stores[index].disk.submit(request);
+                    self.events.push(self.now + nanos, What::Disk(store, life, ticket));
+                }
+                Output::Request { to, request } => self.peer_request((store, life), to, request),
+                Output::Answer { to, life: asker, reply } => {
+                    self.peer_answer(store, (to, asker), reply);
+                }
+                Output::Ping { to, ping } => {
+                    let input = |ping| Input::Ping { from: store, life, ping };
+                    let sent = self.sends(store, to, network::Lane::Heartbeat);
+                    for at in sent {
+                        let input = Box::new(input(ping.clone()));
+                        self.events.push(at, What::Arrive(to, None, input));
+                    }
+                }
+                Output::Pong { to, life: asker, ping } => {
+                    for at in self.sends(store, to, network::Lane::Heartbeat) {
+                        let input = Box::new(Input::Pong { from: store, ping: ping.clone() });
+                        self.events.push(at, What::Arrive(to, Some(asker), input));
+                    }
+                }
+                Output::Frame { conn, reply } => self.send_to_client(conn, &reply),
+                Output::Close(conn) => self.server_closes(conn),
+                Output::Propose { shard, epoch, transition } => {
+                    self.count("proposal");
+                    for at in self.sends(store, 0, network::Lane::Control) {
+                        let what = What::Proposal(store, life, shard, epoch, transition.clone());
+                        self.events.push(at, what);
+                    }
+                }
+                Output::Fetch { shard, newer_than } => {
+                    for at in self.sends(store, 0, network::Lane::Control) {
+                        self.events.push(at, What::Fetch(store, shard, newer_than));
+                    }
+                }
+                Output::Note { shard, note } => self.note(index, shard, &note),
+                Output::Logged { shard, lsn, first, values } => {
+                    let place = Place { shard, store, incarnation: life };
+                    self.check.logged(self.now, place, lsn, first, &values);
+                }
+                Output::Served { shard, epoch, arrived } => {
+                    let place = Place { shard, store, incarnation: life };
+                    self.check.served(self.now, place, epoch, arrived);
+                }
+                Output::Audited { token, result } => self.audited(token, result),
+                Output::Mounted => self.mounted(index),
+                Output::Stopped(reason) => self.process_stopped(index, &reason),
+                Output::Violation(text) => self.check.fail(text),
+            }
+        }
+    }
+
+    /// When a message arrives, if it does.
+    fn sends(&mut self, from: u64, to: u64, lane: network::Lane) -> smallvec::SmallVec<[u64; 2]> {
+        let sent = self.network.send(self.now, from, to, lane, &mut self.random);
+        for (has, what) in [
+            (sent.is_cut, "fault.partition"),
+            (sent.is_dropped, "fault.drop"),
+            (sent.is_duplicate, "fault.duplicate"),
+            (sent.is_slow, "fault.slow_message"),
+        ] {
+            if has {
+                self.count(what);
+            }
+        }
+        sent.arrivals
+    }
+
+    fn peer_request(&mut self, (from, life): (StoreId, Incarnation), to: StoreId, req: Request) {
+        let mut request = req;
+        if self.random.below(CODEC_ONE_IN) == 0 {
+            let (header, frame) = frame_of(request.encode(), &self.pool);
+            request = Request::parse(&header, frame).expect("a replica's own request");
+        }
+        if !(1..=self.stores.len() as u64).contains(&to) || to == from {
+            self.check.fail(format!("I27: store {from} sends to store {to}: {request:?}"));
+            return;
+        }
+        for at in self.sends(from, to, network::Lane::Peer) {
+            let input = Box::new(Input::Peer { from, life, request: request.clone() });
+            self.events.push(at, What::Arrive(to, None, input));
+        }
+    }
+
+    fn peer_answer(&mut self, from: StoreId, (to, life): (StoreId, Incarnation), answer: Reply) {
+        let mut reply = answer;
+        if self.random.below(CODEC_ONE_IN) == 0 {
+            let (header, frame) = frame_of(reply.encode(), &self.pool);
+            reply = Reply::parse(&header, frame).expect("a replica's own reply");
+        }
+        for at in self.sends(from, to, network::Lane::Peer) {
+            let input = Box::new(Input::PeerReply { from, reply: reply.clone() });
+            self.events.push(at, What::Arrive(to, Some(life), input));
+        }
+    }
+
+    fn note(&mut self, index: usize, shard: u32, note: &Note) {
+        let (store, incarnation) = (self.stores[index].id, self.stores[index].incarnation);
+        let place = Place { shard, store, incarnation };
+        let moment = self.check.history.next();
+        self.check.note(self.now, moment, place, note);
+        let at = (shard, store, incarnation);
+        let ids = [("shard", u64::from(shard)), ("store", store), ("inc", incarnation)];
+        match note {
+            Note::Role { epoch, role } => {
+                self.trace.role(self.now, at, epoch.0, role_name(*role));
+                if *role == Role::Active {
+                    self.count("active");
+                    self.audit_isr(shard);
+                }
+            }
+            Note::Promised { epoch } => {
+                let [a, b, c] = ids;
+                self.trace.event(self.now, "promised", &[a, b, c, ("epoch", epoch.0)]);
+            }
+            Note::Assigned { lsn, first, count, is_settle } => {
+                self.count(if *is_settle { "settled" } else { "assigned" });
+                let lsn = (lsn.epoch.0, lsn.seq.0);
+                self.trace.assigned(self.now, at, lsn, (*first, *count), *is_settle);
+            }
+            Note::Durable { lsn } => {
+                let [a, b, c] = ids;
+                let fields = [a, b, c, ("epoch", lsn.epoch.0), ("seq", lsn.seq.0)];
+                self.trace.event(self.now, "durable", &fields);
+            }
+            Note::Committed { lsn, acked } => {
+                self.count("committed");
+                self.trace.committed(self.now, at, (lsn.epoch.0, lsn.seq.0), acked);
+            }
+            Note::Copied { to, region } => {
+                self.count("copied");
+                let [a, b, c] = ids;
+                let fields = [a, b, c, ("to", *to), ("region", u64::from(*region))];
+                self.trace.event(self.now, "copied", &fields);
+            }
+            Note::CaughtUp { store: to, regions } => {
+                let [a, b, c] = ids;
+                let fields = [a, b, c, ("to", *to), ("regions", u64::from(*regions))];
+                self.trace.event(self.now, "caught_up", &fields);
+            }
+            // The checker has refused them; the world ends here.
+            Note::Different { .. } | Note::Lost { .. } => {}
+            // Told by what the clients read.
+            Note::Healing { .. } => {}
+        }
+    }
+
+    // -------------------------------------------------------------------------------- lives -------
+
+    fn boot(&mut self, index: usize, incarnation: Incarnation) {
+        let now = self.now;
+        let id = self.stores[index].id;
+        self.count("boot");
+        self.trace.event(now, "boot", &[("store", id), ("inc", incarnation)]);
+        if self.random.below(100) < self.options.twice_percent {
+            self.recover_twice(index);
+        }
+        let store = &mut self.stores[index];
+        store.incarnation = incarnation;
+        store.timer_at = None;
+        store.mount.nonce = self.random.next();
+        store.mount.incarnation = incarnation;
+        let settings = Settings {
+            store: id,
+            incarnation,
+            mount: store.mount.clone(),
+            timing: Timing::default(),
+            mutant: self.mutant,
+            pool: self.pool.clone(),
+        };
+        let mut out = Vec::new();
+        store.process = Some(Process::start(settings, store.local(now), &mut out));
+        self.carry_out(index, &mut out);
+        self.plan_crash_in_recovery(index);
+    }
+
+    /// I16: recovery of the same crashed disk comes to the same answer, also after itself.
+    fn recover_twice(&mut self, index: usize) {
+        self.count("recovered_twice");
+        let store = &self.stores[index];
+        let mut disk = store.disk.clone();
+        let mut random = Random::new(self.random.next());
+        let mut mount = store.mount.clone();
+        mount.nonce = self.random.next();
+        let first = mount_now(&mut disk, &mount, &self.pool, &mut random);
+        let second = mount_now(&mut disk, &mount, &self.pool, &mut random);
+        match (first, second) {
+            (Ok(first), Ok(second)) => {
+                let (first, second) = (first.tables(), second.tables());
+                if first.shards != second.shards || first.layers != second.layers {
+                    let text = format!("I16: recovery of store {} differs from itself", store.id);
+                    self.check.fail(text);
+                }
+            }
+            (Err(fault), _) | (_, Err(fault)) => {
+                self.check.fail(format!("I16: store {} does not recover: {fault}", store.id));
+            }
+        }
+    }
+
+    fn mounted(&mut self, index: usize) {
+        let (store, incarnation) = (self.stores[index].id, self.stores[index].incarnation);
+        self.stores[index].is_dirty = true;
+        self.dirty.push(index);
+        self.events.push(self.now, What::Agent(store, incarnation));
+    }
+
+    fn agent(&mut self, store: StoreId, life: Incarnation) {
+        if !self.runs(store, Some(life)) {
+            return;
+        }
+        self.events.push(self.now + AGENT_NANOS, What::Agent(store, life));
+        let process = self.stores[store as usize - 1].process.as_ref().expect("it runs");
+        if !process.is_up() || process.lane().is_some_and(|lane| lane.failure().is_some()) {
+            return;
+        }
+        let shards = (0..self.options.shards as u32)
+            .map(|shard| process.report(shard).unwrap_or_default())
+            .collect();
+        for shard in 0..self.options.shards as u32 {
+            let place = Place { shard, store, incarnation: life };
+            let Some(replica) = process.replica(shard) else { continue };
+            if let Some(conf) = replica.conf() {
+                self.check.follows(self.now, place, conf);
+            }
+            self.check.opened(self.now, place, replica.promised());
+        }
+        let status = Status { store, incarnation: life, has_good_journal: true, shards };
+        for at in self.sends(store, 0, network::Lane::Control) {
+            self.events.push(at, What::Status(status.clone()));
+        }
+    }
+
+    fn status(&mut self, status: Status) {
+        if !self.is_conductor_up {
+            return;
+        }
+        let (store, incarnation) = (status.store, status.incarnation);
+        let mut tells = Vec::new();
+        if self.conductor.heard(self.now, status, &mut tells) {
+            self.check.registered(store, incarnation);
+        }
+        for tell in tells {
+            match tell {
+                Tell::Conf(to, conf) => self.tell(to, Input::Conf(conf)),
+                Tell::Dead(store, incarnation) => self.tell_dead(store, incarnation),
+            }
+        }
+    }
+
+    pub(crate) fn tell_dead(&mut self, store: StoreId, incarnation: Incarnation) {
+        for other in 1..=self.stores.len() as u64 {
+            if other != store {
+                self.tell(other, Input::Dead { store, incarnation });
+            }
+        }
+    }
+
+    fn tell(&mut self, to: StoreId, input: Input) {
+        // Conductors tell one life of one fact; a copy is made only for a duplicate.
+        let mut arrivals = self.sends(0, to, network::Lane::Control);
+        let Some(last) = arrivals.pop() else { return };
+        for at in arrivals {
+            self.events.push(at, What::Arrive(to, None, Box::new(input.clone())));
+        }
+        self.events.push(last, What::Arrive(to, None, Box::new(input)));
+    }
+
+    pub(crate) fn stored(&mut self, stored: Stored) {
+        let Stored { conf, transition, by } = stored;
+        self.check.stored(self.now, &conf);
+        self.trace.conf(self.now, &conf, transition, by);
+        self.count(match transition {
+            "T1" => "transition.T1",
+            "T2" => "transition.T2",
+            "T3" => "transition.T3",
+            "T4" => "transition.T4",
+            "T5" => "transition.T5",
+            "T6" => "transition.T6",
+            "T7" => "transition.T7",
+            "T8" => "transition.T8",
+            _ => "transition.T9",
+        });
+        let stores: Vec<StoreId> = conf.members.iter().map(|member| member.store).collect();
+        for store in stores {
+            self.tell(store, Input::Conf(conf.clone()));
+        }
+        for client in 0..self.clients.len() {
+            self.tell_client(client);
+        }
+    }
+
+    // -------------------------------------------------------------------------------- disks -------
+
+    fn disk_nanos(&mut self, index: usize, op: &DiskOp) -> u64 {
+        let mean = self.options.disk_us * MICRO * self.stores[index].disk_factor;
+        let mean = match op {
+            DiskOp::Read { .. } | DiskOp::Write { .. } => mean,
+            DiskOp::Flush => mean * 2,
+        };
+        self.stores[index].stuck.take().unwrap_or(0) + self.random.around(mean)
+    }
+
+    fn disk_done(&mut self, id: StoreId, life: Incarnation, ticket: u64) {
+        if !self.runs(id, Some(life)) {
+            return;
+        }
+        let index = id as usize - 1;
+        let fate = self.disk_fate(index, ticket);
+        let store = &mut self.stores[index];
+        if let Some(done) = store.disk.complete(ticket, fate, &mut self.random) {
+            self.trace.mark(self.now, id, ticket);
+            self.input(index, Input::Disk(done));
+        }
+    }
+
+    fn disk_fate(&mut self, index: usize, ticket: u64) -> Fate {
+        if self.phase != Phase::Safety {
+            return Fate::Good;
+        }
+        let disk = &self.stores[index].disk;
+        let (is_read, is_write) = (disk.is_read(ticket), disk.is_write(ticket));
+        if is_read == Some(true) && self.random.chance(self.options.eio_read) {
+            self.count("fault.eio_read");
+            return Fate::Failed;
+        }
+        if is_read == Some(true) && self.random.chance(self.options.bit_flip) {
+            self.count("fault.bit_flip");
+            return Fate::Flipped;
+        }
+        let chance = self.options.eio_write;
+        if is_write == Some(true) && self.random.chance(chance) && self.has_other_copy(index) {
+            self.count("fault.eio_write");
+            return Fate::Failed;
+        }
+        Fate::Good
+    }
+
+    // -------------------------------------------------------------------------------- clients -----
+
+    fn ask(&mut self, index: usize) {
+        if !self.phase.has_clients() {
+            return;
+        }
+        let mean = 1_000 * MILLI * self.options.clients / self.options.ops_per_s;
+        self.events.push(self.now + self.random.around(mean), What::Ask(index));
+        let client = &mut self.clients[index];
+        if client.open >= self.options.depth {
+            return;
+        }
+        let asked = client.choose(&self.options, &self.hot, &mut self.random);
+        client.open += 1;
+        let (id, number) = (client.id, client.requests);
+        let request = client.request(&asked, &self.pool, &mut self.random);
+        let (op, what) = match asked.kind {
+            Kind::Read => ("read", "op.read"),
+            Kind::Write => ("write", "op.write"),
+            Kind::Zero => ("zero", "op.zero"),
+            Kind::Flush => ("flush", "op.flush"),
+        };
+        self.count(what);
+        let values: &[u64] = if asked.kind == Kind::Write { &asked.values } else { &[] };
+        let range = (asked.first, asked.values.len() as u64);
+        self.trace.invoke(self.now, (id, number), op, range, values);
+        self.check.history.begin(self.now, (id, number), asked.kind, asked.first, &asked.values);
+        self.client_step(index, session::Event::Submit(request));
+    }
+
+    pub(crate) fn client_step(&mut self, index: usize, event: session::Event) {
+        let mut out = Vec::new();
+        self.clients[index].session.step(Tick(self.now + 1), event, &mut out);
+        self.client_effects(index, out);
+    }
+
+    fn client_effects(&mut self, index: usize, out: Vec<session::Effect>) {
+        for effect in out {
+            match effect {
+                session::Effect::Connect { path, address } => {
+                    self.next_conn += 1;
+                    let conn = Conn {
+                        client: index,
+                        path,
+                        store: store_at(address),
+                        life: None,
+                        is_client_open: true,
+                        is_server_open: false,
+                        is_broken: false,
+                        to_client: Stream::default(),
+                        to_server: Stream::default(),
+                    };
+                    self.conns.insert(self.next_conn, conn);
+                    self.paths.insert((index, path), self.next_conn);
+                    let at = self.now + self.random.around(2 * self.options.delay_us * MICRO);
+                    self.events.push(at, What::Connect(self.next_conn));
+                }
+                session::Effect::Send { path, request } => {
+                    self.send_to_server(index, path, &request)
+                }
+                session::Effect::Disconnect(path) => {
+                    if let Some(conn) = self.paths.remove(&(index, path)) {
+                        self.client_closes(conn);
+                    }
+                }
+                session::Effect::Reply { id, result } => self.replied(index, id, result),
+                session::Effect::NeedConf { .. } => {
+                    if self.is_conductor_up {
+                        self.tell_client(index);
+                    }
+                }
+            }
+        }
+        if let Some(wake) = self.clients[index..].first().and_then(|c| c.session.wake_at()) {
+            let at = wake.0.max(self.now + MICRO);
+            if self.client_timers[index].is_none_or(|before| at < before) {
+                self.client_timers[index] = Some(at);
+                self.events.push(at, What::ClientTimer(index));
+            }
+        }
+    }
+
+    /// Tell a client all configurations, a little later; what is lost it asks for again.
+    fn tell_client(&mut self, index: usize) {
+        if self.phase == Phase::Safety && self.random.chance(self.options.drop) {
+            return self.count("fault.drop");
+        }
+        let confs = (0..self.options.shards as u32).map(|shard| self.conductor.conf(shard).clone());
+        let confs = confs.collect();
+        let at = self.now + self.random.around(2 * self.options.delay_us * MICRO);
+        self.events.push(at, What::ClientConf(index, confs));
+    }
+
+    fn replied(
+        &mut self,
+        index: usize,
+        number: u64,
+        result: Result<proto::block::BlockData, proto::Status>,
+    ) {
+        let client = &mut self.clients[index];
+        client.open = client.open.saturating_sub(1);
+        let id = client.id;
+        self.count("reply");
+        let mut values = Vec::new();
+        let mut torn = None;
+        let status = match &result {
+            Ok(data) => {
+                for block in data.iter().flat_map(|buf| buf.chunks_exact(BLOCK_BYTES)) {
+                    match content::value_of(block) {
+                        Some(value) => values.push(value),
+                        None => torn = Some(content::name_of(block)),
+                    }
+                }
+                0
+            }
+            Err(status) => {
+                self.count("reply.error");
+                u64::from(status.number())
+            }
+        };
+        self.trace.reply(self.now, (id, number), status, &values);
+        if let Some(value) = torn {
+            let text = format!(
+                "I14: request {number} of client {id} brings a torn block, it begins with {value:#x}"
+            );
+            return self.check.fail(text);
+        }
+        let open = self.check.history.open().find(|(key, _)| **key == (id, number));
+        if let Some((_, open)) = open.filter(|(_, open)| open.kind == Kind::Read) {
+            let first = open.first;
+            self.check.read(self.now, first, &values);
+        }
+        // Refused before anything was logged: it must never be seen.
+        let refused = |status| matches!(status, proto::Status::NoSpace | proto::Status::OutOfRange);
+        let result = match result {
+            Ok(_) => Ok(&values[..]),
+            Err(status) => Err(refused(status)),
+        };
+        let ended = self.check.history.end(self.now, (id, number), result);
+        self.check.expect(ended);
+    }
+
+    // -------------------------------------------------------------------------------- connections -
+
+    fn connect(&mut self, id: u64) {
+        let conn = &self.conns[&id];
+        let (store, client, path) = (conn.store as usize - 1, conn.client, conn.path);
+        if !conn.is_client_open {
+            return;
+        }
+        let is_up = self.stores[store].process.as_ref().is_some_and(Process::is_up);
+        if !is_up {
+            return self.client_closed(id);
+        }
+        let life = self.stores[store].incarnation;
+        let conn = self.conns.get_mut(&id).expect("looked at above");
+        conn.life = Some(life);
+        conn.is_server_open = true;
+        self.client_step(client, session::Event::Connected(path));
+    }
+
+    fn frame_nanos(&mut self) -> u64 {
+        let nanos = self.random.around(self.options.delay_us * MICRO);
+        if self.phase == Phase::Safety && self.random.chance(self.options.frame_hold) {
+            self.count("fault.frame_hold");
+            return nanos + self.random.around(800 * MILLI);
+        }
+        nanos
+    }
+
+    fn send_to_server(&mut self, client: usize, path: PathId, request: &Request) {
+        let nanos = self.frame_nanos();
+        let Some(&id) = self.paths.get(&(client, path)) else { return };
+        let conn = self.conns.get_mut(&id).expect("a path has a connection");
+        if conn.is_broken {
+            return;
+        }
+        let (_, frame) = frame_of(request.encode(), &self.pool);
+        let at = conn.to_server.send(self.now, nanos);
+        self.events.push(at, What::ToServer(id, Box::new(frame)));
+    }
+
+    fn send_to_client(&mut self, id: u64, reply: &Reply) {
+        let nanos = self.frame_nanos();
+        let Some(conn) = self.conns.get_mut(&id).filter(|conn| !conn.is_broken) else { return };
+        let (_, frame) = frame_of(reply.encode(), &self.pool);
+        let at = conn.to_client.send(self.now, nanos);
+        self.events.push(at, What::ToClient(id, Box::new(frame)));
+    }
+
+    fn to_server(&mut self, id: u64, frame: Frame) {
+        let Some(conn) = self.conns.get(&id).filter(|conn| conn.is_server_open) else { return };
+        let (store, life) = (conn.store, conn.life);
+        if self.runs(store, life) {
+            let moment = self.check.history.next();
+            self.input(store as usize - 1, Input::Frame { conn: id, frame, moment });
+        }
+    }
+
+    /// The client's end knows that the connection is over.
+    fn client_closed(&mut self, id: u64) {
+        let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.is_client_open) else { return };
+        conn.is_client_open = false;
+        let (client, path) = (conn.client, conn.path);
+        self.paths.remove(&(client, path));
+        self.client_step(client, session::Event::Closed(path));
+        self.forget(id);
+    }
+
+    /// The store's end knows that the connection is over.
+    fn server_closed(&mut self, id: u64) {
+        let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.is_server_open) else { return };
+        conn.is_server_open = false;
+        let (store, life) = (conn.store, conn.life);
+        if self.runs(store, life) {
+            self.input(store as usize - 1, Input::Closed(id));
+        }
+        self.forget(id);
+    }
+
+    /// The client closes: what it sent before still arrives, then the end.
+    fn client_closes(&mut self, id: u64) {
+        let nanos = self.frame_nanos();
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.is_client_open = false;
+        let at = conn.to_server.send(self.now, nanos);
+        self.events.push(at, What::ServerClosed(id));
+    }
+
+    fn server_closes(&mut self, id: u64) {
+        let nanos = self.frame_nanos();
+        let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.is_server_open) else { return };
+        conn.is_server_open = false;
+        let (store, life) = (conn.store, conn.life);
+        let at = conn.to_client.send(self.now, nanos);
+        self.events.push(at, What::ClientClosed(id));
+        if self.runs(store, life) {
+            // The reactor tells the application of every end, also of those that it asked for.
+            self.events.push(self.now, What::Arrive(store, life, Box::new(Input::Closed(id))));
+        }
+    }
+
+    fn forget(&mut self, id: u64) {
+        let is_over = |conn: &Conn| !conn.is_client_open && !conn.is_server_open;
+        if self.conns.get(&id).is_some_and(is_over) {
+            self.conns.remove(&id);
+        }
+    }
+
+    // -------------------------------------------------------------------------------- audits ------
+
+    /// I1: every member of the ISR has every acknowledged write.
+    pub(crate) fn audit_isr(&mut self, shard: u32) {
+        let conf = self.conductor.conf(shard).clone();
+        let blocks: Vec<u64> = self.blocks_of(shard);
+        for member in conf.isr_members() {
+            let store = &self.stores[member.store as usize - 1];
+            let is_up = store.process.as_ref().is_some_and(Process::is_up);
+            if store.paused.is_none() && is_up && store.incarnation == member.incarnation {
+                self.audit(member.store, &blocks, false);
+            }
+        }
+    }
+
+    /// Blocks of a shard that were ever written, in blocks of the volume.
+    pub(crate) fn blocks_of(&self, shard: u32) -> Vec<u64> {
+        let size = self.options.regions * client::REGION_BLOCKS;
+        let range = u64::from(shard) * size..(u64::from(shard) + 1) * size;
+        self.check.history.blocks().filter(|block| range.contains(block)).collect()
+    }
+
+    pub(crate) fn audit(&mut self, store: StoreId, blocks: &[u64], is_final: bool) {
+        let size = self.options.regions * client::REGION_BLOCKS;
+        let life = self.stores[store as usize - 1].incarnation;
+        let begun = self.check.history.next();
+        for &block in blocks {
+            self.next_audit += 1;
+            let token = self.next_audit;
+            self.audits.insert(token, Audit { store, block, begun, is_final });
+            let (shard, block) = ((block / size) as u32, (block % size) as u32);
+            let input = Input::Audit { token, shard, block };
+            self.events.push(self.now, What::Arrive(store, Some(life), Box::new(input)));
+        }
+    }
+
+    fn audited(&mut self, token: u64, result: Result<Option<u64>, String>) {
+        let Some(audit) = self.audits.remove(&token) else { return };
+        self.count("audit");
+        let Audit { store, block, begun, is_final } = audit;
+        let value = match result {
+            Ok(Some(value)) => value,
+            Ok(None) => {
+                let text = format!("I14: block {block} on store {store} is torn and was returned");
+                return self.check.fail(text);
+            }
+            Err(problem) if is_final => {
+                let text = format!("I1: block {block} on store {store} is lost at rest: {problem}");
+                return self.check.fail(text);
+            }
+            // While faults happen a disk may fail; the content is there or repaired.
+            Err(_) => return,
+        };
+        let allowed = self.check.history.check(block, value, begun, self.now);
+        let named = allowed.map_err(|why| format!("I1: on store {store}, {why}"));
+        self.check.expect(named);
+        if is_final {
+            self.found.entry(block).or_default().push((store, Some(value)));
+        }
+    }
+}
+
+/// The process that an event concerns: it must run for the event to happen.
+fn process_of(what: &What, conns: &BTreeMap<u64, Conn>) -> Option<StoreId> {
+    match what {
+        What::Disk(store, ..) | What::Timer(store, _) | What::Agent(store, _) => Some(*store),
+        What::Arrive(store, ..) => Some(*store),
+        What::ToServer(conn, _) | What::ServerClosed(conn) => {
+            conns.get(conn).map(|conn| conn.store)
+        }
+        What::Status(_)
+        | What::Proposal(..)
+        | What::Fetch(..)
+        | What::ConductorTick
+        | What::ConductorBack
+        | What::Connect(_)
+        | What::ToClient(..)
+        | What::ClientClosed(_)
+        | What::ClientTimer(_)
+        | What::Ask(_)
+        | What::ClientConf(..)
+        | What::Boot(_)
+        | What::Crash(..)
+        | What::Resume(..)
+        | What::DiskRecovers(_)
+        | What::Flap(..)
+        | What::Nemesis(_)
+        | What::Phase => None,
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Out => "out",
+        Role::Learner => "learner",
+        Role::Secondary => "secondary",
+        Role::Settling => "settling",
+        Role::Active => "active",
+        Role::Suspended => "suspended",
+        Role::Fenced => "fenced",
+    }
+}
+
+/// How the network is while faults happen.
+pub(crate) fn quality(options: &Options) -> Quality {
+    Quality {
+        delay_us: options.delay_us,
+        drop: options.drop,
+        duplicate: options.duplicate,
+        slow: options.slow_message,
+        reorders: options.reorder > 0,
+    }
+}
+
+fn first_conf(options: &Options, members: &[Member], shard: u64) -> ShardConf {
+    let rf = options.rf as usize;
+    let chosen: Vec<Member> =
+        (0..rf).map(|n| members[(shard as usize + n) % members.len()]).collect();
+    let primary = chosen[0].copy;
+    let counts = (options.rf as u8, options.min_write as u8);
+    ShardConf::first(shard_id(shard as u32), counts, primary, chosen, (1, 1)).expect("sound")
+}
+
+fn copy_of(store: StoreId) -> CopyId {
+    CopyId::try_from(store - 1).expect("few stores")
+}
+
+fn member_of(store: &Store, incarnation: Incarnation) -> Member {
+    let copy = copy_of(store.id);
+    Member {
+        copy,
+        store: store.id,
+        incarnation,
+        disk: [copy + 1; 16],
+        format_uuid: [0x40 + copy; 16],
+    }
+}
+
+fn make_store(
+    id: StoreId,
+    options: &Options,
+    pool: &Pool,
+    random: &mut Random,
+) -> Result<Store, String> {
+    let is_volatile = options.plp == 0;
+    let blocks = u32::try_from(options.regions * client::REGION_BLOCKS).expect("small shards");
+    let slots = options.shards * u64::from(blocks / lane::SLOT_BLOCKS) + SLOTS_EXTRA;
+    let journal_bytes = options.journal_pages * BLOCK_BYTES as u64;
+    let size = (4 << 20) + journal_bytes + slots * (64 << 10);
+    let durability = if is_volatile { Durability::Volatile } else { Durability::Plp };
+    let atomic_bytes = if options.atomic_blocks > 0 { 4096 } else { 512 };
+    let copy = copy_of(id);
+    let plan = format_disk(&FormatRequest {
+        size,
+        cluster_id: client::CLUSTER,
+        disk_uuid: [copy + 1; 16],
+        format_uuid: [0x40 + copy; 16],
+        lane_uuids: vec![[0x80 + copy; 16]],
+        journal_bytes: Some(journal_bytes),
+        durability,
+        durability_override: false,
+        atomic_bytes,
+        sparse: false,
+    })
+    .map_err(|problem| problem.to_string())?;
+    let mut disk = Disk::new(size, is_volatile, pool.clone());
+    for (offset, bytes) in plan.structures.iter().chain(&plan.headers) {
+        disk.poke(*offset, bytes);
+    }
+    let DiskHeader { lanes, .. } = plan.header;
+    let mount = MountParameters {
+        entry: lanes[0].clone(),
+        nonce: random.next(),
+        incarnation: id,
+        durability,
+        atomic_bytes,
+        merge_always: true,
+        mutant: lane::Mutant::None,
+    };
+    let replicas: Vec<(ReplicaId, u32)> = (0..options.shards as u32)
+        .map(|shard| (ReplicaId { shard: shard_id(shard), copy }, blocks))
+        .collect();
+    create_replicas(&mut disk, &mount, pool, &replicas, random)?;
+    let error = i64::try_from(options.clock_permille).expect("at most a hundred");
+    let clock_permille = match random.below(3) {
+        0 => error,
+        1 => -error,
+        _ => 0,
+    };
+    Ok(Store {
+        id,
+        disk,
+        mount,
+        process: None,
+        incarnation: 0,
+        paused: None,
+        disk_factor: 1,
+        stuck: None,
+        storm: 0,
+        clock_offset: CLOCK_START + random.below(CLOCK_START),
+        clock_permille,
+        timer_at: None,
+        is_dirty: false,
+    })
+}

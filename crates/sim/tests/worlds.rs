@@ -1,0 +1,85 @@
+//! Whole worlds: a fixed list of seeds, replay, and what options do.
+
+use sim::World;
+
+fn run(seed: u64, options: &str) -> World {
+    let mut world = World::new(seed, options, false).expect("options of a world");
+    world.run();
+    world
+}
+
+#[test]
+fn nothing_is_broken_in_the_first_worlds() {
+    let mut totals = std::collections::BTreeMap::new();
+    for seed in 0..24 {
+        let world = run(seed, "{}");
+        assert_eq!(world.violation(), None, "seed {seed}: {}", world.options());
+        for (name, value) in world.counts() {
+            *totals.entry(name).or_insert(0) += value;
+        }
+    }
+    // Worlds in which nothing happens prove nothing.
+    for name in [
+        "fault.crash",
+        "fault.drop",
+        "fault.duplicate",
+        "fault.partition",
+        "fault.pause",
+        "fault.connection",
+        "fault.conductor",
+        "fault.frame_hold",
+        "transition.T1",
+        "transition.T2",
+        "transition.T3",
+        "transition.T4",
+        "transition.T6",
+        "transition.T8",
+        "settled",
+        "copied",
+        "recovered_twice",
+    ] {
+        assert!(totals.get(name).copied().unwrap_or(0) >= 5, "{name} in {totals:?}");
+    }
+    assert!(totals["committed"] > 1_000 && totals["audit"] > 1_000, "{totals:?}");
+}
+
+#[test]
+fn i28_the_same_seed_is_the_same_world() {
+    for seed in [3, 11] {
+        let (first, mut second) = (run(seed, "{}"), World::new(seed, "{}", true).expect("valid"));
+        // However it is stepped, and whether lines are kept.
+        while second.step(777) {}
+        assert_eq!(first.trace_hash(), second.trace_hash(), "seed {seed}");
+        assert_eq!(first.counts(), second.counts());
+        assert!(second.take_trace().lines().count() > 100);
+        assert_ne!(first.trace_hash(), run(seed + 1, "{}").trace_hash());
+    }
+}
+
+#[test]
+fn a_calm_world_is_served_by_its_first_primaries() {
+    let calm = r#"{"partition_every_ms": 0, "crash_every_ms": 0, "crash_all_every_ms": 0,
+        "pause_every_ms": 0, "eio_read": 0, "eio_write": 0, "slow_disk_every_ms": 0,
+        "stuck_disk_every_ms": 0, "conductor_every_ms": 0, "connection_every_ms": 0,
+        "frame_hold": 0, "drop": 0, "slow_message": 0, "duplicate": 0, "delay_us": 100,
+        "disk_us": 100, "safety_ms": 5000}"#;
+    let world = run(5, calm);
+    assert_eq!(world.violation(), None);
+    let counts = world.counts();
+    assert!(!counts.keys().any(|name| name.starts_with("transition.")), "{counts:?}");
+    assert!(counts["reply"] > 30 && !counts.contains_key("reply.error"), "{counts:?}");
+}
+
+#[test]
+fn worlds_of_one_two_and_five_stores_are_whole() {
+    for (seed, options) in [
+        (1, r#"{"stores": 1, "rf": 1, "min_write": 1}"#),
+        (2, r#"{"stores": 2, "rf": 2, "min_write": 1}"#),
+        (3, r#"{"stores": 5, "crash_every_ms": 3000}"#),
+        (4, r#"{"stores": 5, "rf": 2, "min_write": 1, "crash_every_ms": 3000}"#),
+    ] {
+        let world = run(seed, options);
+        assert_eq!(world.violation(), None, "{options}: {}", world.options());
+        assert!(world.counts()["committed"] > 10, "{options}");
+    }
+}
