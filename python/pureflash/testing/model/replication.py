@@ -58,11 +58,12 @@ def _require(is_met: bool, rule: str) -> None:
 
 @dataclass(slots=True)
 class Operation:
-    """One lsn. `durable` are the lives that have reported it."""
+    """One lsn. `durable` are the lives that have reported it, `primary_at` when its primary did."""
 
     first: int
     count: int
     is_settle: bool
+    primary_at: int | None = None
     durable: set[Life] = field(default_factory=set)
     committed_at: int | None = None
 
@@ -99,7 +100,7 @@ class Replica:
 
 @dataclass(slots=True)
 class Holding:
-    """What a disk certainly holds beside the operations that it reported, as places in the trace."""
+    """What a disk holds beside the operations that it reported, as places in the trace."""
 
     place: tuple[str, str]
     admitted_at: int = -1
@@ -173,8 +174,10 @@ class Shard:
         known = self.holdings.get(member.store)
         if known is None or known.place != place:
             self.holdings[member.store] = Holding(place)
-            if known is not None:
-                self._forget_disk(member.store)
+            self._forget_disk(member.store)
+        else:
+            # What was copied to an earlier life is copied again: complete_lsn did not grow.
+            known.copied_at.clear()
 
     def _forget_disk(self, store: int) -> None:
         for operation in self.operations.values():
@@ -193,10 +196,13 @@ class Shard:
             )
             _require(is_held, f"I1: store {member.store} lacks {lsn} of block {block}")
 
+    def _primary(self, epoch: int) -> Member:
+        return self.confs[epoch].member(self.confs[epoch].primary)
+
     def tenure(self, epoch: int) -> list[ShardConf]:
         """Give the configurations of a tenure, from `epoch` on."""
         found = [self.confs[epoch]]
-        primary = found[0].member(found[0].primary)
+        primary = self._primary(epoch)
         while (conf := self.confs.get(found[-1].epoch + 1)) is not None:
             other = conf.member(conf.primary)
             if (other.store, other.incarnation) != (primary.store, primary.incarnation):
@@ -346,6 +352,9 @@ class Shard:
         rule = f"its promise is {promised}, the reign lasted from {line.epoch} to {last}"
         _require(line.epoch <= promised <= last, rule)
         operation.durable.add((line.store, line.inc))
+        primary = self._primary(line.epoch)
+        if (line.store, line.inc) == (primary.store, primary.incarnation):
+            operation.primary_at = self.place
 
     def committed(self, line: trace.Committed) -> None:
         """I2, I9: everybody has it who was in the ISR at the end of the tenure, or is now."""
@@ -361,9 +370,8 @@ class Shard:
         tenure = self.tenure(line.epoch)
         for copy in tenure[-1].isr:
             member = tenure[-1].member(copy)
-            has_it = (member.store, member.incarnation) in operation.durable
             rule = f"I9: it is not durable on store {member.store} of configuration"
-            _require(has_it, f"{rule} {tenure[-1].epoch}")
+            _require(self._has_it(member, operation), f"{rule} {tenure[-1].epoch}")
         reported = {store for store, _ in operation.durable}
         _require(set(line.acked) <= reported, f"{line.acked}: durable only on {sorted(reported)}")
         self._check_enough(line, operation, tenure)
@@ -375,6 +383,16 @@ class Shard:
         for block in operation.blocks:
             self.last_committed[block] = max(lsn, self.last_committed.get(block, lsn))
         self._decide(reign, line.seq, operation)
+
+    def _has_it(self, member: Member, operation: Operation) -> bool:
+        """Whether this life has reported it, or was given it by a COPY of all its regions."""
+        if (member.store, member.incarnation) in operation.durable:
+            return True
+        if operation.primary_at is None:
+            return False
+        copied_at = self.holdings[member.store].copied_at
+        regions = {block // REGION_BLOCKS for block in operation.blocks}
+        return all(copied_at.get(region, -1) > operation.primary_at for region in regions)
 
     def _check_enough(
         self, line: trace.Committed, operation: Operation, tenure: list[ShardConf]
