@@ -1,5 +1,5 @@
 # Each target is one script in tools/; read those. `make help` lists the targets.
-.PHONY: help demo test check lint fmt clean
+.PHONY: help demo test check lint fmt deep clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -21,6 +21,9 @@ lint: ## linters only
 
 fmt: ## format Python and Rust
 	@tools/fmt
+
+deep: ## long simulations and crash runs into docs/reference/ledger.md; MINUTES=60
+	@tools/deep --minutes $(or $(MINUTES),60)
 
 clean: ## delete everything that was built, the venv included
 	rm -rf target .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,7 +10,10 @@ import pytest
 from tools import arrows, suite, tidy
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("tools/setup", "tools/test", "tools/check", "tools/fmt", "tools/lock", ".ci/run")
+SCRIPTS = (
+    *("tools/setup", "tools/test", "tools/check", "tools/fmt", "tools/lock", "tools/deep"),
+    ".ci/run",
+)
 
 
 def edge(source: str, target: str, *, is_development: bool = False) -> arrows.Edge:

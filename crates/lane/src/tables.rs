@@ -261,6 +261,16 @@ impl Tables {
         Ok(changes)
     }
 
+    /// Note the lsn and the regions of a record that was acknowledged before it takes effect (REDO):
+    /// whoever asks for tails or region lsns must see it from then on.
+    pub fn announce(&mut self, record: &Record) -> Result<(), Contradiction> {
+        if let Body::Redo(part) = &record.body {
+            let first = part.extent * EXTENT_BLOCKS + part.first;
+            self.raise_regions(record, first, part.count())?;
+        }
+        self.note_lsn(record)
+    }
+
     fn shard_mut(&mut self, ix: u32) -> Result<&mut Shard, Contradiction> {
         self.shards
             .get_mut(ix as usize)

@@ -454,6 +454,13 @@ impl Lane {
     fn acknowledge_redo(&mut self, ix: OpIx) {
         let op = self.op_mut(ix);
         let (token, shard_ix) = (op.token.take(), op.shard_ix);
+        let records: SmallVec<[Record; 2]> =
+            op.parts_mut().iter().map(|part| part.record.clone()).collect();
+        for record in records {
+            if let Err(problem) = self.tables.announce(&record) {
+                return self.fail(problem.to_string());
+            }
+        }
         if let Some(token) = token {
             self.out.replies.push(super::Reply { token, result: Ok(super::Outcome::Done) });
         }

@@ -175,6 +175,19 @@ fn after_an_acknowledgement_only_differences_are_sent_and_all_shards_renewed() {
 }
 
 #[test]
+fn a_drop_outlives_the_acknowledgement_of_what_it_takes_back() {
+    let (mut a, mut b) = leased(2);
+    let reply = answer(&mut b, 220, &sent(&mut a, 210));
+    step(&mut a, 225, Event::Unclaim { shard: shard(1) });
+    pong(&mut a, 230, &reply);
+    let kind = HeartbeatKind::Drop;
+    let ping = sent(&mut a, 410);
+    assert_eq!(ping.entries, [HeartbeatEntry { shard: shard(1), epoch: Epoch(5), kind }]);
+    answer(&mut b, 420, &ping);
+    assert_eq!((promise(&b, 0), promise(&b, 1)), (ms(420 + G), ms(220 + G)));
+}
+
+#[test]
 fn a_loss_is_repaired_by_the_next_heartbeat() {
     let (mut a, mut b) = leased(1);
     step(&mut a, 40, claim(1, 5));
@@ -374,6 +387,8 @@ fn another_life_of_the_receiver_promises_and_leases_nothing() {
     step(&mut a, 330, claim_at(1, 5, 5, &[(B, 1)]));
     assert_eq!(sent(&mut a, 500).entries, []);
     assert_eq!((lease(&a, 1), a.lease_until(shard(0), B, 2)), (Tick(0), ms(300 + L)));
+    step(&mut a, 510, claim_at(0, 5, 6, &[(B, 1)]));
+    assert_eq!(a.lease_until(shard(0), B, 2), Tick(0), "this one gives up the new life's");
 }
 
 #[test]
@@ -425,6 +440,24 @@ fn promises_to_a_life_that_is_over_are_void() {
     assert_eq!(promise(&b, 0), ms(250 + G));
     step(&mut b, 260, Event::Dead { store: A, incarnation: 1 });
     assert_eq!(promise(&b, 0), ms(250 + G), "the newer life is not meant");
+}
+
+#[test]
+fn promises_of_one_shard_to_several_stores_do_not_disturb_one_another() {
+    let (mut a, mut b) = leased(1);
+    let mut c = machine(C, 1);
+    step(&mut c, 100, claim(0, 5));
+    answer(&mut b, 110, &sent(&mut c, 100));
+    assert_eq!(promise(&b, 0), ms(110 + G));
+    step(&mut b, 120, Event::Dead { store: C, incarnation: 1 });
+    assert_eq!(promise(&b, 0), ms(20 + G), "what was promised to A");
+    let mut reborn = machine(A, 2);
+    step(&mut reborn, 130, claim(0, 5));
+    answer(&mut b, 140, &sent(&mut reborn, 130));
+    step(&mut b, 150, Event::Dead { store: A, incarnation: 1 });
+    assert_eq!(promise(&b, 0), ms(140 + G), "what was promised to its next life");
+    answer(&mut b, 220, &sent(&mut a, 210));
+    assert_eq!(promise(&b, 0), ms(140 + G));
 }
 
 #[test]

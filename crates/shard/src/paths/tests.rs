@@ -135,6 +135,18 @@ fn the_outcome_of_a_request_is_kept_when_its_connection_has_ended() {
 }
 
 #[test]
+fn nothing_is_kept_of_an_opening_that_has_nothing_to_tell() {
+    let mut paths = two_paths();
+    assert!(paths.begin(1, &header(10), 100));
+    assert!(paths.begin(1, &header(11), 101));
+    paths.closed(1);
+    paths.closed(2);
+    paths.finish(100, None, Status::Ok);
+    paths.finish(101, None, Status::NotPrimary);
+    assert!(is_empty(&paths), "a read and a refusal have no outcome: {paths:?}");
+}
+
+#[test]
 fn a_fence_whose_connection_ends_leaves_the_outcomes_to_the_next() {
     let mut paths = two_paths();
     assert!(paths.begin(1, &header(10), 100));

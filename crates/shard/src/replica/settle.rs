@@ -21,6 +21,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// Settling operations and reads at a time.
 const PARALLEL_MAX: usize = 64;
 
+/// Own reads of one block before it is given up, if nobody else has it.
+const READ_TRIES: u32 = 5;
+
 /// How far the beginning has come.
 pub(super) struct Settling {
     /// Members whose tails have come; all of them when `is_asking` is over.
@@ -36,6 +39,8 @@ pub(super) struct Settling {
     reading: usize,
     /// Blocks that cannot be read here, with the members that were asked for them.
     unreadable: BTreeMap<u32, Vec<StoreId>>,
+    /// Own reads that the device has failed, per block.
+    failures: BTreeMap<u32, u32>,
 }
 
 impl Settling {
@@ -86,6 +91,7 @@ impl Replica {
             stash: Vec::new(),
             reading: 0,
             unreadable: BTreeMap::new(),
+            failures: BTreeMap::new(),
         };
         settling.add(&self.tail_records(ctx));
         self.reign = Some(Reign::new(self.epoch(), ctx.now, commit, settling));
@@ -230,7 +236,10 @@ impl Replica {
             Err(_) if count > 1 => {
                 (first..first + count).for_each(|block| settling.queue.push_back((block, 1)));
             }
-            Err(_) => {
+            Err(problem) => {
+                if matches!(problem, Problem::Media { .. }) {
+                    *settling.failures.entry(first).or_default() += 1;
+                }
                 settling.unreadable.insert(first, Vec::new());
                 self.ask_content(ctx, first);
             }
@@ -252,9 +261,15 @@ impl Replica {
                 self.ask_blocks(ctx, to, command, block, 1);
             }
             None => {
-                // Nobody has it: it stays an error until it is overwritten, never guessed data.
                 settling.unreadable.remove(&block);
-                ctx.out.push(Effect::Note(Note::Lost { block }));
+                let failures = settling.failures.get(&block).copied().unwrap_or_default();
+                if (1..READ_TRIES).contains(&failures) {
+                    // A device's error may pass; damaged content does not.
+                    settling.queue.push_back((block, 1));
+                } else {
+                    // Nobody has it: an error until it is overwritten, never guessed data.
+                    ctx.out.push(Effect::Note(Note::Lost { block }));
+                }
                 self.settle_more(ctx);
             }
         }
