@@ -5,35 +5,18 @@ use crate::errors::raise;
 use crate::lane::engine_choice;
 use node::status;
 use node::store::{
-    self, ControlOp, DiskConfig, DiskFacts, OpenStore, Serving, StoreConfig, StoreEvent,
+    self, ControlOp, DiskConfig, DiskFacts, OpenStore, PeerAddress, StoreConfig, StoreEvent,
     StoreProblem,
 };
 use proto::{BLOCK_BYTES, ReplicaId, ShardId, Status, VolumeId};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
-use std::collections::BTreeMap;
+use pyo3::types::{PyDict, PyList, PyTuple};
+use shard::conf::ShardConf;
+use shard::conf::transition::Transition;
+use shard::replica::Role;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::RwLock;
-
-/// What the data path needs of a shard's configuration, whose JSON only Python reads.
-fn serving(py: Python<'_>, conf: &[u8]) -> PyResult<Serving> {
-    let facts = py.import("json")?.call_method1("loads", (PyBytes::new(py, conf),))?;
-    let number = |name: &str| facts.get_item(name).and_then(|value| value.extract::<u64>());
-    Ok(Serving { epoch: number("epoch")?, attach_epoch: number("attach_epoch")? })
-}
-
-/// Identity of the disk that the configuration names for a copy.
-fn disk_of(py: Python<'_>, conf: &[u8], copy: u8) -> PyResult<String> {
-    let facts = py.import("json")?.call_method1("loads", (PyBytes::new(py, conf),))?;
-    for member in facts.get_item("members")?.try_iter()? {
-        let member = member?;
-        if member.get_item("copy")?.extract::<u8>()? == copy {
-            return member.get_item("disk")?.extract();
-        }
-    }
-    Err(raise(Status::Invalid, &format!("the configuration has no member with copy {copy}")))
-}
 
 fn blocks_of(size_bytes: u64) -> PyResult<u32> {
     let blocks = size_bytes / BLOCK_BYTES as u64;
@@ -47,6 +30,7 @@ fn blocks_of(size_bytes: u64) -> PyResult<u32> {
 fn store_error(problem: &StoreProblem) -> PyErr {
     let status = match problem {
         StoreProblem::Disk(problem) => status::of_disk(problem),
+        StoreProblem::Replica { .. } => Status::Unsupported,
         StoreProblem::Listen { .. } => Status::InUse,
     };
     raise(status, &problem.to_string())
@@ -69,11 +53,62 @@ impl StoreNode {
     }
 
     fn control(&self, request_id: u64, op: ControlOp) -> PyResult<()> {
-        if self.with(|node| node.control(request_id, op))? {
+        self.accepted(self.with(|node| node.control(request_id, op))?)
+    }
+
+    fn accepted(&self, is_accepted: bool) -> PyResult<()> {
+        if is_accepted {
             Ok(())
         } else {
             Err(raise(Status::Busy, "the store's command queue is full"))
         }
+    }
+}
+
+/// The bytes of `conf_encode`, which must be of this shard.
+fn parse(conf: &[u8], volume_id: u64, index: u32) -> PyResult<ShardConf> {
+    let conf = ShardConf::decode(conf)
+        .map_err(|problem| raise(Status::Invalid, &format!("a configuration: {problem}")))?;
+    if conf.shard == shard_id(volume_id, index) {
+        Ok(conf)
+    } else {
+        let text = format!("a configuration of shard {} for {volume_id}/{index}", conf.shard);
+        Err(raise(Status::Invalid, &text))
+    }
+}
+
+/// A proposal of a replica as a dictionary: its kind and arguments.
+fn proposed<'py>(py: Python<'py>, transition: &Transition) -> PyResult<Bound<'py, PyDict>> {
+    let out = PyDict::new(py);
+    let (kind, copy) = match transition {
+        Transition::Remove { copy } => ("remove", copy),
+        Transition::Promote { copy } => ("promote", copy),
+        Transition::Admit { copy, incarnation } => {
+            out.set_item("incarnation", incarnation)?;
+            ("admit", copy)
+        }
+        Transition::Cancel { copy } => ("cancel", copy),
+        Transition::Transfer { copy } => ("transfer", copy),
+        Transition::AddLearner { .. }
+        | Transition::Reopen { .. }
+        | Transition::ForceAccept { .. }
+        | Transition::Attach { .. }
+        | Transition::Properties { .. } => unreachable!("only the conductor proposes it"),
+    };
+    out.set_item("kind", kind)?;
+    out.set_item("copy", copy)?;
+    Ok(out)
+}
+
+fn role_name(role: Option<Role>) -> &'static str {
+    match role {
+        None | Some(Role::Out) => "out",
+        Some(Role::Learner) => "learner",
+        Some(Role::Secondary) => "secondary",
+        Some(Role::Settling) => "settling",
+        Some(Role::Active) => "active",
+        Some(Role::Suspended) => "suspended",
+        Some(Role::Fenced) => "fenced",
     }
 }
 
@@ -111,15 +146,9 @@ impl StoreNode {
             .collect::<PyResult<Vec<_>>>()?;
         let cluster_id = identity("cluster_id", cluster_id)?;
         let config = StoreConfig { store_id, incarnation, cluster_id, cluster_key, listen, disks };
-        let open = py.detach(|| OpenStore::open(config)).map_err(|p| store_error(&p))?;
-        let mut serves = BTreeMap::new();
-        for (shard, conf) in open.confs() {
-            // A replica whose configuration never became durable waits for the control plane.
-            if !conf.is_empty() {
-                serves.insert(shard, serving(py, conf)?);
-            }
-        }
-        let node = py.detach(|| open.start(&serves)).map_err(|p| store_error(&p))?;
+        let node = py
+            .detach(|| OpenStore::open(config)?.start())
+            .map_err(|problem| store_error(&problem))?;
         Ok(StoreNode { inner: RwLock::new(Some(node)) })
     }
 
@@ -145,6 +174,16 @@ impl StoreNode {
                 StoreEvent::Failed { request_id, status, message } => {
                     ("failed", request_id, status.number(), message).into_pyobject(py)?.into_any()
                 }
+                StoreEvent::Proposal { shard, epoch, transition } => {
+                    let place = (shard.volume.0, shard.index);
+                    let transition = proposed(py, &transition)?;
+                    ("proposal", place.0, place.1, epoch, transition).into_pyobject(py)?.into_any()
+                }
+                StoreEvent::FetchConf { shard, newer_than } => {
+                    ("fetch_conf", shard.volume.0, shard.index, newer_than)
+                        .into_pyobject(py)?
+                        .into_any()
+                }
                 StoreEvent::DiskFailed { disk, message } => {
                     ("disk_failed", disk, message).into_pyobject(py)?.into_any()
                 }
@@ -158,19 +197,17 @@ impl StoreNode {
     #[allow(clippy::too_many_arguments, reason = "the control message's fields, in its order")]
     fn create_replica(
         &self,
-        py: Python<'_>,
         request_id: u64,
         volume_id: u64,
         index: u32,
         copy: u8,
         size_bytes: u64,
-        conf: Vec<u8>,
+        disk_uuid: String,
+        conf: &[u8],
     ) -> PyResult<()> {
-        let (serving, blocks) = (serving(py, &conf)?, blocks_of(size_bytes)?);
-        let disk_uuid = disk_of(py, &conf, copy)?;
+        let (conf, blocks) = (parse(conf, volume_id, index)?, blocks_of(size_bytes)?);
         let replica = ReplicaId { shard: shard_id(volume_id, index), copy };
-        let op = ControlOp::Create { disk_uuid, replica, blocks, conf, serving };
-        self.control(request_id, op)
+        self.control(request_id, ControlOp::Create { disk_uuid, replica, blocks, conf })
     }
 
     /// Forget a replica and free its space; done also when there is none.
@@ -190,20 +227,32 @@ impl StoreNode {
         self.control(request_id, ControlOp::Resize(shard_id(volume_id, index), blocks))
     }
 
-    /// Follow a newer configuration.
-    fn set_conf(
-        &self,
-        py: Python<'_>,
-        request_id: u64,
-        volume_id: u64,
-        index: u32,
-        conf: Vec<u8>,
-    ) -> PyResult<()> {
-        let serving = serving(py, &conf)?;
-        self.control(request_id, ControlOp::SetConf(shard_id(volume_id, index), conf, serving))
+    /// Follow a newer configuration; done when it, or a newer one, is followed durably.
+    fn set_conf(&self, request_id: u64, volume_id: u64, index: u32, conf: &[u8]) -> PyResult<()> {
+        self.control(request_id, ControlOp::SetConf(parse(conf, volume_id, index)?))
     }
 
-    /// The replicas: volume_id, index, copy, size_bytes, disk, lane, conf, commit_seq, used_bytes.
+    /// Take over where the stores of the cluster are: (store, incarnation, "address:port") each.
+    fn set_peers(&self, peers: Vec<(u64, u64, String)>) -> PyResult<()> {
+        let peers = peers
+            .into_iter()
+            .map(|(store, incarnation, text)| {
+                let address = text.parse().map_err(|_| {
+                    raise(Status::Invalid, &format!("store {store} is at {text:?}: no address"))
+                })?;
+                Ok(PeerAddress { store, incarnation, address })
+            })
+            .collect::<PyResult<Vec<_>>>()?;
+        self.accepted(self.with(|node| node.set_peers(peers))?)
+    }
+
+    /// A life of a store is over for certain.
+    fn dead(&self, store: u64, incarnation: u64) -> PyResult<()> {
+        self.accepted(self.with(|node| node.dead(store, incarnation))?)
+    }
+
+    /// The replicas: volume_id, index, copy, size_bytes, disk, lane, epoch, promised, complete_seq,
+    /// role, resyncs, commit_seq, used_bytes.
     fn replicas<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let out = PyList::empty(py);
         for found in self.facts(py)?.replicas {
@@ -214,7 +263,19 @@ impl StoreNode {
             entry.set_item("size_bytes", u64::from(found.blocks) * BLOCK_BYTES as u64)?;
             entry.set_item("disk", found.disk)?;
             entry.set_item("lane", found.lane)?;
-            entry.set_item("conf", PyBytes::new(py, &found.conf))?;
+            entry.set_item("epoch", found.epoch)?;
+            entry.set_item("promised", found.promised)?;
+            entry.set_item("complete_seq", found.complete)?;
+            entry.set_item("role", role_name(found.role))?;
+            let resyncs = PyList::empty(py);
+            for resync in &found.resyncs {
+                let facts = PyDict::new(py);
+                facts.set_item("to", resync.store)?;
+                facts.set_item("regions_left", resync.regions_left)?;
+                facts.set_item("regions_copied", resync.regions_copied)?;
+                resyncs.append(facts)?;
+            }
+            entry.set_item("resyncs", resyncs)?;
             entry.set_item("commit_seq", found.commit)?;
             entry.set_item("used_bytes", found.used_bytes)?;
             out.append(entry)?;

@@ -1,6 +1,9 @@
 //! The application of a store's reactor: connections, shards, lanes and control commands meet here.
 
-use super::{ControlOp, DiskFacts, ReplicaFacts, Serving, StoreConfig, StoreEvent, StoreFacts};
+use super::heart::{HeartCommand, Shared};
+use super::identity::{Identity, Prover, nonce};
+use super::links::{Links, PeerAddress};
+use super::{ControlOp, DiskFacts, ReplicaFacts, StoreConfig, StoreEvent, StoreFacts};
 use crate::disk::OpenDisk;
 use crate::framing::Opener;
 use crate::lanes::{Finished, Lanes};
@@ -11,19 +14,23 @@ use lane::{Op, Outcome, Problem};
 use proto::disk::DiskDone;
 use proto::frame::Frame;
 use proto::wire::{
-    ByteRange, CheckedData, Header, Hello, HelloReply, Limits, Peer, Reply, ReplyOp, Request,
+    ByteRange, CheckedData, Header, Hello, HelloReply, Kind, Limits, Peer, Reply, ReplyOp, Request,
     RequestOp, Rights, Side, SignedTicket, Ticket, VersionRange, Who,
 };
-use proto::{BLOCK_BYTES, Epoch, Lsn, Pool, ReplicaId, Seq, ShardId, Status};
+use proto::{BLOCK_BYTES, Epoch, Lsn, Pool, ReplicaId, Seq, ShardId, Status, Tick};
+use runtime::clock;
 use runtime::reactor::{
-    Application, CloseReason, ConnId, Context, DiskIndex, HANDSHAKE_MS, ListenerId, Opened,
+    Application, CloseReason, ConnId, Context, DiskIndex, HANDSHAKE_MS, Handle, ListenerId, Opened,
 };
 use runtime::wake::Wake;
 use sha2::Sha256;
 use shard::client::{Answer, ClientOp, ClientRequest};
+use shard::conf::{Incarnation, ShardConf, StoreId};
+use shard::heartbeat::{Event as HeartEvent, Timing};
+use shard::mutant::Mutant;
 use shard::paths::Paths;
-use shard::primary::{Effect, Primary};
-use std::collections::{BTreeMap, HashMap};
+use shard::replica::{Effect, Event, Options, Replica, View};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -32,33 +39,46 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub(super) enum Command {
     Control(u64, ControlOp),
     Look(Sender<StoreFacts>),
+    Peers(Vec<PeerAddress>),
+    Dead(StoreId, Incarnation),
+    /// A heartbeat was refused by somebody who has promised this epoch.
+    Newer(ShardId, Epoch),
     Close(Sender<()>),
 }
 
 /// Who waits for a lane.
 enum Waiter {
     Shard { shard: ShardId, op: u32 },
-    Created { request_id: u64, lane: usize, conf: Vec<u8>, serving: Serving },
+    Created { request_id: u64, lane: usize, conf: ShardConf },
     Control { request_id: u64, then: Then },
     Closed,
 }
 
 enum Then {
-    Nothing,
     Forget(ShardId),
-    Grow(ShardId, u32),
-    Follow(ShardId, Serving),
+    Grow(ShardId),
 }
 
 struct Served {
     lane: usize,
-    primary: Primary,
+    replica: Replica,
+    /// When it wants to be woken.
+    wake: Option<Tick>,
+}
+
+/// Who is at the other end of an accepted connection.
+enum Caller {
+    /// It has not said.
+    Unknown,
+    /// It has said that it is this store, and has to prove it: (kind, own side, its side).
+    Claims(Kind, Peer, Peer),
+    Client(Ticket),
+    Store(StoreId),
 }
 
 struct Conn {
     opener: Opener,
-    /// Set by HELLO.
-    ticket: Option<Ticket>,
+    caller: Caller,
     requests: u32,
     bytes: u64,
     is_paused: bool,
@@ -89,6 +109,17 @@ pub(super) struct StoreApp {
     conns: HashMap<ConnId, Conn>,
     paths: Paths<ConnId>,
     pending: HashMap<u64, Pending>,
+    /// Requests of other stores that a replica works on.
+    asked: HashMap<u64, (ConnId, u64)>,
+    links: Links,
+    identity: Identity,
+    booted: Tick,
+    leases: Shared,
+    heart: Handle<HeartCommand>,
+    /// When replicas want to be woken.
+    timers: BTreeSet<(Tick, ShardId)>,
+    /// Commands that are done when the replica follows this epoch.
+    conf_waiters: Vec<(ShardId, Epoch, u64)>,
     next_token: u64,
     events: Sender<StoreEvent>,
     wake: Arc<Wake>,
@@ -120,18 +151,23 @@ pub(super) struct Outlets {
     pub(super) wake: Arc<Wake>,
     /// The address in use, once.
     pub(super) listening: Sender<std::io::Result<SocketAddr>>,
+    pub(super) identity: Identity,
+    /// When this life began.
+    pub(super) booted: Tick,
+    pub(super) leases: Shared,
+    pub(super) heart: Handle<HeartCommand>,
 }
 
 impl StoreApp {
-    /// Serve the lanes of `disks`; `serving` says what the stored configurations mean.
+    /// Serve the lanes of `disks` and the replicas in them, whose records were looked at before.
     pub(super) fn new(
         config: StoreConfig,
         disks: Vec<OpenDisk>,
         hosted: Vec<HostedDisk>,
-        serving: BTreeMap<ShardId, Serving>,
         outlets: Outlets,
         pool: Pool,
     ) -> StoreApp {
+        let identity = outlets.identity;
         let mut app = StoreApp {
             config,
             lanes: Lanes::new(disks, &pool),
@@ -140,6 +176,14 @@ impl StoreApp {
             conns: HashMap::new(),
             paths: Paths::new(),
             pending: HashMap::new(),
+            asked: HashMap::new(),
+            links: Links::new(Kind::Peer, identity.clone()),
+            identity,
+            booted: outlets.booted,
+            leases: outlets.leases,
+            heart: outlets.heart,
+            timers: BTreeSet::new(),
+            conf_waiters: Vec::new(),
             next_token: 1,
             events: outlets.events,
             wake: outlets.wake,
@@ -147,8 +191,11 @@ impl StoreApp {
             closing: None,
             pool,
         };
-        for (shard, serving) in serving {
-            app.follow(shard, serving);
+        for lane in 0..app.lanes.count() {
+            let shards = app.lanes.lane(lane).tables().shards.iter().enumerate();
+            let held: Vec<u32> =
+                shards.filter(|(_, held)| held.is_some()).map(|(ix, _)| ix as u32).collect();
+            held.into_iter().for_each(|shard_ix| app.host(lane, shard_ix));
         }
         app
     }
@@ -162,48 +209,96 @@ impl StoreApp {
     // ----------------------------------------------------------------------------- connections --
 
     fn hello(&mut self, ctx: &mut Context, id: ConnId, header: &Header, hello: &Hello) {
-        let refuse = |status| Reply::refuse(header, Epoch(0), status, 0);
         let verdict = match (&hello.who, hello.versions.agree(VersionRange::OWN)) {
             (_, None) => Err(Status::Unsupported),
             _ if hello.cluster_id != self.config.cluster_id => Err(Status::WrongCluster),
             (Who::Client(signed), Some(version)) => {
                 if verify_ticket(&self.config.cluster_key, signed, now_seconds()) {
-                    Ok((signed.ticket, version))
+                    self.hello_client(id, signed.ticket, hello).map(|peer| (peer, version))
                 } else {
                     Err(Status::Unauthenticated)
                 }
             }
-            // Replication between stores arrives with the three-replica landing.
-            (Who::Peer(_) | Who::Heartbeat(_), Some(_)) => Err(Status::Unsupported),
+            (Who::Peer(peer), Some(version)) => {
+                self.hello_store(id, Kind::Peer, *peer).map(|peer| (peer, version))
+            }
+            (Who::Heartbeat(peer), Some(version)) => {
+                self.hello_store(id, Kind::Heartbeat, *peer).map(|peer| (peer, version))
+            }
         };
-        let (ticket, version) = match verdict {
+        let (peer, version) = match verdict {
             Ok(accepted) => accepted,
             Err(status) => {
-                self.send(ctx, id, &refuse(status));
+                self.send(ctx, id, &Reply::refuse(header, Epoch(0), status, 0));
                 ctx.finish(id);
                 return;
             }
         };
-        let Some(conn) = self.conns.get_mut(&id) else { return };
-        let (slot, generation) = (hello.path.slot, hello.path.generation);
-        if let Err(status) = self.paths.hello(id, ticket.session, slot, generation) {
-            self.send(ctx, id, &refuse(status));
-            ctx.finish(id);
-            return;
-        }
         let limits = hello.limits.agree(Limits::DEFAULT);
-        conn.ticket = Some(ticket);
-        conn.opener.open();
-        ctx.set_conn_deadline(id, None);
-        let peer = Peer {
-            store: self.config.store_id,
-            incarnation: self.config.incarnation,
-            nonce: [0; 32],
-            proof: [0; 32],
-        };
         let reply =
             HelloReply { version, features: 0, lanes: self.lanes.count() as u16, limits, peer };
         self.reply_ok(ctx, id, header, Seq(0), ReplyOp::Hello(Box::new(reply)));
+        let Some(conn) = self.conns.get(&id) else { return };
+        match conn.caller {
+            Caller::Client(_) => ctx.set_conn_deadline(id, None),
+            Caller::Store(store) => {
+                ctx.set_conn_deadline(id, None);
+                if matches!(hello.who, Who::Heartbeat(_)) {
+                    self.hand_over(ctx, id, store);
+                }
+            }
+            // The deadline of the handshake stands until the proof has come.
+            Caller::Claims(..) | Caller::Unknown => {}
+        }
+    }
+
+    fn hello_client(&mut self, id: ConnId, ticket: Ticket, hello: &Hello) -> Result<Peer, Status> {
+        let (slot, generation) = (hello.path.slot, hello.path.generation);
+        self.paths.hello(id, ticket.session, slot, generation)?;
+        let Some(conn) = self.conns.get_mut(&id) else { return Err(Status::Cancelled) };
+        conn.caller = Caller::Client(ticket);
+        conn.opener.open();
+        Ok(self.identity.peer([0; 32], [0; 32]))
+    }
+
+    /// First and second HELLO of another store.
+    fn hello_store(&mut self, id: ConnId, kind: Kind, peer: Peer) -> Result<Peer, Status> {
+        let Some(conn) = self.conns.get_mut(&id) else { return Err(Status::Cancelled) };
+        match conn.caller {
+            Caller::Unknown if peer.store == self.identity.store => Err(Status::Invalid),
+            Caller::Unknown => {
+                let mut own = self.identity.peer(nonce(), [0; 32]);
+                own.proof = self.identity.prove(kind, Prover::Called, &peer, &own);
+                conn.caller = Caller::Claims(kind, own, peer);
+                Ok(own)
+            }
+            Caller::Claims(claimed, own, first) => {
+                let is_same = claimed == kind
+                    && (first.store, first.incarnation, first.nonce)
+                        == (peer.store, peer.incarnation, peer.nonce);
+                let sides = (&first, &own);
+                if !is_same || !self.identity.verify(kind, Prover::Caller, sides, &peer.proof) {
+                    return Err(Status::Unauthenticated);
+                }
+                conn.caller = Caller::Store(peer.store);
+                conn.opener.open();
+                Ok(own)
+            }
+            Caller::Client(_) | Caller::Store(_) => Err(Status::Invalid),
+        }
+    }
+
+    /// Heartbeats have a thread of their own.
+    fn hand_over(&mut self, ctx: &mut Context, id: ConnId, store: StoreId) {
+        match ctx.release(id) {
+            Some((socket, leftover)) => {
+                self.conns.remove(&id);
+                let adopt = HeartCommand::Adopt { socket, leftover, store };
+                // A full queue drops the connection, and the other side begins it again.
+                let _ = self.heart.try_send(adopt);
+            }
+            None => ctx.close(id),
+        }
     }
 
     fn send(&self, ctx: &mut Context, id: ConnId, reply: &Reply) {
@@ -211,19 +306,31 @@ impl StoreApp {
         let _ = ctx.send(id, reply.encode());
     }
 
+    fn epoch_of(&self, shard: ShardId) -> Epoch {
+        let conf = self.shards.get(&shard).and_then(|served| served.replica.conf());
+        conf.map_or(Epoch(0), |conf| conf.epoch)
+    }
+
     fn reply_ok(&self, ctx: &mut Context, id: ConnId, header: &Header, seq: Seq, op: ReplyOp) {
-        let epoch = self.shards.get(&header.shard).map_or(Epoch(0), |s| s.primary.epoch());
+        let epoch = self.epoch_of(header.shard);
         let (command_id, shard) = (header.command_id, header.shard);
         self.send(ctx, id, &Reply { command_id, shard, epoch, seq, result: Ok(op) });
     }
 
     fn refuse(&self, ctx: &mut Context, id: ConnId, header: &Header, status: Status) {
-        let epoch = self.shards.get(&header.shard).map_or(Epoch(0), |s| s.primary.epoch());
+        let epoch = self.epoch_of(header.shard);
         self.send(ctx, id, &Reply::refuse(header, epoch, status, 0));
     }
 
     fn request(&mut self, ctx: &mut Context, id: ConnId, header: Header, request: Request) {
-        let Some(ticket) = self.conns.get(&id).and_then(|conn| conn.ticket) else { return };
+        let ticket = match self.conns.get(&id).map(|conn| &conn.caller) {
+            Some(Caller::Client(ticket)) => *ticket,
+            Some(Caller::Store(store)) => {
+                let store = *store;
+                return self.peer_request(ctx, id, store, request);
+            }
+            Some(Caller::Unknown | Caller::Claims(..)) | None => return,
+        };
         let (client_op, done, start_in_block) = match request.op {
             RequestOp::Ping(ping) => {
                 return self.reply_ok(ctx, id, &header, Seq(0), ReplyOp::Ping(ping));
@@ -292,10 +399,25 @@ impl StoreApp {
             attach_epoch: request.attach_epoch,
             op: client_op,
         };
-        let mut effects = Vec::new();
-        let served = self.shards.get_mut(&shard).expect("looked up above");
-        served.primary.request(request, &mut effects);
-        self.carry_out(ctx, shard, effects);
+        self.step(ctx, shard, Event::Client(request));
+    }
+
+    /// A request of another store's replica.
+    fn peer_request(&mut self, ctx: &mut Context, id: ConnId, from: StoreId, request: Request) {
+        let (shard, command_id) = (request.shard, request.command_id);
+        if !self.shards.contains_key(&shard) {
+            let failure = proto::wire::Failure {
+                opcode: request.op.opcode(),
+                status: Status::NotFound,
+                detail: 0,
+            };
+            let (epoch, seq, result) = (Epoch(0), Seq(0), Err(failure));
+            return self.send(ctx, id, &Reply { command_id, shard, epoch, seq, result });
+        }
+        let token = self.next_token;
+        self.next_token += 1;
+        self.asked.insert(token, (id, command_id));
+        self.step(ctx, shard, Event::Peer { from, token, request });
     }
 
     /// Count a request of a connection; a connection at its limits is not read for a while.
@@ -312,16 +434,84 @@ impl StoreApp {
         }
     }
 
-    fn carry_out(&mut self, ctx: &mut Context, shard: ShardId, effects: Vec<Effect>) {
+    /// Give a replica an event, and do what it asks for.
+    fn step(&mut self, ctx: &mut Context, shard: ShardId, event: Event) {
+        let Some(served) = self.shards.get_mut(&shard) else { return };
+        let lane = served.lane;
+        let view = View { tables: self.lanes.lane(lane).tables(), leases: &self.leases };
+        let mut effects = Vec::new();
+        // Not the time at which the iteration began: a process that was stopped since then must not
+        // take its leases for valid.
+        served.replica.step(clock::now(), event, &view, &mut effects);
         for effect in effects {
             match effect {
                 Effect::Lane { op, request } => {
-                    let lane = self.shards[&shard].lane;
                     self.lanes.request(ctx, lane, request, Waiter::Shard { shard, op });
                 }
                 Effect::Reply { token, result } => self.answer(ctx, token, result),
+                Effect::Send { to, request } => self.links.send(ctx, to, request),
+                Effect::Answer { token, mut reply } => {
+                    if let Some((conn, command_id)) = self.asked.remove(&token) {
+                        reply.command_id = command_id;
+                        self.send(ctx, conn, &reply);
+                    }
+                }
+                Effect::Propose { epoch, transition } => {
+                    self.event(StoreEvent::Proposal { shard, epoch: epoch.0, transition });
+                }
+                Effect::FetchConf { newer_than } => {
+                    self.event(StoreEvent::FetchConf { shard, newer_than: newer_than.0 });
+                }
+                Effect::Claim { reign, epoch, stores } => {
+                    self.beat(HeartEvent::Claim { shard, reign, epoch, stores });
+                }
+                Effect::Unclaim => self.beat(HeartEvent::Unclaim { shard }),
+                Effect::Promise { epoch } => self.beat(HeartEvent::Promise { shard, epoch }),
+                Effect::Wake(at) => {
+                    let served = self.shards.get_mut(&shard).expect("it has just been stepped");
+                    if served.wake.is_none_or(|wake| at < wake) {
+                        if let Some(before) = served.wake.replace(at) {
+                            self.timers.remove(&(before, shard));
+                        }
+                        self.timers.insert((at, shard));
+                    }
+                }
+                // The roles are in the facts that the control plane asks for.
+                Effect::Note(_) => {}
             }
         }
+    }
+
+    /// Tell the heartbeat machine at once, and its thread what follows.
+    fn beat(&self, event: HeartEvent) {
+        let effects = self.leases.step(event);
+        if !effects.is_empty() {
+            // A full queue loses a PING or a wake, which the thread's own tick makes up for.
+            let _ = self.heart.try_send(HeartCommand::Effects(effects));
+        }
+    }
+
+    fn wake_replicas(&mut self, ctx: &mut Context) {
+        let now = clock::now();
+        while let Some((at, shard)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
+            self.timers.remove(&(at, shard));
+            if let Some(served) = self.shards.get_mut(&shard) {
+                served.wake = None;
+            }
+            self.step(ctx, shard, Event::Tick);
+        }
+    }
+
+    fn settle_conf_waiters(&mut self) {
+        let mut waiters = std::mem::take(&mut self.conf_waiters);
+        waiters.retain(|&(shard, epoch, request_id)| {
+            let is_over = !self.shards.contains_key(&shard) || self.epoch_of(shard) >= epoch;
+            if is_over {
+                self.event(StoreEvent::Done { request_id });
+            }
+            !is_over
+        });
+        self.conf_waiters.append(&mut waiters);
     }
 
     fn answer(&mut self, ctx: &mut Context, token: u64, result: Result<Answer, Status>) {
@@ -367,8 +557,8 @@ impl StoreApp {
 
     fn control(&mut self, ctx: &mut Context, request_id: u64, op: ControlOp) {
         let done = match op {
-            ControlOp::Create { disk_uuid, replica, blocks, conf, serving } => {
-                self.create(ctx, request_id, (replica, blocks), (conf, serving), &disk_uuid)
+            ControlOp::Create { disk_uuid, replica, blocks, conf } => {
+                self.create(ctx, request_id, (replica, blocks), conf, &disk_uuid)
             }
             ControlOp::Delete(shard) => match self.place(shard) {
                 None => Ok(true),
@@ -381,11 +571,9 @@ impl StoreApp {
                 }
             },
             ControlOp::Resize(shard, blocks) => self.with(ctx, shard, request_id, |ix| {
-                (Op::Resize { shard_ix: ix, blocks }, Then::Grow(shard, blocks))
+                (Op::Resize { shard_ix: ix, blocks }, Then::Grow(shard))
             }),
-            ControlOp::SetConf(shard, blob, serving) => self.with(ctx, shard, request_id, |ix| {
-                (Op::Conf { shard_ix: ix, blob }, Then::Follow(shard, serving))
-            }),
+            ControlOp::SetConf(conf) => self.set_conf(ctx, request_id, conf),
         };
         match done {
             Ok(false) => {}
@@ -394,6 +582,22 @@ impl StoreApp {
                 self.event(StoreEvent::Failed { request_id, status, message });
             }
         }
+    }
+
+    /// Pass a configuration on; done when it, or a newer one, is followed.
+    fn set_conf(
+        &mut self,
+        ctx: &mut Context,
+        request_id: u64,
+        conf: ShardConf,
+    ) -> Result<bool, (Status, String)> {
+        let (shard, epoch) = (conf.shard, conf.epoch);
+        if !self.shards.contains_key(&shard) {
+            return Err((Status::NotFound, format!("no replica of shard {shard} on this store")));
+        }
+        self.conf_waiters.push((shard, epoch, request_id));
+        self.step(ctx, shard, Event::Conf(conf));
+        Ok(false)
     }
 
     fn with(
@@ -422,7 +626,7 @@ impl StoreApp {
         ctx: &mut Context,
         request_id: u64,
         (replica, blocks): (ReplicaId, u32),
-        (conf, serving): (Vec<u8>, Serving),
+        conf: ShardConf,
         disk_uuid: &str,
     ) -> Result<bool, (Status, String)> {
         let shard = replica.shard;
@@ -432,10 +636,7 @@ impl StoreApp {
                 let text = format!("shard {shard} exists with {held} blocks, not {blocks}");
                 return Err((Status::AlreadyExists, text));
             }
-            let op = Op::Conf { shard_ix, blob: conf };
-            let then = Then::Follow(shard, serving);
-            self.lanes.request(ctx, lane, op, Waiter::Control { request_id, then });
-            return Ok(false);
+            return self.set_conf(ctx, request_id, conf);
         }
         let Some(disk) = self.disks.iter().find(|disk| disk.facts.uuid == disk_uuid) else {
             return Err((Status::NotFound, format!("this store has no disk {disk_uuid}")));
@@ -445,7 +646,7 @@ impl StoreApp {
             return Err((Status::DiskFailed, format!("disk {disk_uuid} has stopped")));
         };
         let op = Op::Create { replica, blocks, family: shard.volume };
-        let waiter = Waiter::Created { request_id, lane, conf, serving };
+        let waiter = Waiter::Created { request_id, lane, conf };
         self.lanes.request(ctx, lane, op, waiter);
         Ok(false)
     }
@@ -454,17 +655,15 @@ impl StoreApp {
         match finished.waiter {
             Waiter::Shard { shard, op } => {
                 // A deleted shard's operations were all answered before it went.
-                let Some(served) = self.shards.get_mut(&shard) else { return };
-                let mut effects = Vec::new();
-                served.primary.lane_done(op, finished.result, &mut effects);
-                self.carry_out(ctx, shard, effects);
+                self.step(ctx, shard, Event::Lane { op, result: finished.result });
             }
-            Waiter::Created { request_id, lane, conf, serving } => match finished.result {
+            Waiter::Created { request_id, lane, conf } => match finished.result {
                 Ok(Outcome::Created { shard_ix }) => {
-                    self.serve(lane, shard_ix, serving);
+                    self.host(lane, shard_ix);
                     // The replica is known to the control plane once its configuration is durable.
-                    let waiter = Waiter::Control { request_id, then: Then::Nothing };
-                    self.lanes.request(ctx, lane, Op::Conf { shard_ix, blob: conf }, waiter);
+                    if let Err((status, message)) = self.set_conf(ctx, request_id, conf) {
+                        self.event(StoreEvent::Failed { request_id, status, message });
+                    }
                 }
                 Ok(_) => unreachable!("a creation answers so"),
                 Err(problem) => self.failed(request_id, &problem),
@@ -478,14 +677,8 @@ impl StoreApp {
             Waiter::Control { request_id, then } => match finished.result {
                 Ok(_) => {
                     match then {
-                        Then::Nothing => {}
                         Then::Forget(shard) => self.forget(ctx, shard),
-                        Then::Grow(shard, blocks) => {
-                            if let Some(served) = self.shards.get_mut(&shard) {
-                                served.primary.grow(blocks);
-                            }
-                        }
-                        Then::Follow(shard, serving) => self.follow(shard, serving),
+                        Then::Grow(shard) => self.step(ctx, shard, Event::Grown),
                     }
                     self.event(StoreEvent::Done { request_id });
                 }
@@ -504,28 +697,31 @@ impl StoreApp {
         self.event(StoreEvent::Failed { request_id, status, message });
     }
 
-    fn serve(&mut self, lane: usize, shard_ix: u32, serving: Serving) {
-        let shard = self.lanes.lane(lane).tables().shard(shard_ix).expect("the lane holds it");
-        let (id, blocks, applied) = (shard.replica.shard, shard.blocks, shard.applied);
-        let confs = (Epoch(serving.epoch), serving.attach_epoch);
-        let primary = Primary::new(shard_ix, blocks, confs, applied, self.pool.clone());
-        self.shards.insert(id, Served { lane, primary });
-    }
-
-    fn follow(&mut self, shard: ShardId, serving: Serving) {
-        match self.shards.get_mut(&shard) {
-            Some(served) => served.primary.follow(Epoch(serving.epoch), serving.attach_epoch),
-            None => {
-                if let Some((lane, shard_ix)) = self.place(shard) {
-                    self.serve(lane, shard_ix, serving);
-                }
-            }
-        }
+    /// Run the machine of a replica that a lane holds.
+    fn host(&mut self, lane: usize, shard_ix: u32) {
+        let tables = self.lanes.lane(lane).tables();
+        let id = tables.shard(shard_ix).expect("the lane holds it").replica.shard;
+        let options = Options {
+            shard_ix,
+            store: self.identity.store,
+            incarnation: self.identity.incarnation,
+            booted: self.booted,
+            timing: Timing::default(),
+            pool: self.pool.clone(),
+            mutant: Mutant::None,
+        };
+        let view = View { tables, leases: &self.leases };
+        let replica = Replica::open(options, &view).expect("looked at before the start");
+        self.timers.insert((Tick(0), id));
+        self.shards.insert(id, Served { lane, replica, wake: Some(Tick(0)) });
     }
 
     /// The replica is gone: what its clients still wait for will not be done here.
     fn forget(&mut self, ctx: &mut Context, shard: ShardId) {
-        self.shards.remove(&shard);
+        if let Some(wake) = self.shards.remove(&shard).and_then(|served| served.wake) {
+            self.timers.remove(&(wake, shard));
+        }
+        self.beat(HeartEvent::Unclaim { shard });
         let open = self.pending.iter().filter(|(_, pending)| pending.header.shard == shard);
         let tokens: Vec<u64> = open.map(|(&token, _)| token).collect();
         for token in tokens {
@@ -547,12 +743,19 @@ impl StoreApp {
                 facts.counters.push(lane.counters());
                 facts.reports.push(self.lanes.report(lane_ix));
                 for shard in lane.tables().shards.iter().flatten() {
+                    let served = self.shards.get(&shard.replica.shard);
+                    let tables = lane.tables();
+                    let view = View { tables, leases: &self.leases };
                     replicas.push(ReplicaFacts {
+                        epoch: self.epoch_of(shard.replica.shard).0,
+                        promised: served.map_or(0, |served| served.replica.promised().0),
+                        complete: served.map_or(0, |served| served.replica.complete(&view).0),
+                        role: served.map(|served| served.replica.role()),
+                        resyncs: served.map_or(Vec::new(), |served| served.replica.resyncs()),
                         replica: shard.replica,
                         blocks: shard.blocks,
                         disk: disk_ix,
                         lane: lane_ix,
-                        conf: shard.conf.clone(),
                         commit: shard.commit.0,
                         used_bytes: u64::from(shard.used_slots) * slot,
                     });
@@ -560,8 +763,13 @@ impl StoreApp {
             }
             disks.push(facts);
         }
-        let sessions = self.conns.values().filter(|conn| conn.ticket.is_some()).count();
+        let sessions = self.clients();
         StoreFacts { replicas, disks, sessions }
+    }
+
+    fn clients(&self) -> usize {
+        let is_client = |conn: &&Conn| matches!(conn.caller, Caller::Client(_));
+        self.conns.values().filter(is_client).count()
     }
 
     fn report_failures(&mut self) {
@@ -591,6 +799,18 @@ impl Application for StoreApp {
         match command {
             Command::Control(request_id, op) => self.control(ctx, request_id, op),
             Command::Look(waiter) => drop(waiter.send(self.facts())),
+            Command::Peers(peers) => {
+                self.links.set_peers(ctx, &peers);
+                let _ = self.heart.try_send(HeartCommand::Peers(peers));
+            }
+            Command::Dead(store, incarnation) => {
+                self.beat(HeartEvent::Dead { store, incarnation });
+                let shards: Vec<ShardId> = self.shards.keys().copied().collect();
+                for shard in shards {
+                    self.step(ctx, shard, Event::Dead { store, incarnation });
+                }
+            }
+            Command::Newer(shard, epoch) => self.step(ctx, shard, Event::Newer { epoch }),
             Command::Close(waiter) => {
                 self.closing = Some((waiter, self.lanes.count()));
                 for conn in self.conns.keys() {
@@ -613,20 +833,28 @@ impl Application for StoreApp {
         // A socket that cannot be taken over is closed by being dropped, and counted.
         let Ok(id) = ctx.adopt(socket, framing, &[]) else { return };
         ctx.set_conn_deadline(id, Some(ctx.now().after_millis(HANDSHAKE_MS)));
-        let conn = Conn { opener, ticket: None, requests: 0, bytes: 0, is_paused: false };
+        let caller = Caller::Unknown;
+        let conn = Conn { opener, caller, requests: 0, bytes: 0, is_paused: false };
         self.conns.insert(id, conn);
     }
 
     fn opened(&mut self, _ctx: &mut Context, _conn: ConnId, _how: Opened) {}
 
     fn frame(&mut self, ctx: &mut Context, id: ConnId, frame: Frame) {
+        if self.links.owns(id) {
+            if let Some((from, reply)) = self.links.frame(ctx, id, frame) {
+                let shard = reply.shard;
+                self.step(ctx, shard, Event::PeerReply { from, reply });
+            }
+            return;
+        }
         let header = Header::parse(&frame.header).expect("the framing has checked it");
         match Request::parse(&header, frame) {
             Ok(Request { op: RequestOp::Hello(hello), .. }) => self.hello(ctx, id, &header, &hello),
             Ok(request) => self.request(ctx, id, header, request),
             Err(problem) => {
                 self.refuse(ctx, id, &header, problem.status());
-                let said_hello = self.conns.get(&id).is_some_and(|conn| conn.ticket.is_some());
+                let said_hello = self.conns.get(&id).is_some_and(|conn| conn.opener.is_open());
                 if !problem.is_answerable() || !said_hello {
                     ctx.finish(id);
                 }
@@ -634,14 +862,20 @@ impl Application for StoreApp {
         }
     }
 
-    fn closed(&mut self, _ctx: &mut Context, id: ConnId, _reason: CloseReason) {
-        self.conns.remove(&id);
+    fn closed(&mut self, ctx: &mut Context, id: ConnId, _reason: CloseReason) {
+        if self.links.closed(ctx, id) {
+            return;
+        }
+        if let Some(Conn { caller: Caller::Store(_), .. }) = self.conns.remove(&id) {
+            self.asked.retain(|_, (conn, _)| *conn != id);
+        }
         self.paths.closed(id);
     }
 
     fn timer(&mut self, _ctx: &mut Context) {}
 
     fn idle(&mut self, ctx: &mut Context) {
+        self.wake_replicas(ctx);
         loop {
             let finished = self.lanes.turn(ctx);
             if finished.is_empty() {
@@ -650,7 +884,9 @@ impl Application for StoreApp {
             finished.into_iter().for_each(|finished| self.finished(ctx, finished));
         }
         self.report_failures();
-        ctx.set_timer(self.lanes.take_wake());
+        self.settle_conf_waiters();
+        let wake = self.timers.first().map(|(at, _)| *at);
+        ctx.set_timer([self.lanes.take_wake(), wake].into_iter().flatten().min());
         if let Some((waiter, _)) = self.closing.take_if(|(_, left)| *left == 0) {
             let _ = waiter.send(());
             ctx.stop();

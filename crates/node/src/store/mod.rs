@@ -12,17 +12,27 @@
 //! outcome of those that changed something, so nothing of a fenced slot takes effect afterwards.
 
 mod app;
+mod heart;
+mod identity;
+mod links;
 
 use crate::disk::{self, DiskProblem, OpenDisk};
 use app::{Command, HostedDisk, Outlets, StoreApp};
 use crossbeam_channel::{Receiver, bounded, unbounded};
+use heart::{HeartApp, HeartCommand, Shared};
+use identity::Identity;
 use lane::lane::Counters;
 use lane::recover::RecoveryReport;
 use proto::{Pool, ReplicaId, ShardId, Status};
+use runtime::clock;
 use runtime::engine::{self, DiskEngine, EngineChoice};
 use runtime::reactor::{self, Handle, Options};
 use runtime::wake::Wake;
-use std::collections::BTreeMap;
+use shard::conf::ShardConf;
+use shard::conf::transition::Transition;
+use shard::heartbeat::{Heartbeats, Timing};
+use shard::mutant::Mutant;
+use shard::replica::{ResyncFacts, Role, Stored};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
@@ -31,6 +41,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use app::verify_ticket;
+pub use links::PeerAddress;
 
 /// Free buffers that a store keeps per size class.
 const POOL_BYTES: usize = 32 << 20;
@@ -65,15 +76,6 @@ pub struct StoreConfig {
     pub disks: Vec<DiskConfig>,
 }
 
-/// What a shard's configuration means to its data path.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Serving {
-    /// Epoch that requests must name.
-    pub epoch: u64,
-    /// Attach epoch below which they are refused.
-    pub attach_epoch: u64,
-}
-
 /// One replica, as the control plane sees it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ReplicaFacts {
@@ -85,8 +87,16 @@ pub struct ReplicaFacts {
     pub disk: usize,
     /// Index of its lane in the store.
     pub lane: usize,
-    /// The configuration, as stored.
-    pub conf: Vec<u8>,
+    /// Epoch of the configuration that it follows; 0: none.
+    pub epoch: u64,
+    /// Epoch below which it refuses everything.
+    pub promised: u64,
+    /// Everything committed up to here is in it.
+    pub complete: u64,
+    /// What it is; `None` while its machine does not run.
+    pub role: Option<Role>,
+    /// As primary: the learners that it makes equal.
+    pub resyncs: Vec<ResyncFacts>,
     /// Commit watermark.
     pub commit: u64,
     /// Bytes of the slots that it uses.
@@ -141,16 +151,14 @@ pub enum ControlOp {
         /// Its size in blocks.
         blocks: u32,
         /// Its first configuration.
-        conf: Vec<u8>,
-        /// What that means.
-        serving: Serving,
+        conf: ShardConf,
     },
     /// Forget a replica.
     Delete(ShardId),
     /// Let a replica grow.
     Resize(ShardId, u32),
     /// Follow a newer configuration.
-    SetConf(ShardId, Vec<u8>, Serving),
+    SetConf(ShardConf),
 }
 
 /// What the store tells the control plane.
@@ -170,6 +178,22 @@ pub enum StoreEvent {
         /// Text for people.
         message: String,
     },
+    /// A replica asks for a transition of its shard's configuration.
+    Proposal {
+        /// Its shard.
+        shard: ShardId,
+        /// Epoch of the configuration that is to change.
+        epoch: u64,
+        /// How.
+        transition: Transition,
+    },
+    /// A replica asks for a newer configuration.
+    FetchConf {
+        /// Its shard.
+        shard: ShardId,
+        /// Epoch that it knows.
+        newer_than: u64,
+    },
     /// A disk has stopped.
     DiskFailed {
         /// Which one.
@@ -185,6 +209,14 @@ pub enum StoreProblem {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] DiskProblem),
+    /// What a replica keeps beside its data.
+    #[error("replica of shard {shard}: {problem}; re-create the cluster with pf down --purge")]
+    Replica {
+        /// Which.
+        shard: ShardId,
+        /// What is wrong.
+        problem: String,
+    },
     /// The listener.
     #[error("cannot listen on {address}: {error}; another process holds the port, or choose 0")]
     Listen {
@@ -214,17 +246,17 @@ impl OpenStore {
         Ok(OpenStore { config, disks, pool })
     }
 
-    /// The replicas found, with their stored configurations.
-    pub fn confs(&self) -> impl Iterator<Item = (ShardId, &[u8])> {
-        let lanes = self.disks.iter().flat_map(|disk| &disk.lanes);
-        let shards = lanes.flat_map(|lane| lane.tables().shards.iter().flatten());
-        shards.map(|shard| (shard.replica.shard, shard.conf.as_slice()))
-    }
-
-    /// Start serving; `serving` says what the stored configurations mean. A replica that is not
-    /// named waits for its configuration.
-    pub fn start(self, serving: &BTreeMap<ShardId, Serving>) -> Result<StoreNode, StoreProblem> {
+    /// Start serving.
+    pub fn start(self) -> Result<StoreNode, StoreProblem> {
         let OpenStore { config, disks, pool } = self;
+        for lane in disks.iter().flat_map(|disk| &disk.lanes) {
+            for shard in lane.tables().shards.iter().flatten() {
+                Stored::decode(&shard.conf).map_err(|problem| StoreProblem::Replica {
+                    shard: shard.replica.shard,
+                    problem,
+                })?;
+            }
+        }
         let (mut engines, mut hosted): (Vec<Box<dyn DiskEngine>>, Vec<HostedDisk>) =
             (Vec::new(), Vec::new());
         for (disk, chosen) in disks.iter().zip(&config.disks) {
@@ -265,13 +297,55 @@ impl OpenStore {
             spin: Duration::ZERO,
             pool: pool.clone(),
         };
-        let (address, serving) = (config.listen, serving.clone());
-        let outlets = Outlets { events, wake: Arc::clone(&wake), listening };
-        let make = move || StoreApp::new(config, disks, hosted, serving, outlets, pool);
+        let address = config.listen;
+        let identity = Identity {
+            store: config.store_id,
+            incarnation: config.incarnation,
+            cluster_id: config.cluster_id,
+            cluster_key: config.cluster_key.clone(),
+        };
+        let booted = clock::now();
+        let timing = Timing::default();
+        let machine =
+            Heartbeats::new(config.store_id, config.incarnation, booted, timing, Mutant::None);
+        let leases = Shared::new(machine);
+        // Each thread needs the other's handle: the heartbeat thread starts when the data thread's
+        // is there, and its own waits in a channel until then.
+        let (to_heart, heart_handle) = bounded::<Handle<HeartCommand>>(1);
+        let (app_identity, app_leases) = (identity.clone(), leases.clone());
+        let outlet_wake = Arc::clone(&wake);
+        let heart_pool = pool.clone();
+        let heart_name = format!("heart-{}", config.store_id);
+        let make = move || {
+            let heart = heart_handle.recv().expect("the starter sends it or ends the process");
+            let outlets = Outlets {
+                events,
+                wake: outlet_wake,
+                listening,
+                identity: app_identity,
+                booted,
+                leases: app_leases,
+                heart,
+            };
+            StoreApp::new(config, disks, hosted, outlets, pool)
+        };
         let running = reactor::spawn(options, engines, make).map_err(DiskProblem::from)?;
+        let data = running.handle.clone();
+        let heart_options = Options {
+            name: heart_name,
+            command_capacity: COMMANDS_MAX,
+            spin: Duration::ZERO,
+            pool: heart_pool,
+        };
+        let make_heart = move || HeartApp::new(leases, identity, data);
+        let heart =
+            reactor::spawn(heart_options, Vec::new(), make_heart).map_err(DiskProblem::from)?;
+        let _ = to_heart.send(heart.handle.clone());
         let mut node = StoreNode {
             handle: running.handle,
             thread: Some(running.thread),
+            heart: heart.handle,
+            heart_thread: Some(heart.thread),
             address,
             events: event_queue,
             wake,
@@ -291,6 +365,8 @@ impl OpenStore {
 pub struct StoreNode {
     handle: Handle<Command>,
     thread: Option<JoinHandle<()>>,
+    heart: Handle<HeartCommand>,
+    heart_thread: Option<JoinHandle<()>>,
     address: SocketAddr,
     events: Receiver<StoreEvent>,
     wake: Arc<Wake>,
@@ -322,6 +398,18 @@ impl StoreNode {
         self.handle.try_send(Command::Control(request_id, op)).is_ok()
     }
 
+    /// Take over where the stores of the cluster are. False: the queue is full, or it has stopped.
+    #[must_use]
+    pub fn set_peers(&self, peers: Vec<PeerAddress>) -> bool {
+        self.handle.try_send(Command::Peers(peers)).is_ok()
+    }
+
+    /// A life of a store is over for certain. False: the queue is full, or it has stopped.
+    #[must_use]
+    pub fn dead(&self, store: u64, incarnation: u64) -> bool {
+        self.handle.try_send(Command::Dead(store, incarnation)).is_ok()
+    }
+
     /// A snapshot; `None` when it has stopped.
     #[must_use]
     pub fn facts(&self) -> Option<StoreFacts> {
@@ -339,6 +427,14 @@ impl StoreNode {
         }
         self.handle.stop();
         let _ = thread.join();
+        self.stop_heart();
+    }
+
+    fn stop_heart(&mut self) {
+        self.heart.stop();
+        if let Some(thread) = self.heart_thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 
@@ -348,5 +444,6 @@ impl Drop for StoreNode {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        self.stop_heart();
     }
 }

@@ -232,6 +232,24 @@ impl Context {
         Ok(id)
     }
 
+    /// Give a connection away: its socket, and what was received of its stream and not handed out.
+    /// No `closed` follows. `None` leaves it as it is: it is gone, a frame is half received, or the
+    /// socket does not take what is queued.
+    pub fn release(&mut self, id: ConnId) -> Option<(OwnedFd, Vec<u8>)> {
+        let conn = self.conns.get_mut(id)?;
+        let is_sent = conn.send(&self.shared.metrics).is_ok() && conn.sender.bytes() == 0;
+        if conn.phase != Phase::Open || !is_sent || conn.receiver.is_inside_body() {
+            return None;
+        }
+        self.set_conn_deadline(id, None);
+        let conn = self.conns.remove(id)?;
+        // The set forgets a descriptor by itself only when its last copy is closed.
+        let _ = epoll::delete(&self.epoll, &conn.socket);
+        self.shared.metrics.closed.add(1);
+        self.shared.metrics.connections.set(self.conns.len() as u64);
+        Some((conn.socket, conn.receiver.into_leftover()))
+    }
+
     /// End a connection in this iteration. What is queued is offered to the socket once; what it
     /// does not take is lost. `closed` follows, once, as for every other end.
     pub fn close(&mut self, id: ConnId) {

@@ -62,6 +62,17 @@ impl Receiver {
         self.body.is_some() || self.start < self.end
     }
 
+    /// Whether a header was taken whose body has not come.
+    pub fn is_inside_body(&self) -> bool {
+        self.body.is_some()
+    }
+
+    /// Bytes received and not used.
+    pub fn into_leftover(mut self) -> Vec<u8> {
+        self.ahead.truncate(self.end);
+        self.ahead.split_off(self.start)
+    }
+
     /// Cut the next frame out of what was received.
     pub fn next(&mut self, pool: &Pool) -> Result<Option<Frame>, FrameError> {
         if self.body.is_none() && !self.take_header()? {

@@ -36,6 +36,7 @@ use proto::wire::{
 };
 use proto::{BLOCK_BYTES, Epoch, Lsn, Pool, Seq, ShardId, Status, Tick};
 use reign::Reign;
+pub use resync::ResyncFacts;
 use std::collections::{BTreeMap, VecDeque};
 pub use stored::Stored;
 

@@ -80,11 +80,34 @@ impl Resync {
     }
 }
 
+/// How far a resync is, for people.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ResyncFacts {
+    /// The learner's store.
+    pub store: StoreId,
+    /// Regions that it still needs, as known now.
+    pub regions_left: u32,
+    /// Regions copied so far.
+    pub regions_copied: u32,
+}
+
 fn part_of(number: u64) -> (u32, u16) {
     ((number >> PART_BITS) as u32, (number & 0xffff) as u16)
 }
 
 impl Replica {
+    /// The resyncs under way.
+    #[must_use]
+    pub fn resyncs(&self) -> Vec<ResyncFacts> {
+        let resyncs = self.reign.as_ref().map(|reign| reign.resyncs.values());
+        let facts = |resync: &Resync| ResyncFacts {
+            store: resync.to.0,
+            regions_left: resync.dirty.len() as u32 + u32::from(resync.job.is_some()),
+            regions_copied: resync.copied,
+        };
+        resyncs.into_iter().flatten().map(facts).collect()
+    }
+
     /// Begin, keep and end resyncs as the configuration says.
     pub(super) fn keep_resyncs(&mut self, ctx: &mut Ctx<'_, '_>) {
         let conf = self.stored.conf.as_ref().expect("a primary has a configuration");

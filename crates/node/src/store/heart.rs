@@ -1,0 +1,221 @@
+//! The heartbeat thread: leases asked for and given, apart from all other traffic.
+//!
+//! It has a reactor and connections of its own, so that bulk traffic cannot starve it. The machine
+//! (`shard::heartbeat`) is behind a lock, because the data thread asks it on every read and tells it
+//! of claims and promises at once; both hold the lock for some nanoseconds. This thread vouches only
+//! for a data thread that is alive: when that one has not begun an iteration for `STUCK_MS`, nothing
+//! is sent and nothing is answered, and its leases and promises run out.
+
+use super::app::Command;
+use super::identity::Identity;
+use super::links::{Links, PeerAddress};
+use crate::framing::Opener;
+use proto::disk::DiskDone;
+use proto::frame::Frame;
+use proto::wire::{Header, Kind, Ping, Reply, ReplyOp, Request, RequestOp, Side};
+use proto::{Epoch, Seq, ShardId, Status, Tick};
+use runtime::clock;
+use runtime::reactor::{
+    Application, CloseReason, ConnId, Context, DiskIndex, Handle, ListenerId, Opened,
+};
+use shard::conf::{Incarnation, StoreId};
+use shard::heartbeat::{Effect, Event, Heartbeats, Leases};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// A data thread that has not begun an iteration for so long is not vouched for.
+const STUCK_MS: u64 = 500;
+
+/// The machine, as both threads see it.
+#[derive(Clone)]
+pub(super) struct Shared(Arc<Mutex<Heartbeats>>);
+
+impl Shared {
+    pub(super) fn new(machine: Heartbeats) -> Shared {
+        Shared(Arc::new(Mutex::new(machine)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Heartbeats> {
+        self.0.lock().expect("a panic under this lock has ended the process")
+    }
+
+    pub(super) fn step(&self, event: Event) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.lock().step(clock::now(), event, &mut effects);
+        effects
+    }
+}
+
+impl Leases for Shared {
+    fn lease_until(&self, shard: ShardId, store: StoreId, incarnation: Incarnation) -> Tick {
+        self.lock().lease_until(shard, store, incarnation)
+    }
+
+    fn promised_until(&self, shard: ShardId) -> Tick {
+        self.lock().promised_until(shard)
+    }
+
+    fn heard_at(&self, shard: ShardId, store: StoreId) -> Option<Tick> {
+        self.lock().heard_at(shard, store)
+    }
+}
+
+/// What the data thread tells this one.
+pub(super) enum HeartCommand {
+    /// What a claim, a promise or a death has brought.
+    Effects(Vec<Effect>),
+    /// Where the stores are.
+    Peers(Vec<PeerAddress>),
+    /// A connection whose caller has proved to be this store.
+    Adopt { socket: OwnedFd, leftover: Vec<u8>, store: StoreId },
+}
+
+pub(super) struct HeartApp {
+    machine: Shared,
+    links: Links,
+    /// Connections of other stores.
+    callers: HashMap<ConnId, StoreId>,
+    /// PINGs that are being answered.
+    asked: HashMap<u64, (ConnId, Header)>,
+    next_token: u64,
+    data: Handle<Command>,
+    wake: Option<Tick>,
+}
+
+impl HeartApp {
+    pub(super) fn new(machine: Shared, identity: Identity, data: Handle<Command>) -> HeartApp {
+        HeartApp {
+            machine,
+            links: Links::new(Kind::Heartbeat, identity),
+            callers: HashMap::new(),
+            asked: HashMap::new(),
+            next_token: 1,
+            data,
+            wake: None,
+        }
+    }
+
+    fn is_data_alive(&self) -> bool {
+        self.data.age_nanos(clock::now()) < STUCK_MS * 1_000_000
+    }
+
+    fn step(&mut self, ctx: &mut Context, event: Event) {
+        let effects = self.machine.step(event);
+        self.carry_out(ctx, effects);
+    }
+
+    fn carry_out(&mut self, ctx: &mut Context, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Send { to, ping } => {
+                    if self.is_data_alive() {
+                        self.links.send(ctx, to, request_of(ping));
+                    }
+                }
+                Effect::Answer { token, ping } => {
+                    let Some((conn, header)) = self.asked.remove(&token) else { continue };
+                    let reply = Reply {
+                        command_id: header.command_id,
+                        shard: header.shard,
+                        epoch: Epoch(0),
+                        seq: Seq(0),
+                        result: Ok(ReplyOp::Ping(ping)),
+                    };
+                    let _ = ctx.send(conn, reply.encode());
+                }
+                Effect::Newer { shard, epoch } => {
+                    // Said again with the next heartbeat if the queue is full.
+                    let _ = self.data.try_send(Command::Newer(shard, epoch));
+                }
+                Effect::Wake(at) => {
+                    self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+                }
+            }
+        }
+    }
+}
+
+fn request_of(ping: Ping) -> Request {
+    Request {
+        command_id: 0,
+        shard: ShardId::default(),
+        epoch: Epoch(0),
+        attach_epoch: 0,
+        is_fua: false,
+        op: RequestOp::Ping(ping),
+    }
+}
+
+impl Application for HeartApp {
+    type Command = HeartCommand;
+
+    fn start(&mut self, _ctx: &mut Context) {}
+
+    fn command(&mut self, ctx: &mut Context, command: HeartCommand) {
+        match command {
+            HeartCommand::Effects(effects) => self.carry_out(ctx, effects),
+            HeartCommand::Peers(peers) => self.links.set_peers(ctx, &peers),
+            HeartCommand::Adopt { socket, leftover, store } => {
+                let opener = Opener::default();
+                opener.open();
+                if let Ok(conn) = ctx.adopt(socket, opener.framing(Side::Called), &leftover) {
+                    self.callers.insert(conn, store);
+                }
+            }
+        }
+    }
+
+    fn disk(&mut self, _ctx: &mut Context, _disk: DiskIndex, _done: &mut Vec<DiskDone>) {}
+
+    fn accepted(&mut self, _ctx: &mut Context, _listener: ListenerId, _socket: OwnedFd) {}
+
+    fn opened(&mut self, _ctx: &mut Context, _conn: ConnId, _how: Opened) {}
+
+    fn frame(&mut self, ctx: &mut Context, conn: ConnId, frame: Frame) {
+        if self.links.owns(conn) {
+            if let Some((from, reply)) = self.links.frame(ctx, conn, frame)
+                && let Ok(ReplyOp::Ping(ping)) = reply.result
+            {
+                self.step(ctx, Event::Pong { from, ping });
+            }
+            return;
+        }
+        let Some(&from) = self.callers.get(&conn) else { return };
+        let header = Header::parse(&frame.header).expect("the framing has checked it");
+        match Request::parse(&header, frame).map(|request| request.op) {
+            Ok(RequestOp::Ping(ping)) if ping.store == from => {
+                if self.is_data_alive() {
+                    let token = self.next_token;
+                    self.next_token += 1;
+                    self.asked.insert(token, (conn, header));
+                    self.step(ctx, Event::Ping { from, token, ping });
+                }
+            }
+            Ok(_) | Err(_) => {
+                let reply = Reply::refuse(&header, Epoch(0), Status::Invalid, 0);
+                let _ = ctx.send(conn, reply.encode());
+                ctx.finish(conn);
+            }
+        }
+    }
+
+    fn closed(&mut self, ctx: &mut Context, conn: ConnId, _reason: CloseReason) {
+        if self.links.closed(ctx, conn) {
+            return;
+        }
+        self.callers.remove(&conn);
+
+        self.asked.retain(|_, (asker, _)| *asker != conn);
+    }
+
+    fn timer(&mut self, _ctx: &mut Context) {}
+
+    fn idle(&mut self, ctx: &mut Context) {
+        if self.wake.is_some_and(|at| at <= clock::now()) {
+            self.wake = None;
+            self.step(ctx, Event::Tick);
+        }
+        ctx.set_timer(self.wake);
+    }
+}
