@@ -350,7 +350,7 @@ fn cut(data: BufList, crcs: SmallVec<[u32; 4]>, (skip, length): (usize, usize)) 
 }
 
 /// CRC32C of every started block's piece, for data that begin `skip` bytes into a block.
-pub(crate) fn piece_crcs(skip: usize, data: &[Buf]) -> SmallVec<[u32; 4]> {
+fn piece_crcs(skip: usize, data: &[Buf]) -> SmallVec<[u32; 4]> {
     let mut crcs: SmallVec<[u32; 4]> = SmallVec::new();
     let mut in_block = skip;
     let mut is_new = true;
@@ -368,4 +368,97 @@ pub(crate) fn piece_crcs(skip: usize, data: &[Buf]) -> SmallVec<[u32; 4]> {
         }
     }
     crcs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    const BLOCKS: u32 = 16;
+
+    /// Carry out every step of a request at once on blocks in memory, checking every CRC.
+    fn run(blocks: &mut HashMap<u32, Vec<u8>>, pool: &Pool, op: ClientOp) -> Answer {
+        let request = ClientRequest { token: 9, epoch: Epoch(1), attach_epoch: 1, op };
+        let Some((mut task, _, _)) = Task::plan(request, pool) else { return Answer::Done(Seq(0)) };
+        let write =
+            |blocks: &mut HashMap<u32, Vec<u8>>, first: u32, crcs: &[u32], data: BufList| {
+                let bytes: Vec<u8> = data.iter().flat_map(|buf| buf.to_vec()).collect();
+                for (index, chunk) in bytes.chunks_exact(BLOCK_BYTES).enumerate() {
+                    assert_eq!(checksum::crc32c(chunk), crcs[index]);
+                    blocks.insert(first + index as u32, chunk.to_vec());
+                }
+            };
+        while let Some(step) = task.next() {
+            match step {
+                Step::Read { first, count } => {
+                    let zero = vec![0; BLOCK_BYTES];
+                    let content = |block: u32| blocks.get(&block).unwrap_or(&zero).clone();
+                    let bytes: Vec<u8> = (first..first + count).flat_map(content).collect();
+                    let mut crcs = Vec::new();
+                    checksum::crc32c_blocks(&bytes, &mut crcs);
+                    let data = proto::block::single(pool.copy_of(&bytes).freeze());
+                    match task.read_done(data, SmallVec::from_vec(crcs), pool) {
+                        Found::More => {}
+                        Found::Write { first, crcs, data } => write(blocks, first, &crcs, data),
+                        Found::Complete(answer) => return answer,
+                    }
+                }
+                Step::Write { first, crcs, data } => write(blocks, first, &crcs, data),
+                Step::Discard { first, count } => {
+                    (first..first + count).for_each(|block| drop(blocks.remove(&block)));
+                }
+                Step::Merge { .. } => panic!("comes as the read that it begins with"),
+            }
+        }
+        Answer::Done(Seq(0))
+    }
+
+    proptest! {
+        #[test]
+        fn sectors_agree_with_a_plain_array(
+            ops in prop::collection::vec((0u8..3, 0u64..128, 1u64..40, any::<u8>()), 1..30)
+        ) {
+            let (mut blocks, pool) = (HashMap::new(), Pool::new(1 << 20));
+            let mut oracle = vec![0u8; BLOCKS as usize * BLOCK_BYTES];
+            for (kind, sector, sectors, fill) in ops {
+                let (offset, length) = (sector * 512, sectors.min(128 - sector) * 512);
+                let range = offset as usize..(offset + length) as usize;
+                match kind {
+                    0 => {
+                        let buf = pool.copy_of(&vec![fill; length as usize]).freeze();
+                        let crcs = piece_crcs((offset % BLOCK) as usize, std::slice::from_ref(&buf));
+                        let data = proto::block::single(buf);
+                        run(&mut blocks, &pool, ClientOp::Write { offset, crcs, data });
+                        oracle[range].fill(fill);
+                    }
+                    1 => {
+                        let op = ClientOp::Zero { offset, length: length as u32 };
+                        run(&mut blocks, &pool, op);
+                        oracle[range].fill(0);
+                    }
+                    _ => {
+                        let op = ClientOp::Read { offset, length: length as u32 };
+                        let Answer::Read { crcs, data } = run(&mut blocks, &pool, op)
+                        else { panic!("a read brings data") };
+                        let bytes: Vec<u8> = data.iter().flat_map(|buf| buf.to_vec()).collect();
+                        prop_assert_eq!(&bytes[..], &oracle[range]);
+                        prop_assert_eq!(crcs, piece_crcs((offset % BLOCK) as usize, &data));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_lies_outside_the_shard_does_not_fit() {
+        let read = |offset, length| ClientOp::Read { offset, length };
+        assert!(read(0, 512).fits(BLOCKS));
+        assert!(read(15 * BLOCK, 4096).fits(BLOCKS));
+        assert!(!read(0, 0).fits(BLOCKS));
+        assert!(!read(u64::MAX - 511, 512).fits(BLOCKS));
+        assert!(!read(16 * BLOCK - 512, 1024).fits(BLOCKS));
+        assert!(ClientOp::Flush.fits(BLOCKS));
+    }
 }

@@ -10,7 +10,6 @@ pub mod conf;
 pub mod heartbeat;
 pub mod mutant;
 pub mod paths;
-pub mod primary;
 pub mod replica;
 pub mod session;
 mod table;
