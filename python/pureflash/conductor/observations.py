@@ -9,19 +9,28 @@ from typing import Final
 from pureflash.conductor import detector
 from pureflash.conductor.agents import Session
 from pureflash.conductor.planner import Tell
-from pureflash.conductor.view import Failure, GatewayObservation, ShardKey, StoreObservation
+from pureflash.conductor.view import (
+    Asked,
+    Failure,
+    GatewayObservation,
+    ShardKey,
+    StoreObservation,
+)
 from pureflash.errors import Code
-from pureflash.model.domain import StoreEvent, next_store_state
+from pureflash.model.domain import ShardConf, StoreEvent, next_store_state
 from pureflash.model.messages import (
     Applied,
     ExportsApplied,
     Heartbeat,
+    Proposal,
     RegisterStore,
     ReplicaReport,
 )
 
 RETRY_FIRST_MS: Final = 1_000
 RETRY_LAST_MS: Final = 30_000
+PROPOSALS_MAX: Final = 10_000
+"""Proposals that wait for one plan; a replica repeats what was dropped."""
 
 
 class Observations:
@@ -31,6 +40,9 @@ class Observations:
         self.stores: dict[int, StoreObservation] = {}
         self.gateways: dict[str, GatewayObservation] = {}
         self.failures: dict[tuple[int, int, int], Failure] = {}
+        self.proposals: list[Asked] = []
+        self.backoffs: dict[tuple[int, int, int], int] = {}
+        self._given_up: dict[tuple[int, int, int], int] = {}
 
     def register_store(self, message: RegisterStore, *, now_ms: int) -> None:
         """Begin anew with a store that told everything it has."""
@@ -39,6 +51,7 @@ class Observations:
             state=next_store_state(before.state, StoreEvent.REGISTERED),
             cause="",
             heard_at_ms=now_ms,
+            registered_at_ms=now_ms,
             disks={report.index: report for report in message.disk_reports},
             replicas=_by_shard(message.replicas),
         )
@@ -101,6 +114,38 @@ class Observations:
             replicas[command.volume_id, command.index] = message.replica
         self.stores[tell.store] = replace(seen, replicas=replicas)
         return None
+
+    def proposed(self, session: Session, message: Proposal) -> None:
+        """Keep what a replica asks for until the next plan."""
+        assert session.store is not None, "only stores have replicas"
+        if len(self.proposals) < PROPOSALS_MAX:
+            self.proposals.append(
+                Asked(
+                    store=session.store,
+                    incarnation=session.incarnation,
+                    volume_id=message.volume_id,
+                    index=message.index,
+                    epoch=message.epoch,
+                    transition=message.transition,
+                )
+            )
+
+    def configured(self, before: ShardConf, after: ShardConf, *, now_ms: int) -> None:
+        """Take note of a stored configuration: learners that were given up wait, longer each time.
+
+        One that was admitted may be tried at once the next time.
+        """
+        key = (after.volume_id, after.index)
+        for copy in before.learners:
+            place = (*key, copy)
+            if copy in after.isr:
+                self._given_up.pop(place, None)
+                self.backoffs.pop(place, None)
+            elif copy not in after.learners:
+                attempts = self._given_up.get(place, 0) + 1
+                self._given_up[place] = attempts
+                delay_ms = min(RETRY_LAST_MS, RETRY_FIRST_MS << min(attempts - 1, 10))
+                self.backoffs[place] = now_ms + delay_ms
 
     def watch(self, *, now_ms: int) -> Iterator[tuple[int, StoreObservation, StoreObservation]]:
         """Judge all silences; gives (store, before, after) of those that changed."""

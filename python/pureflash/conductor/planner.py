@@ -19,8 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-import msgspec
-
+from pureflash.conductor.failover import plan_failover
 from pureflash.conductor.first_conf import first_conf
 from pureflash.conductor.placement import place_shard, rooms
 from pureflash.conductor.requests import DELETE_JOB
@@ -50,8 +49,6 @@ from pureflash.model.messages import (
 
 JOBS_KEPT: Final = 100
 """Finished jobs that stay visible; older ones are forgotten."""
-CONF_BYTES_MAX: Final = 1_024
-"""A replica keeps its configuration in one record of this size (lane.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +92,7 @@ def plan(view: View) -> list[Action]:
         *_plan_jobs(view),
         *_plan_names(view),
         *_plan_new_shards(view),
+        *plan_failover(view),
         *_plan_replicas(view),
         *_plan_ends(view),
         *_plan_exports(view),
@@ -116,13 +114,6 @@ def routes(view: View, volume: Volume) -> tuple[ShardRoute, ...]:
         address = store.address if store is not None and is_there else ""
         found.append(ShardRoute(index=index, epoch=conf.epoch, address=address))
     return tuple(found)
-
-
-def encode_conf(conf: ShardConf) -> str:
-    """Write a configuration as the JSON that a replica keeps."""
-    text = msgspec.json.encode(conf)
-    assert len(text) <= CONF_BYTES_MAX, f"a configuration of {len(text)} bytes"
-    return text.decode()
 
 
 def _plan_jobs(view: View) -> Iterator[Write]:
@@ -230,7 +221,8 @@ def _replica_command(
             index=index,
             copy=member.copy,
             size_bytes=size_bytes,
-            conf=encode_conf(conf),
+            disk=member.disk,
+            conf=conf,
             **head,
         )
         return Tell(member.store, create, "the store does not have it")
@@ -238,7 +230,7 @@ def _replica_command(
         resize = ResizeReplica(volume_id=volume_id, index=index, size_bytes=size_bytes, **head)
         return Tell(member.store, resize, "the volume has grown")
     if report.epoch < conf.epoch:
-        push = SetConf(volume_id=volume_id, index=index, conf=encode_conf(conf), **head)
+        push = SetConf(volume_id=volume_id, index=index, conf=conf, **head)
         return Tell(member.store, push, f"the store has epoch {report.epoch}")
     return None
 

@@ -35,20 +35,27 @@ from pureflash.model.domain import (
     Job,
     JobState,
     NameClaim,
+    ShardConf,
     Store,
     StoreState,
     Volume,
 )
 from pureflash.model.messages import (
     Applied,
+    Dead,
     ExportsApplied,
     ExportSpec,
+    FetchConf,
     Heartbeat,
+    Peer,
+    Proposal,
     Registered,
     RegisterGateway,
     RegisterStore,
     ReplicaCommand,
+    SetConf,
     SetExports,
+    SetPeers,
     ShardRoute,
     Up,
     VolumeSpec,
@@ -113,6 +120,7 @@ class Conductor:
         self._wake = asyncio.Event()
         self._news = asyncio.Condition()
         self._lease_until_ms = 0
+        self._started_ms = clock.now_ms()
         self._trouble = ""
 
     async def start(self) -> None:
@@ -175,6 +183,9 @@ class Conductor:
                 for tell in session.in_flight.values()
             ),
             failures=self.observations.failures,
+            proposals=tuple(self.observations.proposals),
+            backoffs=self.observations.backoffs,
+            started_ms=self._started_ms,
         )
 
     async def reconcile(self) -> None:
@@ -189,6 +200,7 @@ class Conductor:
                     self._tell([action for action in actions if isinstance(action, Tell)])
                     self._offer([action for action in actions if isinstance(action, Offer)])
                     if not writes:
+                        self.observations.proposals.clear()
                         break
                     await self._write(writes)
                 else:
@@ -337,6 +349,9 @@ class Conductor:
         seen = self.view().observation(store_id)
         self.observations.stores[store_id] = detector.exited(seen)
         self.events.add(self._clock.wall_ms(), "store.exited", store.name, "its process ended")
+        for session in self._store_sessions():
+            head = {"id": self._message_id(), "term": self.term}
+            session.send(Dead(store=store_id, incarnation=incarnation, **head))
         self.kick()
 
     # Agents.
@@ -357,6 +372,11 @@ class Conductor:
             self.observations.heartbeat(session, message, now_ms=self._clock.now_ms())
         elif isinstance(message, Applied):
             self._applied(session, message)
+        elif isinstance(message, Proposal) and session.store is not None:
+            self.observations.proposed(session, message)
+            self.kick()
+        elif isinstance(message, FetchConf) and session.store is not None:
+            self._answer_fetch(session, message)
         elif isinstance(message, ExportsApplied) and session.gateway is not None:
             self.observations.exports(session.gateway, message)
             self.kick()
@@ -400,6 +420,7 @@ class Conductor:
         session.store, session.incarnation = store.id, store.incarnation
         self.observations.register_store(message, now_ms=self._clock.now_ms())
         self._answer_registration(session)
+        self._tell_peers()
         self._log.info("store.registered", f"{store.name} at {store.address}", store=store.id)
 
     def _register_gateway(self, session: Session, message: RegisterGateway) -> None:
@@ -433,6 +454,27 @@ class Conductor:
         )
         session.send(answer)
         self.kick()
+
+    def _answer_fetch(self, session: Session, message: FetchConf) -> None:
+        """Send a newer configuration, if there is one: only stored ones are ever seen."""
+        conf = self.records.shards.get((message.volume_id, message.index))
+        if conf is not None and conf.epoch > message.newer_than:
+            head = {"id": self._message_id(), "term": self.term}
+            session.send(
+                SetConf(volume_id=message.volume_id, index=message.index, conf=conf, **head)
+            )
+
+    def _tell_peers(self) -> None:
+        """Tell every store where the others are, in which life."""
+        peers = tuple(
+            Peer(store=store.id, incarnation=store.incarnation, address=store.address)
+            for store in self.records.stores.values()
+        )
+        for session in self._store_sessions():
+            session.send(SetPeers(id=self._message_id(), term=self.term, peers=peers))
+
+    def _store_sessions(self) -> list[Session]:
+        return [session for session in self._sessions.values() if session.store is not None]
 
     def _applied(self, session: Session, message: Applied) -> None:
         tell = session.in_flight.pop(message.id, None)
@@ -543,8 +585,18 @@ class Conductor:
 
     async def _write(self, writes: list[Write]) -> list[bool]:
         before = {write.key: self._subject(write) for write in writes}
+        changed = [write.record for write in writes if isinstance(write.record, ShardConf)]
+        places = [(conf.volume_id, conf.index) for conf in changed]
+        confs = {
+            keys.shard(*place): self.records.shards[place]
+            for place in places
+            if place in self.records.shards
+        }
         applied = await self.records.commit(writes)
         for write, is_applied in zip(writes, applied, strict=True):
+            if is_applied and isinstance(write.record, ShardConf) and write.key in confs:
+                now_ms = self._clock.now_ms()
+                self.observations.configured(confs[write.key], write.record, now_ms=now_ms)
             if is_applied and write.key != keys.CLUSTER:
                 verb = "deleted" if write.record is None else "changed"
                 kind = f"{write.key.partition('/')[0]}.{verb}"

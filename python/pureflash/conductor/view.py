@@ -22,7 +22,12 @@ from pureflash.model.domain import (
     Volume,
     VolumeIntent,
 )
-from pureflash.model.messages import DiskReport, ExportReport, ReplicaReport
+from pureflash.model.messages import (
+    DiskReport,
+    ExportReport,
+    ReplicaReport,
+    ReplicaTransition,
+)
 
 RESERVE_PERCENT: Final = 5
 """Kept free on each disk for settling and resync (docs/internals/replication.md, section 8)."""
@@ -37,6 +42,7 @@ class StoreObservation:
     state: StoreState = StoreState.OFFLINE
     cause: str = "it has not registered since the conductor started"
     heard_at_ms: int | None = None
+    registered_at_ms: int | None = None
     disks: Mapping[int, DiskReport] = field(default_factory=dict)
     replicas: Mapping[ShardKey, ReplicaReport] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -64,8 +70,24 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a replica on `store`, in this life, has proposed for its shard's configuration."""
+
+    store: int
+    incarnation: int
+    volume_id: int
+    index: int
+    epoch: int
+    transition: ReplicaTransition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """One reading of the world. `in_flight` are commands that are not answered yet."""
+    """One reading of the world. `in_flight` are commands that are not answered yet.
+
+    `backoffs`: (volume, index, copy) of a learner that was given up, and when it may be tried again
+    (monotonic). `started_ms`: when this conductor began.
+    """
 
     now_ms: int
     wall_ms: int
@@ -81,6 +103,9 @@ class View:
     gateways: Mapping[str, GatewayObservation]
     in_flight: frozenset[tuple[int, str, int, int]] = frozenset()
     failures: Mapping[tuple[int, int, int], Failure] = field(default_factory=dict)
+    proposals: tuple[Asked, ...] = ()
+    backoffs: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
+    started_ms: int = 0
 
     def observation(self, store_id: int) -> StoreObservation:
         """Give what is known of a store; a store never heard of is OFFLINE."""

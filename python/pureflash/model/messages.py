@@ -13,7 +13,8 @@ from typing import Final, TypeVar
 import msgspec
 
 from pureflash.errors import CallerError, Code, SoftwareError
-from pureflash.model.domain import Disk
+from pureflash.model.conf import Admit, Cancel, Promote, Remove, Transfer
+from pureflash.model.domain import Disk, ShardConf
 
 VERSION: Final = 1
 HEARTBEAT_MS: Final = 500
@@ -24,6 +25,10 @@ FRAME_BYTES_MAX: Final = 4 << 20
 """A batch of 1,000 configurations of at most 1,024 bytes, encoded, fits."""
 
 
+ReplicaTransition = Remove | Promote | Admit | Cancel | Transfer
+"""What a replica may propose."""
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=False):
     """What all messages have. `id` pairs an answer with its question on one connection."""
 
@@ -32,8 +37,19 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_
     term: int
 
 
+class ResyncReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a primary is with making the replica on store `to` equal, in regions of 1 MiB."""
+
+    to: int
+    regions_left: int
+    regions_copied: int
+
+
 class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A replica that a store holds; `used_bytes` is None where the store does not count it."""
+    """A replica that a store holds; `used_bytes` is None where the store does not count it.
+
+    `epoch` is of the configuration that it follows (0: none), `complete_seq` its complete_lsn.
+    """
 
     volume_id: int
     index: int
@@ -42,6 +58,10 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     disk: int
     used_bytes: int | None = None
+    promised: int = 0
+    complete_seq: int = 0
+    role: str = "out"
+    resyncs: tuple[ResyncReport, ...] = ()
 
 
 class DiskReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +120,27 @@ class Applied(Message, frozen=True, kw_only=True, tag="applied"):
     replica: ReplicaReport | None = None
 
 
+class Proposal(Message, frozen=True, kw_only=True, tag="proposal"):
+    """Up: a replica asks for a change of its shard's configuration of this epoch.
+
+    There is no answer: a replica learns the outcome from the next configuration, and repeats
+    itself while the need lasts.
+    """
+
+    volume_id: int
+    index: int
+    epoch: int
+    transition: ReplicaTransition
+
+
+class FetchConf(Message, frozen=True, kw_only=True, tag="fetch_conf"):
+    """Up: a replica has reason to believe that there is a newer configuration; send it."""
+
+    volume_id: int
+    index: int
+    newer_than: int
+
+
 class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
     """How an export is at its gateway; `uri` is empty unless it is ready."""
 
@@ -132,13 +173,35 @@ class Refused(Message, frozen=True, kw_only=True, tag="refused"):
 
 
 class CreateReplica(Message, frozen=True, kw_only=True, tag="replica_create"):
-    """Down: hold a replica. `conf` is the ShardConf as JSON text, at most 1,024 bytes."""
+    """Down: hold a replica on the disk with the uuid `disk`."""
 
     volume_id: int
     index: int
     copy: int
     size_bytes: int
-    conf: str
+    disk: str
+    conf: ShardConf
+
+
+class Peer(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a store listens, in its newest registered life. Every earlier life is over."""
+
+    store: int
+    incarnation: int
+    address: str
+
+
+class SetPeers(Message, frozen=True, kw_only=True, tag="peers"):
+    """Down: the stores of the cluster are these."""
+
+    peers: tuple[Peer, ...]
+
+
+class Dead(Message, frozen=True, kw_only=True, tag="dead"):
+    """Down: this life of a store is over for certain; its supervisor saw the process end."""
+
+    store: int
+    incarnation: int
 
 
 class DeleteReplica(Message, frozen=True, kw_only=True, tag="replica_delete"):
@@ -161,7 +224,7 @@ class SetConf(Message, frozen=True, kw_only=True, tag="conf"):
 
     volume_id: int
     index: int
-    conf: str
+    conf: ShardConf
 
 
 class ShardRoute(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,8 +264,18 @@ class SetExports(Message, frozen=True, kw_only=True, tag="exports"):
     exports: tuple[ExportSpec, ...]
 
 
-Up = RegisterStore | RegisterGateway | Heartbeat | Applied | ExportsApplied
-Down = Registered | Refused | CreateReplica | DeleteReplica | ResizeReplica | SetConf | SetExports
+Up = RegisterStore | RegisterGateway | Heartbeat | Applied | Proposal | FetchConf | ExportsApplied
+Down = (
+    Registered
+    | Refused
+    | CreateReplica
+    | DeleteReplica
+    | ResizeReplica
+    | SetConf
+    | SetPeers
+    | Dead
+    | SetExports
+)
 ReplicaCommand = CreateReplica | DeleteReplica | ResizeReplica | SetConf
 
 _M = TypeVar("_M", bound=Message)

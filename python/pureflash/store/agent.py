@@ -16,22 +16,29 @@ from typing import Any, Final
 import msgspec
 
 from pureflash.errors import Code
+from pureflash.model.conf import encode as encode_conf
 from pureflash.model.domain import Disk
 from pureflash.model.messages import (
     Applied,
     CreateReplica,
+    Dead,
     DeleteReplica,
     DiskReport,
     Down,
+    FetchConf,
     Heartbeat,
     Message,
+    Proposal,
     Refused,
     Registered,
     RegisterStore,
     ReplicaReport,
+    ReplicaTransition,
     ResizeReplica,
+    ResyncReport,
     SetConf,
     SetExports,
+    SetPeers,
 )
 from pureflash.process.logs import Log
 from pureflash.store.core import StoreNode
@@ -69,6 +76,8 @@ class StoreAgent:
         self._questions: dict[int, _Question] = {}
         self._next_request = 1
         self._sent_replicas: tuple[ReplicaReport, ...] | None = None
+        self._send: Callable[[Message], None] | None = None
+        self._term = 0
 
     def registration(self, term: int) -> Message:
         """Tell everything."""
@@ -103,7 +112,17 @@ class StoreAgent:
 
     def handle(self, command: Down, send: Callable[[Message], None]) -> None:
         """Pass a command on to the node."""
-        if isinstance(command, SetExports | Registered | Refused):
+        self._send, self._term = send, command.term
+        if isinstance(command, SetPeers):
+            peers = [(peer.store, peer.incarnation, peer.address) for peer in command.peers]
+            self._node.set_peers(peers)
+            return
+        if isinstance(command, Dead):
+            self._node.dead(command.store, command.incarnation)
+            return
+        if isinstance(command, Registered):
+            return
+        if isinstance(command, SetExports | Refused):
             self._log.error("agent.misled", f"a store was sent {type(command).__name__}")
             return
         if len(self._questions) >= COMMANDS_MAX:
@@ -121,7 +140,8 @@ class StoreAgent:
                     command.index,
                     command.copy,
                     command.size_bytes,
-                    command.conf.encode(),
+                    command.disk,
+                    encode_conf(command.conf),
                 )
             case DeleteReplica():
                 self._node.delete_replica(request, command.volume_id, command.index)
@@ -131,7 +151,7 @@ class StoreAgent:
                 )
             case SetConf():
                 self._node.set_conf(
-                    request, command.volume_id, command.index, command.conf.encode()
+                    request, command.volume_id, command.index, encode_conf(command.conf)
                 )
 
     def drain(self) -> None:
@@ -142,12 +162,39 @@ class StoreAgent:
                     self._answer(request, code=int(Code.OK), message="")
                 case ("failed", int(request), int(code), str(message)):
                     self._answer(request, code=code, message=message)
+                case ("proposal", int(volume_id), int(index), int(epoch), dict(transition)):
+                    wanted = msgspec.convert(transition, ReplicaTransition)
+                    self._say(
+                        Proposal(
+                            id=0,
+                            term=self._term,
+                            volume_id=volume_id,
+                            index=index,
+                            epoch=epoch,
+                            transition=wanted,
+                        )
+                    )
+                case ("fetch_conf", int(volume_id), int(index), int(newer_than)):
+                    self._say(
+                        FetchConf(
+                            id=0,
+                            term=self._term,
+                            volume_id=volume_id,
+                            index=index,
+                            newer_than=newer_than,
+                        )
+                    )
                 case ("disk_failed", int(index), str(message)):
                     self._log.warning(
                         "disk.failed", f"disk {index}: {message}", code="DISK_FAILED", disk=index
                     )
                 case _:
                     raise AssertionError(f"the node has no event {event!r}")
+
+    def _say(self, message: Message) -> None:
+        """Send what a replica asks for; it asks again while there is no connection."""
+        if self._send is not None:
+            self._send(message)
 
     def _answer(self, request: int, *, code: int, message: str) -> None:
         question = self._questions.pop(request)
@@ -170,16 +217,19 @@ class StoreAgent:
 
 
 def replica_report(found: Mapping[str, Any]) -> ReplicaReport:
-    """Turn one of `StoreNode.replicas()` into a report; its epoch stands in its configuration."""
-    conf = msgspec.json.decode(found["conf"], type=dict[str, Any])
+    """Turn one of `StoreNode.replicas()` into a report."""
     return ReplicaReport(
         volume_id=found["volume_id"],
         index=found["index"],
         copy=found["copy"],
         size_bytes=found["size_bytes"],
-        epoch=conf["epoch"],
+        epoch=found["epoch"],
         disk=found["disk"],
         used_bytes=found.get("used_bytes"),
+        promised=found["promised"],
+        complete_seq=found["complete_seq"],
+        role=found["role"],
+        resyncs=tuple(ResyncReport(**resync) for resync in found["resyncs"]),
     )
 
 

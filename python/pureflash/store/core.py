@@ -30,7 +30,8 @@ class StoreNode(Protocol):
         """Take all events.
 
         ("done", request_id, result | None), ("failed", request_id, code, message),
-        ("disk_failed", disk_index, message).
+        ("disk_failed", disk_index, message), ("proposal", volume_id, index, epoch, {"kind": ..}),
+        ("fetch_conf", volume_id, index, newer_than_epoch).
         """
 
     def create_replica(
@@ -40,9 +41,10 @@ class StoreNode(Protocol):
         index: int,
         copy: int,
         size_bytes: int,
+        disk_uuid: str,
         conf: bytes,
     ) -> None:
-        """Make a replica; done also when it exists with this size."""
+        """Make a replica on a disk; done also when it exists with this size, and follows `conf`."""
 
     def delete_replica(self, request_id: int, volume_id: int, index: int) -> None:
         """Forget a replica and free its space; done also when there is none."""
@@ -51,10 +53,19 @@ class StoreNode(Protocol):
         """Let a replica grow."""
 
     def set_conf(self, request_id: int, volume_id: int, index: int, conf: bytes) -> None:
-        """Follow a newer configuration."""
+        """Follow a newer configuration, as `conf_encode` wrote it; done when it does, durably."""
+
+    def set_peers(self, peers: list[tuple[int, int, str]]) -> None:
+        """Take over (store, incarnation, host:port) of every store; earlier lives are over."""
+
+    def dead(self, store: int, incarnation: int) -> None:
+        """Take note that a life of a store is over for certain."""
 
     def replicas(self) -> Sequence[Mapping[str, Any]]:
-        """Give volume_id, index, copy, size_bytes, disk, lane, conf (bytes), commit_seq of each."""
+        """Give volume_id, index, copy, size_bytes, disk, lane, used_bytes, commit_seq, epoch, role.
+
+        And promised, complete_seq, "resyncs": [{to, regions_left, regions_copied}] of each.
+        """
 
     def stats(self) -> Mapping[str, Any]:
         """Give "disks": [{path, engine, durability, state, reason, bytes_total, bytes_free, ..}].

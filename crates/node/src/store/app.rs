@@ -116,6 +116,8 @@ pub(super) struct StoreApp {
     booted: Tick,
     leases: Shared,
     heart: Handle<HeartCommand>,
+    /// Lives of stores that are over, up to and including.
+    dead: BTreeMap<StoreId, Incarnation>,
     /// When replicas want to be woken.
     timers: BTreeSet<(Tick, ShardId)>,
     /// Commands that are done when the replica follows this epoch.
@@ -182,6 +184,7 @@ impl StoreApp {
             booted: outlets.booted,
             leases: outlets.leases,
             heart: outlets.heart,
+            dead: BTreeMap::new(),
             timers: BTreeSet::new(),
             conf_waiters: Vec::new(),
             next_token: 1,
@@ -482,6 +485,20 @@ impl StoreApp {
         }
     }
 
+    /// A life of a store, and every earlier one, is over.
+    fn died(&mut self, ctx: &mut Context, store: StoreId, incarnation: Incarnation) {
+        let newest = self.dead.entry(store).or_default();
+        if incarnation <= *newest {
+            return;
+        }
+        *newest = incarnation;
+        self.beat(HeartEvent::Dead { store, incarnation });
+        let shards: Vec<ShardId> = self.shards.keys().copied().collect();
+        for shard in shards {
+            self.step(ctx, shard, Event::Dead { store, incarnation });
+        }
+    }
+
     /// Tell the heartbeat machine at once, and its thread what follows.
     fn beat(&self, event: HeartEvent) {
         let effects = self.leases.step(event);
@@ -660,6 +677,7 @@ impl StoreApp {
             Waiter::Created { request_id, lane, conf } => match finished.result {
                 Ok(Outcome::Created { shard_ix }) => {
                     self.host(lane, shard_ix);
+                    self.catch_up(ctx, conf.shard);
                     // The replica is known to the control plane once its configuration is durable.
                     if let Err((status, message)) = self.set_conf(ctx, request_id, conf) {
                         self.event(StoreEvent::Failed { request_id, status, message });
@@ -714,6 +732,13 @@ impl StoreApp {
         let replica = Replica::open(options, &view).expect("looked at before the start");
         self.timers.insert((Tick(0), id));
         self.shards.insert(id, Served { lane, replica, wake: Some(Tick(0)) });
+    }
+
+    /// Tell a replica that was just made what the others were told before.
+    fn catch_up(&mut self, ctx: &mut Context, shard: ShardId) {
+        for (store, incarnation) in self.dead.clone() {
+            self.step(ctx, shard, Event::Dead { store, incarnation });
+        }
     }
 
     /// The replica is gone: what its clients still wait for will not be done here.
@@ -801,15 +826,13 @@ impl Application for StoreApp {
             Command::Look(waiter) => drop(waiter.send(self.facts())),
             Command::Peers(peers) => {
                 self.links.set_peers(ctx, &peers);
+                for peer in &peers {
+                    // Whoever registers holds the lock on its disks: earlier lives are over.
+                    self.died(ctx, peer.store, peer.incarnation.saturating_sub(1));
+                }
                 let _ = self.heart.try_send(HeartCommand::Peers(peers));
             }
-            Command::Dead(store, incarnation) => {
-                self.beat(HeartEvent::Dead { store, incarnation });
-                let shards: Vec<ShardId> = self.shards.keys().copied().collect();
-                for shard in shards {
-                    self.step(ctx, shard, Event::Dead { store, incarnation });
-                }
-            }
+            Command::Dead(store, incarnation) => self.died(ctx, store, incarnation),
             Command::Newer(shard, epoch) => self.step(ctx, shard, Event::Newer { epoch }),
             Command::Close(waiter) => {
                 self.closing = Some((waiter, self.lanes.count()));

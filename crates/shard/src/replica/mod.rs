@@ -334,6 +334,7 @@ pub struct Replica {
     stored: Stored,
     /// Given in memory before it is stored.
     promised: Epoch,
+    is_promise_told: bool,
     adopting: Option<Adopting>,
     work: Table<Work>,
     /// Outstanding lane operations that change content.
@@ -387,6 +388,7 @@ impl Replica {
             role: Role::Out,
             promised: stored.promised,
             stored,
+            is_promise_told: false,
             adopting: None,
             work: Table::new(),
             changes_open: 0,
@@ -409,6 +411,10 @@ impl Replica {
     /// Handle one event.
     pub fn step(&mut self, now: Tick, event: Event, view: &View<'_>, out: &mut Vec<Effect>) {
         let mut ctx = Ctx { now, view, out };
+        if !std::mem::replace(&mut self.is_promise_told, true) && self.promised > Epoch(0) {
+            // Of an earlier life: the store's heartbeats know nothing of it.
+            ctx.out.push(Effect::Promise { epoch: self.promised });
+        }
         match event {
             Event::Client(request) => self.client(&mut ctx, request),
             Event::Lane { op, result } => self.lane_done(&mut ctx, op, result),

@@ -1,0 +1,229 @@
+"""Failover: which transition each shard needs next. Pure; the rules of T1 to T9 are the core's.
+
+Theory of operation. For every shard the planner looks for one transition, the most urgent first,
+and lets `pureflash.model.conf.apply` make the configuration or refuse it. A refusal is no outcome
+and nobody is told: what is still needed is planned again from the next view, and a replica that
+asked repeats itself. So nothing here has to be right for safety, only for progress.
+
+Order of urgency, docs/internals/replication.md sections 2 and 5:
+
+1. T6 when no ISR member is there in its registered life, after a gather of those that come back;
+2. T2 when the primary's life is over, its store is silent, or its disk has failed;
+3. T1 of another ISR member whose life is over, while somebody of the ISR is there;
+4. what replicas propose: they see dead links, failed writes and caught-up learners;
+5. T8 of a learner that is gone;
+6. T3 of a member that is there and in neither list, one learner per shard at a time, with a pause
+   after one that was given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from pureflash.conductor.view import ShardKey, View
+from pureflash.errors import CallerError, RouteError
+from pureflash.metastore import keys
+from pureflash.metastore.records import Write
+from pureflash.model.conf import (
+    AddLearner,
+    ByConductor,
+    ByReplica,
+    Cancel,
+    Facts,
+    Promote,
+    Proposer,
+    Registration,
+    Remove,
+    Reopen,
+    Transition,
+    apply,
+)
+from pureflash.model.domain import Member, ShardConf, VolumeIntent
+from pureflash.model.messages import SILENT_MS, ReplicaReport
+
+GATHER_MS: Final = 10_000
+"""How long T6 waits for the other members of an ISR that was lost at once."""
+START_MS: Final = 2 * SILENT_MS
+"""How long a new conductor waits for a store that it has not heard of yet."""
+
+Wish = tuple[Transition, Proposer, str]
+"""A transition, who asks for it, and why."""
+
+
+def plan_failover(view: View) -> Iterator[Write]:
+    """Give the next configuration of every shard that needs one."""
+    for key, conf in view.shards.items():
+        volume = view.volumes.get(key[0])
+        if volume is None or volume.intent is not VolumeIntent.PRESENT:
+            continue
+        for transition, proposer, reason in _wishes(view, key, conf):
+            try:
+                after = apply(conf, conf.epoch, transition, _facts(view, key, conf, proposer))
+            except (CallerError, RouteError):
+                continue
+            yield Write(keys.shard(*key), after, reason)
+            break
+
+
+def _wishes(view: View, key: ShardKey, conf: ShardConf) -> Iterator[Wish]:
+    """Give what could be done, the most urgent first."""
+    members = {member.copy: member for member in conf.members}
+    isr = [members[copy] for copy in conf.isr]
+    present = [member for member in isr if _is_good(view, key, member)]
+    if not present:
+        yield from _reopen(view, key, isr)
+        return
+    primary = members[conf.primary]
+    yield from _replace_lost(view, key, isr, primary)
+    yield from _proposed(view, key, conf)
+    for copy in conf.learners:
+        learner = members[copy]
+        if _is_reborn(view, learner) or not view.is_online(learner.store):
+            reason = f"{_name(view, learner.store)} is not there any more"
+            yield Cancel(copy=copy), ByConductor(), reason
+    if not conf.learners and _is_good(view, key, primary):
+        yield from _add_learner(view, key, conf)
+
+
+def _replace_lost(view: View, key: ShardKey, isr: list[Member], primary: Member) -> Iterator[Wish]:
+    """T2 and T1: members of the ISR that are lost, while somebody of it is there."""
+    if why := _why_lost(view, key, primary):
+        others = [member for member in isr if member is not primary and _is_good(view, key, member)]
+        for member in sorted(others, key=lambda member: -_complete(view, key, member)):
+            reason = f"the primary on {_name(view, primary.store)} is lost: {why}"
+            yield Promote(copy=member.copy), ByConductor(), reason
+    for member in isr:
+        if member is not primary and _is_reborn(view, member):
+            reason = f"{_name(view, member.store)} has restarted"
+            yield Remove(copy=member.copy), ByConductor(), reason
+
+
+def _proposed(view: View, key: ShardKey, conf: ShardConf) -> Iterator[Wish]:
+    """What replicas of this configuration ask for, in the life that it names."""
+    asking = {(member.store, member.incarnation): member.copy for member in conf.members}
+    for proposal in view.proposals:
+        copy = asking.get((proposal.store, proposal.incarnation))
+        is_of_this = (proposal.volume_id, proposal.index, proposal.epoch) == (*key, conf.epoch)
+        if copy is None or not is_of_this:
+            continue
+        kind = type(proposal.transition).__name__.lower()
+        who = ByReplica(copy=copy, incarnation=proposal.incarnation)
+        about = f"to {kind} copy {proposal.transition.copy}"
+        yield proposal.transition, who, f"{_name(view, proposal.store)} proposed {about}"
+
+
+def _reopen(view: View, key: ShardKey, isr: list[Member]) -> Iterator[Wish]:
+    """T6: the members of the ISR that are back in new lives, once they had time to come back."""
+    back = [
+        member
+        for member in isr
+        if view.is_online(member.store) and _is_reborn(view, member) and _report(view, key, member)
+    ]
+    if not back:
+        return
+    since = [view.observation(member.store).registered_at_ms for member in back]
+    waited_ms = view.now_ms - min(at for at in since if at is not None)
+    if len(back) < len(isr) and waited_ms < GATHER_MS:
+        return
+    good = [member for member in back if _has_good_disk(view, key, member)]
+    if not good:
+        return
+    best = max(good, key=lambda member: (_complete(view, key, member), -member.copy))
+    present = tuple(
+        Member(
+            copy=member.copy,
+            store=member.store,
+            incarnation=view.stores[member.store].incarnation,
+            disk=member.disk,
+            format_uuid=member.format_uuid,
+        )
+        for member in good
+    )
+    names = ", ".join(_name(view, member.store) for member in good)
+    reason = f"all of its ISR was lost at once; back: {names}"
+    yield Reopen(primary=best.copy, present=present), ByConductor(), reason
+
+
+def _add_learner(view: View, key: ShardKey, conf: ShardConf) -> Iterator[Wish]:
+    for member in conf.members:
+        store = view.stores.get(member.store)
+        if member.copy in conf.isr or store is None or not view.is_online(store.id):
+            continue
+        retry_at_ms = view.backoffs.get((*key, member.copy), 0)
+        if view.now_ms < retry_at_ms or not _has_good_disk(view, key, member):
+            continue
+        again = Member(
+            copy=member.copy,
+            store=member.store,
+            incarnation=store.incarnation,
+            disk=member.disk,
+            format_uuid=member.format_uuid,
+        )
+        yield AddLearner(member=again), ByConductor(), f"{store.name} is back and is made equal"
+
+
+def _facts(view: View, key: ShardKey, conf: ShardConf, proposer: Proposer) -> Facts:
+    registered = {
+        member.store: Registration(
+            incarnation=view.stores[member.store].incarnation,
+            is_reachable=view.is_online(member.store),
+            has_good_journal=_has_good_disk(view, key, member),
+        )
+        for member in conf.members
+        if member.store in view.stores
+    }
+    complete = {
+        member.copy: (0, _complete(view, key, member))
+        for member in conf.members
+        if _report(view, key, member) is not None
+    }
+    return Facts(proposer=proposer, registered=registered, complete=complete)
+
+
+def _why_lost(view: View, key: ShardKey, primary: Member) -> str:
+    """Say why a primary cannot go on; empty when it can, or when it is too early to say."""
+    if _is_reborn(view, primary):
+        return "its process has restarted"
+    seen = view.observation(primary.store)
+    if seen.heard_at_ms is None and view.now_ms < view.started_ms + START_MS:
+        return ""
+    if not view.is_online(primary.store):
+        return seen.cause
+    report = _report(view, key, primary)
+    disk = seen.disks.get(report.disk) if report else None
+    return f"its disk failed: {disk.reason}" if disk and disk.state == "failed" else ""
+
+
+def _is_reborn(view: View, member: Member) -> bool:
+    """Whether a newer life of the member's store has registered."""
+    store = view.stores.get(member.store)
+    return store is not None and store.incarnation != member.incarnation
+
+
+def _is_good(view: View, key: ShardKey, member: Member) -> bool:
+    """Whether a member is there, in the life that is meant, with a disk that works."""
+    is_there = view.is_online(member.store) and not _is_reborn(view, member)
+    return is_there and _has_good_disk(view, key, member)
+
+
+def _has_good_disk(view: View, key: ShardKey, member: Member) -> bool:
+    report = _report(view, key, member)
+    if report is None:
+        return False
+    disk = view.observation(member.store).disks.get(report.disk)
+    return disk is not None and disk.state != "failed"
+
+
+def _report(view: View, key: ShardKey, member: Member) -> ReplicaReport | None:
+    return view.observation(member.store).replicas.get(key)
+
+
+def _complete(view: View, key: ShardKey, member: Member) -> int:
+    report = _report(view, key, member)
+    return report.complete_seq if report else 0
+
+
+def _name(view: View, store_id: int) -> str:
+    store = view.stores.get(store_id)
+    return store.name if store else f"store {store_id}"
