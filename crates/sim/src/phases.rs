@@ -8,6 +8,7 @@
 //! | conductorless | ask | no conductor | its time is over and all are answered (I22) |
 //! | rest | gone | none | every copy was looked at (I1, I5, I15, I17) |
 
+use crate::connections::Purpose;
 use crate::events::What;
 use crate::store::{Process, shard_id};
 use crate::world::{MILLI, World};
@@ -209,7 +210,7 @@ impl World {
                 self.conductor.conf(shard).isr_members().map(|member| member.store).collect();
             let blocks = self.blocks_of(shard);
             for &store in &stores {
-                self.audit(store, &blocks, true);
+                self.audit(store, &blocks, Purpose::Rest);
             }
             let result = self.compare_states(shard, &stores);
             self.check.expect(result);
