@@ -96,7 +96,13 @@ impl World {
                 self.enter(Phase::Liveness { until: now + self.options.liveness_ms * MILLI });
             }
             Phase::Liveness { until } => match self.unhealthy() {
-                None => self.enter(Phase::Drain { until }),
+                None => {
+                    // The conductor repeats what a client may have missed.
+                    for client in 0..self.clients.len() {
+                        self.tell_client(client);
+                    }
+                    self.enter(Phase::Drain { until });
+                }
                 Some(why) if now >= until => self.check.fail(format!("I23: {why}")),
                 Some(_) => {}
             },
