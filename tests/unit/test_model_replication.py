@@ -174,6 +174,12 @@ NOT_FIRST: list[tuple[str, str, Act]] = [
             "T3", learners=[2], members=[member(1), member(2), member(3, 5)]
         ),
     ),
+    ("of another shard", "another shard", lambda s: s.store_conf("T1", by=1, isr=[0, 1], index=1)),
+    (
+        "a role without any",
+        "without a configuration",
+        lambda s: s.crash(2).boot(2, 2).role(2, "secondary", 0, life=2),
+    ),
     ("an unknown role", "no role is called", lambda s: s.role(2, "king", 1)),
     ("an unstored conf", "I21", lambda s: s.role(2, "secondary", 2)),
     ("primary by itself", "does not give it", lambda s: s.role(2, "settling", 1)),
