@@ -4,9 +4,10 @@ Theory of operation. A chunk is a range of seeds that goes on behind the last go
 and kind in docs/reference/ledger.md, so runs can be stopped and taken up again, here or elsewhere.
 Its size follows from the speed of the last chunk, so that a chunk takes about `CHUNK_SECONDS` and
 the last one ends with the time that was asked for. Its figures are those that the run printed
-(`pureflash.testing.ledger`); a run that prints none has failed. A failed chunk is entered too, and
-ends everything with exit status 1: what comes after a bug is not worth the time. If the core
-changes meanwhile the chunk is not entered, because nobody knows what it ran.
+(`pureflash.testing.ledger`). A chunk in which a seed failed is entered too, and ends everything
+with exit status 1: what comes after a bug is not worth the time. What did not run (it does not
+build, it names no seed and prints no figures) is no evidence of anything: not entered, exit status
+2. Nor is a chunk during which the core has changed, because nobody knows what it ran.
 
 Called by tools/deep, which has built everything. Costs what it is given.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +48,10 @@ class Outcome:
     seconds: float
 
 
+class NotRun(Exception):
+    """A chunk is neither good nor did a seed of it fail; the text says what it is."""
+
+
 Runner = Callable[[Kind, int, int], Outcome]
 """Runs a chunk: kind, first seed, seeds."""
 
@@ -68,38 +74,53 @@ def command_of(kind: Kind, first_seed: int, seeds: int) -> tuple[Sequence[str], 
 def run_chunk(kind: Kind, first_seed: int, seeds: int) -> Outcome:
     """Run one chunk to its end, or until it is clear that it hangs."""
     command, environment = command_of(kind, first_seed, seeds)
+    return run_command(command, environment, seconds_max=CHUNK_SECONDS_MAX, first_seed=first_seed)
+
+
+def run_command(
+    command: Sequence[str], environment: Mapping[str, str], *, seconds_max: float, first_seed: int
+) -> Outcome:
+    """Run a command at the root of the checkout; kill it and its children after `seconds_max`."""
     started = time.monotonic()
-    try:
-        done = subprocess.run(
-            command,
-            check=False,
-            cwd=ROOT,
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=CHUNK_SECONDS_MAX,
-        )
-        output, status = done.stdout, done.returncode
-    except subprocess.TimeoutExpired:
-        output, status = f"no end within {CHUNK_SECONDS_MAX} s", 1
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # a group of its own: cargo's child holds the pipe open
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=seconds_max)
+            status = process.returncode
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            output += f"\nseed {first_seed} or a later one: no end within {seconds_max:g} s\n"
+            status = 1
     return Outcome(output, status, time.monotonic() - started)
 
 
-def row_of(outcome: Outcome, *, day: date, core: str, kind: Kind, asked: range) -> Row:
-    """Make the row of a chunk. It is good only if it ran the very seeds that it was asked to."""
-    figures = ledger.figures_of(outcome.output)
+def row_of(outcome: Outcome, *, day: date, cores: tuple[str, str], kind: Kind, asked: range) -> Row:
+    """Make the row of a chunk, or say why it has none; `cores` is the core before and after it.
+
+    Errors: `NotRun` unless one core ran the very seeds that were asked for, or a seed failed.
+    """
+    core, core_after = cores
+    if core != core_after:
+        raise NotRun("the core has changed meanwhile")
+    figures, result = ledger.figures_of(outcome.output), ledger.OK
     if outcome.status != 0:
-        result = ledger.failure_of(outcome.output)
-        figures = None
+        failure = ledger.failure_of(outcome.output)
+        if failure is None:
+            raise NotRun(f"exit status {outcome.status}, and no seed is named")
+        figures, result = None, failure
     elif figures is None:
-        result = "FAILED: it printed no figures"
+        raise NotRun("it printed no figures")
     elif (figures.first_seed, figures.seeds) != (asked.start, len(asked)):
-        result = f"FAILED: it ran {figures.seeds} seeds from {figures.first_seed}"
-        figures = None
-    else:
-        result = ledger.OK
+        raise NotRun(f"it ran {figures.seeds} seeds from {figures.first_seed}")
     return Row(
         day=day, core=core, kind=kind, first_seed=asked.start, figures=figures, result=result
     )
@@ -134,10 +155,11 @@ def go_deep(
         asked = range(first, first + next_size(kind, rates.get(kind), left))
         print(f"deep: {kind.value}, seeds {asked.start} to {asked.stop - 1}", flush=True)
         outcome = run(kind, asked.start, len(asked))
-        if core() != own:
-            print("deep: the core has changed meanwhile: not entered", file=sys.stderr)
-            return 1
-        row = row_of(outcome, day=today(), core=own, kind=kind, asked=asked)
+        try:
+            row = row_of(outcome, day=today(), cores=(own, core()), kind=kind, asked=asked)
+        except NotRun as problem:
+            print(f"{outcome.output}\ndeep: not entered: {problem}", file=sys.stderr)
+            return 2
         ledger.append(path, row)
         print(row.text(), flush=True)
         if not row.is_ok:

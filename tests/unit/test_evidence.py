@@ -269,9 +269,12 @@ def test_the_last_figures_count() -> None:
 def test_a_failure_is_told_by_the_line_that_names_the_seed() -> None:
     output = "running\nseed 17 Config { a | b }: lost\n  note: run with x\n"
     assert ledger.failure_of(output) == "FAILED: seed 17 Config { a / b }: lost"
-    assert ledger.failure_of("first\n\nlast\n") == "FAILED: last"
-    assert ledger.failure_of("") == "FAILED: nothing was printed"
-    assert len(ledger.failure_of("x" * 500)) == ledger.RESULT_LENGTH_MAX
+    assert len(ledger.failure_of("seed 1 " + "x" * 500) or "") == ledger.RESULT_LENGTH_MAX
+
+
+@pytest.mark.parametrize("output", ["", "error: could not compile", "seeds 0 to 9", "seed x"])
+def test_what_names_no_seed_tells_of_no_failed_run(output: str) -> None:
+    assert ledger.failure_of(output) is None
 
 
 def test_only_a_hash_is_taken_for_a_core() -> None:
@@ -363,25 +366,54 @@ def test_a_failed_chunk_is_entered_ends_the_run_and_is_tried_again(path: Path) -
     assert ledger.add_up([good, bad], CORE, Kind.SIMULATOR).next_seed == 100
 
 
-def test_a_run_that_prints_no_figures_has_failed(path: Path) -> None:
+def test_a_run_that_prints_no_figures_is_not_entered(path: Path) -> None:
     runs = Runs()
     runs.is_silent = True
-    assert runs.go(path, 1000, (Kind.CRASH,)) == 1
-    (bad,) = ledger.parse(path.read_text())
-    assert (bad.figures, bad.result) == (None, "FAILED: it printed no figures")
+    assert runs.go(path, 1000, (Kind.CRASH,)) == 2
+    assert path.read_text() == EMPTY
 
 
-def test_a_run_of_other_seeds_has_failed() -> None:
-    outcome = deep.Outcome(Figures(first_seed=0, seeds=9).line(), 0, 1.0)
-    bad = deep.row_of(outcome, day=DAY, core=CORE, kind=Kind.SIMULATOR, asked=range(10))
-    assert (bad.figures, bad.result) == (None, "FAILED: it ran 9 seeds from 0")
+@pytest.mark.parametrize(
+    ("outcome", "why"),
+    [
+        (deep.Outcome(Figures(first_seed=0, seeds=9).line(), 0, 1.0), "it ran 9 seeds from 0"),
+        (deep.Outcome(Figures(first_seed=1, seeds=10).line(), 0, 1.0), "10 seeds from 1"),
+        (deep.Outcome("No module named swarm", 1, 1.0), "exit status 1, and no seed is named"),
+        (deep.Outcome("all is well", 0, 1.0), "no figures"),
+    ],
+)
+def test_what_did_not_run_as_asked_has_no_row(outcome: deep.Outcome, why: str) -> None:
+    with pytest.raises(deep.NotRun, match=why):
+        deep.row_of(outcome, day=DAY, cores=(CORE, CORE), kind=Kind.SIMULATOR, asked=range(10))
+
+
+def test_a_failed_run_has_no_figures_even_if_it_printed_some() -> None:
+    outcome = deep.Outcome(f"{Figures(first_seed=0, seeds=10).line()}\nseed 3: lost", 1, 1.0)
+    bad = deep.row_of(outcome, day=DAY, cores=(CORE, CORE), kind=Kind.SIMULATOR, asked=range(10))
+    assert (bad.figures, bad.result) == (None, "FAILED: seed 3: lost")
 
 
 def test_nothing_is_entered_when_the_core_changes_meanwhile(path: Path) -> None:
     runs = Runs()
     runs.cores = [CORE, OTHER_CORE]
-    assert runs.go(path, 1000) == 1
+    assert runs.go(path, 1000) == 2
     assert ledger.parse(path.read_text()) == []
+
+
+def test_a_command_that_hangs_is_killed_with_its_children() -> None:
+    # The child would hold the pipe open for a minute.
+    command = ["sh", "-c", "echo begun; sleep 60 & wait"]
+    outcome = deep.run_command(command, {}, seconds_max=0.5, first_seed=70)
+    assert outcome.output.startswith("begun\n")
+    assert (outcome.status, outcome.seconds < 30) == (1, True)
+    expected = "FAILED: seed 70 or a later one: no end within 0.5 s"
+    assert ledger.failure_of(outcome.output) == expected
+
+
+def test_a_command_gets_its_environment_and_all_it_prints_is_kept() -> None:
+    command = ["sh", "-c", 'echo "$SEEDS"; echo error >&2; exit 3']
+    outcome = deep.run_command(command, {"SEEDS": "7"}, seconds_max=60, first_seed=0)
+    assert (outcome.output, outcome.status) == ("7\nerror\n", 3)
 
 
 @pytest.mark.parametrize("kind", list(Kind))

@@ -58,6 +58,9 @@ pub struct Shard {
     pub tail: BTreeMap<Seq, Vec<Record>>,
     /// Slots of its layers. Not stored: counted when recovery is over, kept by the lane from there.
     pub used_slots: u32,
+    /// Blocks that were announced (first, count) and whose record has not taken effect: they have
+    /// content whatever the map says. Not stored.
+    pub unplaced: Vec<(u32, u32)>,
 }
 
 impl Shard {
@@ -162,6 +165,19 @@ impl Tables {
             })
     }
 
+    /// Whether a block of a shard has content of its own: a read of it may bring more than zeros.
+    #[must_use]
+    pub fn has_content(&self, ix: u32, block: u32) -> bool {
+        let Some(shard) = self.shard(ix) else { return false };
+        let extent = self.extent(shard.head, block / EXTENT_BLOCKS);
+        let is_mapped = extent.is_some_and(|extent| match extent.state(block % EXTENT_BLOCKS) {
+            BlockState::Data | BlockState::Poison => true,
+            BlockState::Inherit | BlockState::Zero => false,
+        });
+        let is_in = |&(first, count): &(u32, u32)| (first..first + count).contains(&block);
+        is_mapped || shard.unplaced.iter().any(is_in)
+    }
+
     /// Count the slots of every shard.
     pub fn count_slots(&mut self) {
         for shard in self.shards.iter_mut().flatten() {
@@ -185,6 +201,11 @@ impl Tables {
         }
         match &record.body {
             Body::Intent(part) | Body::Redo(part) => {
+                let placed = (part.extent * EXTENT_BLOCKS + part.first, part.count());
+                let unplaced = &mut self.shard_mut(record.shard_ix)?.unplaced;
+                if let Some(index) = unplaced.iter().position(|&range| range == placed) {
+                    unplaced.swap_remove(index);
+                }
                 for (index, position) in positions(part.first, part.count()).enumerate() {
                     self.take_slot(
                         part.layer,
@@ -267,6 +288,7 @@ impl Tables {
         if let Body::Redo(part) = &record.body {
             let first = part.extent * EXTENT_BLOCKS + part.first;
             self.raise_regions(record, first, part.count())?;
+            self.shard_mut(record.shard_ix)?.unplaced.push((first, part.count()));
         }
         self.note_lsn(record)
     }
@@ -412,6 +434,7 @@ impl Tables {
                     regions: vec![0; Shard::region_count(blocks)],
                     tail: BTreeMap::new(),
                     used_slots: 0,
+                    unplaced: Vec::new(),
                 });
                 let map_groups = blocks.div_ceil(EXTENT_BLOCKS).div_ceil(MAP_GROUP_EXTENTS);
                 let region_groups = (Shard::region_count(blocks) as u32).div_ceil(REGION_GROUP);
@@ -676,6 +699,7 @@ impl Tables {
             regions: vec![0; Shard::region_count(blocks)],
             tail: BTreeMap::new(),
             used_slots: 0,
+            unplaced: Vec::new(),
         });
         Ok(())
     }

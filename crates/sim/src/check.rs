@@ -49,6 +49,18 @@ struct Shard {
     promised: BTreeMap<StoreId, Epoch>,
 }
 
+impl Shard {
+    /// The last stored configuration of the reign that began in this epoch.
+    fn last_of_reign(&self, began: Epoch, primary: Place) -> Option<&ShardConf> {
+        let from = self.confs.iter().position(|conf| conf.epoch == began)?;
+        let is_its = |conf: &&ShardConf| {
+            let member = conf.primary_member();
+            (member.store, member.incarnation) == (primary.store, primary.incarnation)
+        };
+        self.confs[from..].iter().take_while(is_its).last()
+    }
+}
+
 /// The checker of one world.
 pub struct Check {
     /// What clients saw.
@@ -292,19 +304,16 @@ impl Check {
                 place.store
             ));
         }
-        // Of the configurations stored by now, the last one of this reign: what a deposed primary
-        // hears too late was acknowledged before the promise to its successor, which therefore
-        // found it in a tail. I1 holds that to account.
-        let reign = shard.confs.iter().skip_while(|conf| conf.epoch < lsn.epoch);
-        let primary = |conf: &ShardConf| *conf.primary_member();
-        let first = reign.clone().next().map(primary);
-        let conf = reign.take_while(|conf| Some(primary(conf)) == first).last();
-        for member in conf.into_iter().flat_map(ShardConf::isr_members) {
+        // A primary may learn of its last acknowledgements after another has followed it: those were
+        // given before the promise, so the operation was in a tail that the other has settled.
+        let of_reign = shard.last_of_reign(lsn.epoch, place);
+        let conf = of_reign.unwrap_or_else(|| shard.confs.last().expect("stored at the start"));
+        for member in conf.isr_members() {
             if !acked.contains(&member.store) {
                 why = Some(format!(
                     "I9: at {now} ns {lsn} of shard {index} is committed with {acked:?}; store {} is \
-                     in the ISR of the reign",
-                    member.store
+                     in the ISR of epoch {}",
+                    member.store, conf.epoch.0
                 ));
             }
         }
@@ -502,6 +511,18 @@ mod tests {
         durable(&mut second, lsn(1, 1), &[1, 2]);
         committed(&mut second, 1, lsn(1, 1), &[1, 2, 3]);
         assert_fires(&second, "I9");
+    }
+
+    #[test]
+    fn i9_a_deposed_primary_needs_what_its_last_configuration_asked_for() {
+        let mut check = check();
+        check.stored(1, &conf(2, 0, &[0, 1]));
+        check.stored(2, &conf(3, 1, &[1]));
+        durable(&mut check, lsn(1, 1), &[1, 2]);
+        committed(&mut check, 1, lsn(1, 1), &[1, 2]);
+        assert_eq!(check.violation(), None);
+        committed(&mut check, 1, lsn(1, 1), &[1]);
+        assert_fires(&check, "I9");
     }
 
     #[test]

@@ -153,7 +153,7 @@ impl Conductor {
     }
 
     fn is_suspected(&self, now: u64, store: StoreId) -> bool {
-        !self.known.get(&store).is_some_and(|known| now <= known.heard + SUSPECT_AFTER)
+        self.known.get(&store).is_none_or(|known| now > known.heard + SUSPECT_AFTER)
     }
 
     /// Another life than the one that the configuration names has registered.

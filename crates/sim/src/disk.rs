@@ -218,14 +218,14 @@ impl Disk {
             let survives = write.is_complete && !crash.loses_unflushed;
             // Half of the writes are lost or there as a whole: more like a queue that was cut.
             let as_one = random.below(2) == 0;
-            let choice = random.next();
+            let choice = random.number();
             for (index, page) in write.pages.iter().enumerate() {
-                let bits = if as_one { choice } else { random.next() };
+                let bits = if as_one { choice } else { random.number() };
                 let place = write.first_page + index;
                 if survives || bits & 3 == 0 {
                     self.durable[place] = Some(page.clone());
                 } else if bits & 3 == 1 && crash.tears {
-                    self.tear(place, page, random.next());
+                    self.tear(place, page, random.number());
                     report.torn += 1;
                 } else if bits & 3 == 1 {
                     self.durable[place] = Some(page.clone());

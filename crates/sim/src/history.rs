@@ -71,21 +71,21 @@ pub struct Open {
 /// All of one volume.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    moment: Moment,
+    last: Moment,
     blocks: BTreeMap<u64, Block>,
     open: BTreeMap<(u64, u64), Open>,
 }
 
 impl History {
     /// A moment after all earlier ones.
-    pub fn next(&mut self) -> Moment {
-        self.moment += 1;
-        self.moment
+    pub fn moment(&mut self) -> Moment {
+        self.last += 1;
+        self.last
     }
 
     /// A request begins.
     pub fn begin(&mut self, now: u64, request: (u64, u64), kind: Kind, first: u64, values: &[u64]) {
-        let begun = self.next();
+        let begun = self.moment();
         if kind == Kind::Write || kind == Kind::Zero {
             for (block, &value) in (first..).zip(values) {
                 let write = Written { value, begun, ended: None, is_refused: false, at: now };
@@ -109,7 +109,7 @@ impl History {
             let (client, id) = request;
             return Err(format!("I27: request {id} of client {client} is answered twice"));
         };
-        let ended = self.next();
+        let ended = self.moment();
         match (open.kind, result) {
             (Kind::Read, Ok(values)) => {
                 for (block, &value) in (open.first..).zip(values) {

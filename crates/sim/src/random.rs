@@ -12,7 +12,7 @@ impl Random {
     }
 
     /// The next number, all 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -23,7 +23,7 @@ impl Random {
     /// 0 to `n - 1`; `n` is not 0.
     pub fn below(&mut self, n: u64) -> u64 {
         // The upper half of the product: no bias worth speaking of, and no division.
-        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
+        ((u128::from(self.number()) * u128::from(n)) >> 64) as u64
     }
 
     /// True `chance` times in ten thousand.
@@ -35,7 +35,7 @@ impl Random {
     /// it, one in a thousand is seven times as long.
     pub fn around(&mut self, mean: u64) -> u64 {
         // 2^-53 of the unit interval is never 0, so the logarithm is finite.
-        let unit = ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64;
+        let unit = ((self.number() >> 11) + 1) as f64 / (1u64 << 53) as f64;
         mean / 4 + (-(unit.ln()) * mean as f64 * 0.75) as u64
     }
 
@@ -53,7 +53,7 @@ mod tests {
     fn a_seed_is_a_stream_and_another_seed_is_another_one() {
         let stream = |seed| {
             let mut random = Random::new(seed);
-            (0..64).map(|_| random.next()).collect::<Vec<_>>()
+            (0..64).map(|_| random.number()).collect::<Vec<_>>()
         };
         assert_eq!(stream(7), stream(7));
         assert_ne!(stream(7), stream(8));

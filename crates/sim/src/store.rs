@@ -319,6 +319,16 @@ impl Process {
         matches!(self.stage, Stage::Up(_))
     }
 
+    /// Whether recovery failed or its lane has stopped: only another life helps.
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        match &self.stage {
+            Stage::Up(up) => up.lane.failure().is_some(),
+            Stage::Mounting(_) => false,
+            Stage::Stopped => true,
+        }
+    }
+
     /// Its lane, once it is up.
     #[must_use]
     pub fn lane(&self) -> Option<&Lane> {
@@ -918,67 +928,6 @@ fn tell_logged(shard: u32, request: &Op, out: &mut Vec<Output>) {
         | Op::Checkpoint
         | Op::Close => {}
     }
-}
-
-/// Recover a disk at once, outside of time; the disk must not fail.
-pub fn mount_now(
-    disk: &mut crate::disk::Disk,
-    parameters: &MountParameters,
-    pool: &Pool,
-    random: &mut crate::random::Random,
-) -> Result<Box<Mounted>, String> {
-    let mut mount =
-        Mount::new(parameters.clone(), pool.clone()).map_err(|fault| fault.to_string())?;
-    let mut results = Vec::new();
-    loop {
-        match mount.next(std::mem::take(&mut results)) {
-            MountStep::Io(batch) => {
-                for op in batch {
-                    let ticket = disk.submit(DiskRequest { id: IoId(0), op });
-                    let done = disk.complete(ticket, crate::disk::Fate::Good, random);
-                    results.push(done.expect("it is outstanding").result);
-                }
-            }
-            MountStep::Mounted(mounted) => return Ok(mounted),
-            MountStep::Faulted(fault) => return Err(fault.to_string()),
-        }
-    }
-}
-
-/// Give a freshly formatted disk its replicas, outside of time.
-pub fn create_replicas(
-    disk: &mut crate::disk::Disk,
-    parameters: &MountParameters,
-    pool: &Pool,
-    replicas: &[(proto::ReplicaId, u32)],
-    random: &mut crate::random::Random,
-) -> Result<(), String> {
-    let mut lane = Lane::open(*mount_now(disk, parameters, pool, random)?, pool.clone());
-    let mut out = Effects::default();
-    let mut open = 0;
-    for (token, (replica, blocks)) in (0..).zip(replicas) {
-        let op = Op::Create { replica: *replica, blocks: *blocks, family: VOLUME };
-        lane.step(Tick(0), lane::Event::Request(lane::Request { token, op }), &mut out);
-        open += 1;
-    }
-    // Bounded: each round completes all that the one before has asked for.
-    for _ in 0..1_000 {
-        lane.step(Tick(0), lane::Event::Turn, &mut out);
-        for reply in out.replies.drain(..) {
-            reply.result.map_err(|problem| problem.to_string())?;
-            open -= 1;
-        }
-        if out.disk.is_empty() {
-            break;
-        }
-        let tickets: Vec<u64> = out.disk.drain(..).map(|request| disk.submit(request)).collect();
-        for ticket in tickets {
-            let done = disk.complete(ticket, crate::disk::Fate::Good, random);
-            let event = lane::Event::Disk(done.expect("it is outstanding"));
-            lane.step(Tick(0), event, &mut out);
-        }
-    }
-    if open == 0 { Ok(()) } else { Err(format!("{open} replicas were not created")) }
 }
 
 /// A request or reply of a replica, through bytes and back: what came out is what went in.

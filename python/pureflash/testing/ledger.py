@@ -133,12 +133,13 @@ def figures_of(output: str) -> Figures | None:
         return None
 
 
-def failure_of(output: str) -> str:
-    """Choose the line of a failed run's output that says most: the first that names a seed."""
-    lines = [" ".join(line.split()) for line in output.splitlines() if line.strip()]
-    named = [line for line in lines if re.search(r"\bseed \d", line)]
-    chosen = (named or lines[-1:] or ["nothing was printed"])[0]
-    return f"FAILED: {chosen}".replace("|", "/")[:RESULT_LENGTH_MAX].rstrip()
+def failure_of(output: str) -> str | None:
+    """Find the first line of a failed run's output that names a seed; None if it has run none."""
+    for line in output.splitlines():
+        if re.search(r"\bseed \d", line):
+            text = f"FAILED: {' '.join(line.split())}".replace("|", "/")
+            return text[:RESULT_LENGTH_MAX].rstrip()
+    return None
 
 
 def short_core(core_hash: str) -> str:

@@ -72,6 +72,8 @@ struct Block {
     lost: bool,
     /// Writes since, in order of issue.
     attempts: Vec<Attempt>,
+    /// Contents of writes that have failed with a media error: perhaps there, perhaps not.
+    failed: Vec<Value>,
 }
 
 #[derive(Clone, Debug)]
@@ -327,7 +329,7 @@ impl Harness {
     fn allowed(&self, block: u32) -> Vec<Value> {
         let Some(known) = self.oracle.blocks.get(&block) else { return vec![0] };
         let attempts = known.attempts.iter().map(|attempt| attempt.value);
-        std::iter::once(known.certain).chain(attempts).collect()
+        std::iter::once(known.certain).chain(attempts).chain(known.failed.clone()).collect()
     }
 
     // --------------------------------------------------------------------------------- the world --
@@ -375,8 +377,12 @@ impl Harness {
                 self.stats.media += u64::from(matches!(problem, Problem::Media { .. }));
                 for block in first..first + count {
                     let known = self.oracle.blocks.get_mut(&block).expect("it was attempted");
+                    if !without_effect {
+                        known.lost = true;
+                        let own = known.attempts.iter().filter(|attempt| attempt.token == token);
+                        known.failed.extend(own.map(|attempt| attempt.value));
+                    }
                     known.attempts.retain(|attempt| attempt.token != token);
-                    known.lost |= !without_effect;
                 }
             }
             (Asked::Read { first, before }, Ok(Outcome::Read { data, crcs })) => {
@@ -389,6 +395,7 @@ impl Harness {
                     let allowed =
                         before[index].contains(&found) || self.allowed(block).contains(&found);
                     assert!(allowed, "block {block} reads as write {found}");
+                    self.seen(block, found);
                 }
             }
             (Asked::Read { .. }, Err(Problem::BadChecksum { .. })) => self.stats.refused_reads += 1,
@@ -403,6 +410,15 @@ impl Harness {
         }
     }
 
+    /// A failed write whose content was read has happened: it must not vanish again.
+    fn seen(&mut self, block: u32, found: Value) {
+        let Some(known) = self.oracle.blocks.get_mut(&block) else { return };
+        if known.failed.contains(&found) {
+            known.failed.clear();
+            (known.certain, known.lost) = (found, false);
+        }
+    }
+
     fn acknowledged(&mut self, block: u32, token: u64) {
         let known = self.oracle.blocks.get_mut(&block).expect("it was attempted");
         let at = known.attempts.iter().position(|attempt| attempt.token == token);
@@ -412,6 +428,7 @@ impl Harness {
         known.certain = attempt.value;
         known.certain_seq = if attempt.learner { 0 } else { attempt.seq };
         known.lost = false;
+        known.failed.clear();
         known.attempts.remove(at);
     }
 
@@ -580,6 +597,8 @@ impl Harness {
         let may_poison = failed || self.config.may_poison();
         let region = self.region(block);
         let known = self.oracle.blocks.get_mut(&block).expect("it was touched");
+        // What is there after a crash is decided.
+        known.failed.clear();
         let in_flight = known.attempts.last().cloned();
         match found {
             None if known.lost || (may_poison && in_flight.is_some()) => {

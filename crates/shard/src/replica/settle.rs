@@ -12,8 +12,7 @@ use super::reign::{Owner, Phase, Reign};
 use super::{Command, Ctx, Kind, Mutant, Note, RESEND_MS, Replica, Role, SILENT_MS, Work};
 use crate::conf::{Incarnation, StoreId};
 use lane::lane::REQUEST_BLOCKS_MAX;
-use lane::map::BlockState;
-use lane::{EXTENT_BLOCKS, Op, Outcome, Problem};
+use lane::{Op, Outcome, Problem};
 use proto::wire::{CheckedData, RequestOp, TailRecord, Tails};
 use proto::{BLOCK_BYTES, Lsn, Seq, Tick};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -194,15 +193,8 @@ impl Replica {
 
     /// How many blocks from `first` have content, or have none.
     pub(super) fn run_of(&self, ctx: &Ctx<'_, '_>, first: u32, count: u32) -> (u32, bool) {
-        let tables = ctx.view.tables;
-        let head = tables.shard(self.options.shard_ix).expect("the lane holds it").head;
-        let has_content = |block: u32| {
-            let extent = tables.extent(head, block / EXTENT_BLOCKS);
-            extent.is_some_and(|extent| match extent.state(block % EXTENT_BLOCKS) {
-                BlockState::Data | BlockState::Poison => true,
-                BlockState::Inherit | BlockState::Zero => false,
-            })
-        };
+        let shard_ix = self.options.shard_ix;
+        let has_content = |block: u32| ctx.view.tables.has_content(shard_ix, block);
         let is_content = has_content(first);
         let most = count.min(REQUEST_BLOCKS_MAX);
         let same = (first..first + most).take_while(|&block| has_content(block) == is_content);

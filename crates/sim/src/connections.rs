@@ -1,0 +1,357 @@
+//! The clients of a world and their connections; and the checker's own reads of the lanes.
+//!
+//! A connection keeps its order in both directions and can only be slow or break. When it breaks, each
+//! end learns of it in its own time, and what was on its way still arrives: this is how ghost writes
+//! come about.
+
+use crate::client::{self, store_at};
+use crate::codec::frame_of;
+use crate::content;
+use crate::events::What;
+use crate::history::{Kind, Moment};
+use crate::network::Stream;
+use crate::phases::Phase;
+use crate::store::{Input, Process};
+use crate::world::{MICRO, MILLI, World};
+use proto::frame::Frame;
+use proto::seam::Machine;
+use proto::wire::{Reply, Request};
+use proto::{BLOCK_BYTES, Tick};
+use shard::conf::{Incarnation, StoreId};
+use shard::session::{self, PathId};
+
+/// A connection of a client.
+pub(crate) struct Conn {
+    pub client: usize,
+    pub path: PathId,
+    pub store: StoreId,
+    /// The life that accepted it.
+    life: Option<Incarnation>,
+    pub is_client_open: bool,
+    pub is_server_open: bool,
+    /// Nothing sent from here on arrives.
+    pub is_broken: bool,
+    to_client: Stream,
+    to_server: Stream,
+}
+
+/// The checker waits for what a lane holds.
+pub(crate) struct Audit {
+    pub store: StoreId,
+    pub block: u64,
+    begun: Moment,
+    /// At rest nothing may fail, and every copy must be equal.
+    pub is_final: bool,
+}
+
+impl World {
+    // -------------------------------------------------------------------------------- clients -----
+
+    pub(crate) fn ask(&mut self, index: usize) {
+        if !self.phase.has_clients() {
+            return;
+        }
+        let mean = 1_000 * MILLI * self.options.clients / self.options.ops_per_s;
+        self.events.push(self.now + self.random.around(mean), What::Ask(index));
+        let client = &mut self.clients[index];
+        if client.open >= self.options.depth {
+            return;
+        }
+        let asked = client.choose(&self.options, &self.hot, &mut self.random);
+        client.open += 1;
+        let (id, number) = (client.id, client.requests);
+        let request = client.request(&asked, &self.pool, &mut self.random);
+        let (op, what) = match asked.kind {
+            Kind::Read => ("read", "op.read"),
+            Kind::Write => ("write", "op.write"),
+            Kind::Zero => ("zero", "op.zero"),
+            Kind::Flush => ("flush", "op.flush"),
+        };
+        self.count(what);
+        let values: &[u64] = if asked.kind == Kind::Write { &asked.values } else { &[] };
+        let range = (asked.first, asked.values.len() as u64);
+        self.trace.invoke(self.now, (id, number), op, range, values);
+        self.check.history.begin(self.now, (id, number), asked.kind, asked.first, &asked.values);
+        self.client_step(index, session::Event::Submit(request));
+    }
+
+    pub(crate) fn client_step(&mut self, index: usize, event: session::Event) {
+        let mut out = Vec::new();
+        self.clients[index].session.step(Tick(self.now + 1), event, &mut out);
+        self.client_effects(index, out);
+    }
+
+    pub(crate) fn client_effects(&mut self, index: usize, out: Vec<session::Effect>) {
+        for effect in out {
+            match effect {
+                session::Effect::Connect { path, address } => {
+                    self.next_conn += 1;
+                    let conn = Conn {
+                        client: index,
+                        path,
+                        store: store_at(address),
+                        life: None,
+                        is_client_open: true,
+                        is_server_open: false,
+                        is_broken: false,
+                        to_client: Stream::default(),
+                        to_server: Stream::default(),
+                    };
+                    self.conns.insert(self.next_conn, conn);
+                    self.paths.insert((index, path), self.next_conn);
+                    let at = self.now + self.random.around(2 * self.options.delay_us * MICRO);
+                    self.events.push(at, What::Connect(self.next_conn));
+                }
+                session::Effect::Send { path, request } => {
+                    self.send_to_server(index, path, &request)
+                }
+                session::Effect::Disconnect(path) => {
+                    if let Some(conn) = self.paths.remove(&(index, path)) {
+                        self.client_closes(conn);
+                    }
+                }
+                session::Effect::Reply { id, result } => self.replied(index, id, result),
+                session::Effect::NeedConf { .. } => {
+                    if self.is_conductor_up {
+                        self.tell_client(index);
+                    }
+                }
+            }
+        }
+        if let Some(wake) = self.clients[index..].first().and_then(|c| c.session.wake_at()) {
+            let at = wake.0.max(self.now + MICRO);
+            if self.client_timers[index].is_none_or(|before| at < before) {
+                self.client_timers[index] = Some(at);
+                self.events.push(at, What::ClientTimer(index));
+            }
+        }
+    }
+
+    /// Tell a client all configurations, a little later; what is lost it asks for again.
+    pub(crate) fn tell_client(&mut self, index: usize) {
+        if self.phase == Phase::Safety && self.random.chance(self.options.drop) {
+            return self.count("fault.drop");
+        }
+        let confs = (0..self.options.shards as u32).map(|shard| self.conductor.conf(shard).clone());
+        let confs = confs.collect();
+        let at = self.now + self.random.around(2 * self.options.delay_us * MICRO);
+        self.events.push(at, What::ClientConf(index, confs));
+    }
+
+    fn replied(
+        &mut self,
+        index: usize,
+        number: u64,
+        result: Result<proto::block::BlockData, proto::Status>,
+    ) {
+        let client = &mut self.clients[index];
+        client.open = client.open.saturating_sub(1);
+        let id = client.id;
+        self.count("reply");
+        let mut values = Vec::new();
+        let mut torn = None;
+        let status = match &result {
+            Ok(data) => {
+                for block in data.iter().flat_map(|buf| buf.chunks_exact(BLOCK_BYTES)) {
+                    match content::value_of(block) {
+                        Some(value) => values.push(value),
+                        None => torn = Some(content::name_of(block)),
+                    }
+                }
+                0
+            }
+            Err(status) => {
+                self.count("reply.error");
+                u64::from(status.number())
+            }
+        };
+        self.trace.reply(self.now, (id, number), status, &values);
+        if let Some(value) = torn {
+            let text = format!(
+                "I14: request {number} of client {id} brings a torn block, it begins with {value:#x}"
+            );
+            return self.check.fail(text);
+        }
+        let open = self.check.history.open().find(|(key, _)| **key == (id, number));
+        if let Some((_, open)) = open.filter(|(_, open)| open.kind == Kind::Read) {
+            let first = open.first;
+            self.check.read(self.now, first, &values);
+        }
+        // Refused before anything was logged: it must never be seen.
+        let refused = |status| matches!(status, proto::Status::NoSpace | proto::Status::OutOfRange);
+        let result = match result {
+            Ok(_) => Ok(&values[..]),
+            Err(status) => Err(refused(status)),
+        };
+        let ended = self.check.history.end(self.now, (id, number), result);
+        self.check.expect(ended);
+    }
+
+    // -------------------------------------------------------------------------------- connections -
+
+    pub(crate) fn connect(&mut self, id: u64) {
+        let conn = &self.conns[&id];
+        let (store, client, path) = (conn.store as usize - 1, conn.client, conn.path);
+        if !conn.is_client_open {
+            return;
+        }
+        let is_up = self.stores[store].process.as_ref().is_some_and(Process::is_up);
+        if !is_up {
+            return self.client_closed(id);
+        }
+        let life = self.stores[store].incarnation;
+        let conn = self.conns.get_mut(&id).expect("looked at above");
+        conn.life = Some(life);
+        conn.is_server_open = true;
+        self.client_step(client, session::Event::Connected(path));
+    }
+
+    fn frame_nanos(&mut self) -> u64 {
+        let nanos = self.random.around(self.options.delay_us * MICRO);
+        if self.phase == Phase::Safety && self.random.chance(self.options.frame_hold) {
+            self.count("fault.frame_hold");
+            return nanos + self.random.around(800 * MILLI);
+        }
+        nanos
+    }
+
+    fn send_to_server(&mut self, client: usize, path: PathId, request: &Request) {
+        let nanos = self.frame_nanos();
+        let Some(&id) = self.paths.get(&(client, path)) else { return };
+        let conn = self.conns.get_mut(&id).expect("a path has a connection");
+        if conn.is_broken {
+            return;
+        }
+        let (_, frame) = frame_of(request.encode(), &self.pool);
+        let at = conn.to_server.send(self.now, nanos);
+        self.events.push(at, What::ToServer(id, Box::new(frame)));
+    }
+
+    pub(crate) fn send_to_client(&mut self, id: u64, reply: &Reply) {
+        let nanos = self.frame_nanos();
+        let Some(conn) = self.conns.get_mut(&id).filter(|conn| !conn.is_broken) else { return };
+        let (_, frame) = frame_of(reply.encode(), &self.pool);
+        let at = conn.to_client.send(self.now, nanos);
+        self.events.push(at, What::ToClient(id, Box::new(frame)));
+    }
+
+    pub(crate) fn arrives_at_server(&mut self, id: u64, frame: Frame) {
+        let Some(conn) = self.conns.get(&id).filter(|conn| conn.is_server_open) else { return };
+        let (store, life) = (conn.store, conn.life);
+        if self.runs(store, life) {
+            let moment = self.check.history.moment();
+            self.input(store as usize - 1, Input::Frame { conn: id, frame, moment });
+        }
+    }
+
+    /// The client's end knows that the connection is over.
+    pub(crate) fn client_closed(&mut self, id: u64) {
+        let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.is_client_open) else { return };
+        conn.is_client_open = false;
+        let (client, path) = (conn.client, conn.path);
+        self.paths.remove(&(client, path));
+        self.client_step(client, session::Event::Closed(path));
+        self.forget(id);
+    }
+
+    /// The store's end knows that the connection is over.
+    pub(crate) fn server_closed(&mut self, id: u64) {
+        let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.is_server_open) else { return };
+        conn.is_server_open = false;
+        let (store, life) = (conn.store, conn.life);
+        if self.runs(store, life) {
+            self.input(store as usize - 1, Input::Closed(id));
+        }
+        self.forget(id);
+    }
+
+    /// The client closes: what it sent before still arrives, then the end.
+    fn client_closes(&mut self, id: u64) {
+        let nanos = self.frame_nanos();
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        conn.is_client_open = false;
+        let at = conn.to_server.send(self.now, nanos);
+        self.events.push(at, What::ServerClosed(id));
+    }
+
+    pub(crate) fn server_closes(&mut self, id: u64) {
+        let nanos = self.frame_nanos();
+        let Some(conn) = self.conns.get_mut(&id).filter(|conn| conn.is_server_open) else { return };
+        conn.is_server_open = false;
+        let (store, life) = (conn.store, conn.life);
+        let at = conn.to_client.send(self.now, nanos);
+        self.events.push(at, What::ClientClosed(id));
+        if self.runs(store, life) {
+            // The reactor tells the application of every end, also of those that it asked for.
+            self.events.push(self.now, What::Arrive(store, life, Box::new(Input::Closed(id))));
+        }
+    }
+
+    fn forget(&mut self, id: u64) {
+        let is_over = |conn: &Conn| !conn.is_client_open && !conn.is_server_open;
+        if self.conns.get(&id).is_some_and(is_over) {
+            self.conns.remove(&id);
+        }
+    }
+
+    // -------------------------------------------------------------------------------- audits ------
+
+    /// I1: every member of the ISR has every acknowledged write.
+    pub(crate) fn audit_isr(&mut self, shard: u32) {
+        let conf = self.conductor.conf(shard).clone();
+        let blocks: Vec<u64> = self.blocks_of(shard);
+        for member in conf.isr_members() {
+            let store = &self.stores[member.store as usize - 1];
+            let is_up = store.process.as_ref().is_some_and(Process::is_up);
+            if store.paused.is_none() && is_up && store.incarnation == member.incarnation {
+                self.audit(member.store, &blocks, false);
+            }
+        }
+    }
+
+    /// Blocks of a shard that were ever written, in blocks of the volume.
+    pub(crate) fn blocks_of(&self, shard: u32) -> Vec<u64> {
+        let size = self.options.regions * client::REGION_BLOCKS;
+        let range = u64::from(shard) * size..(u64::from(shard) + 1) * size;
+        self.check.history.blocks().filter(|block| range.contains(block)).collect()
+    }
+
+    pub(crate) fn audit(&mut self, store: StoreId, blocks: &[u64], is_final: bool) {
+        let size = self.options.regions * client::REGION_BLOCKS;
+        let life = self.stores[store as usize - 1].incarnation;
+        let begun = self.check.history.moment();
+        for &block in blocks {
+            self.next_audit += 1;
+            let token = self.next_audit;
+            self.audits.insert(token, Audit { store, block, begun, is_final });
+            let (shard, block) = ((block / size) as u32, (block % size) as u32);
+            let input = Input::Audit { token, shard, block };
+            self.events.push(self.now, What::Arrive(store, Some(life), Box::new(input)));
+        }
+    }
+
+    pub(crate) fn audited(&mut self, token: u64, result: Result<Option<u64>, String>) {
+        let Some(audit) = self.audits.remove(&token) else { return };
+        self.count("audit");
+        let Audit { store, block, begun, is_final } = audit;
+        let value = match result {
+            Ok(Some(value)) => value,
+            Ok(None) => {
+                let text = format!("I14: block {block} on store {store} is torn and was returned");
+                return self.check.fail(text);
+            }
+            Err(problem) if is_final => {
+                let text = format!("I1: block {block} on store {store} is lost at rest: {problem}");
+                return self.check.fail(text);
+            }
+            // While faults happen a disk may fail; the content is there or repaired.
+            Err(_) => return,
+        };
+        let allowed = self.check.history.check(block, value, begun, self.now);
+        let named = allowed.map_err(|why| format!("I1: on store {store}, {why}"));
+        self.check.expect(named);
+        if is_final {
+            self.found.entry(block).or_default().push((store, Some(value)));
+        }
+    }
+}
