@@ -12,6 +12,7 @@ mod gateway;
 mod lane;
 mod store;
 mod volume;
+mod world;
 
 use pyo3::prelude::*;
 
@@ -36,4 +37,6 @@ mod _core {
     use super::store::StoreNode;
     #[pymodule_export]
     use super::volume::Volume;
+    #[pymodule_export]
+    use super::world::World;
 }
