@@ -151,6 +151,16 @@ def test_a_deposed_primary_may_commit_what_was_durable_in_time() -> None:
     story.fail_over().assign(2, store=2, epoch=2, settle=True).commit(1, 1, 2, 3)
 
 
+def test_a_primary_that_slept_gives_lsns_of_a_reign_that_is_over() -> None:
+    story = Story().start().assign(1).durable(1, 1, 2, 3).fail_over()
+    story.store_conf("T2", by=3, primary=2, isr=[2]).promise(3, 3).role(3, "settling", 3)
+    story.assign(2, store=3, epoch=3, settle=True).durable(2, 3, epoch=3)
+    story.commit(2, 3, store=3, epoch=3).role(3, "active", 3)
+    story.assign(2, store=2, epoch=2, settle=True)
+    with pytest.raises(RefinementError, match="I9"):
+        story.durable(2, 2, epoch=2).commit(2, 2, store=2, epoch=2)
+
+
 def test_a_single_member_gives_up_what_its_disk_refused() -> None:
     story = Story().start().store_conf("T1", by=1, isr=[0, 1]).promise(1, 2)
     story.store_conf("T1", by=1, isr=[0]).promise(1, 3).assign(1, 5).assign(2, 5)

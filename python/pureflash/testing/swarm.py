@@ -3,12 +3,12 @@
     python -m pureflash.testing.swarm --seeds 500 --from-seed 1 --refine 10
 
 Theory of operation. A seed decides everything about a world, the strength of each fault included
-(swarm testing). `run_seed` runs one to its end and gives a `Result`; every `--refine`-th one is also
-traced and judged by the executable specification. `run_seeds` spreads seeds over processes in small
-batches and adds up. The command prints progress, how often each fault and each transition
+(swarm testing). `run_seed` runs one to its end and gives a `Result`; every `--refine`-th one is
+also traced and judged by the executable specification. `run_seeds` spreads seeds over processes in
+small batches and adds up. The command prints progress, how often each fault and each transition
 happened, how much time was simulated and how fast, and last the line of figures that the ledger
-reads. A violation is printed with its seed, its options and the command that replays it; the exit status is
-1 then. A panic of a machine is a violation too.
+reads. A violation is printed with its seed, its options and the command that replays it; the exit
+status is 1 then. A panic of a machine is a violation too.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def replay_command(result: Result, options: str) -> str:
     return f"python -m pureflash.testing.swarm {seed}{given}"
 
 
-def report(total: Total, seconds: float) -> Iterator[str]:
+def report(total: Total, seconds: float = 0.0) -> Iterator[str]:
     """Say what happened, as lines."""
     for title, prefix in [
         ("faults", "fault."),

@@ -118,7 +118,7 @@ class Shard:
         self.reigns: list[Reign] = []
         self.operations: dict[Lsn, Operation] = {}
         self.last_committed: dict[int, Lsn] = {}
-        self.top_seq = 0
+        self.top_seqs: dict[int, int] = {}
         self.holdings: dict[int, Holding] = {}
         self.place = 0
 
@@ -299,7 +299,10 @@ class Shard:
         _require(line.epoch == reign.epoch, f"the reign began in epoch {reign.epoch}")
         self._check_reigning(line, reign)
         if reign.next_seq is None:
-            _require(line.seq > self.top_seq, f"seq {self.top_seq} was committed before")
+            # Later reigns say nothing here: a primary that slept does not know of them.
+            before = [top for epoch, top in self.top_seqs.items() if epoch < line.epoch]
+            top = max(before, default=0)
+            _require(line.seq > top, f"seq {top} was committed before")
             reign.first_seq, reign.watermark = line.seq, line.seq - 1
         else:
             _require(line.seq == reign.next_seq, f"seqs are dense: {reign.next_seq} is next")
@@ -378,7 +381,7 @@ class Shard:
             if later.epoch > line.epoch and later.first_seq is not None:
                 _require(line.seq < later.first_seq, f"I2: reign {later.epoch} gave this seq too")
         operation.committed_at = self.place
-        self.top_seq = max(self.top_seq, line.seq)
+        self.top_seqs[line.epoch] = max(self.top_seqs.get(line.epoch, 0), line.seq)
         for block in operation.blocks:
             self.last_committed[block] = max(lsn, self.last_committed.get(block, lsn))
         self._decide(reign, line.seq, operation)
