@@ -142,8 +142,8 @@ def test_a_whole_story_is_accepted() -> None:
 
 def test_a_refused_primary_goes_on_in_a_newer_epoch_of_its_tenure() -> None:
     story = Story().start().assign(1).role(1, "suspended", 1).store_conf("T1", by=0, isr=[0, 1])
-    story.promise(1, 2).role(1, "active", 2).durable(1, 1).promise(2, 2)
-    story.durable(1, 2).commit(1, 1, 2)
+    story.promise(1, 2).assign(2, 5).role(1, "active", 2).durable(1, 1).promise(2, 2)
+    story.durable(1, 2).commit(1, 1, 2).replica("copied", 1, to=3, region=0)
 
 
 def test_a_deposed_primary_may_commit_what_was_durable_in_time() -> None:
@@ -250,6 +250,22 @@ NOT_FIRST: list[tuple[str, str, Act]] = [
             .promise(1, 3)
             .role(1, "active", 3)
         ),
+    ),
+    (
+        "serving after settling was interrupted",
+        "it was settling before",
+        lambda s: (
+            s.fail_over()
+            .role(2, "suspended", 2)
+            .store_conf("T1", by=2, isr=[1])
+            .promise(2, 3)
+            .role(2, "active", 3)
+        ),
+    ),
+    (
+        "an lsn while suspended",
+        "while suspended",
+        lambda s: s.role(1, "suspended", 1).assign(1),
     ),
     ("suspended secondary", "does not give it", lambda s: s.role(2, "suspended", 1)),
     ("suspended twice", "after suspended", lambda s: [s.role(1, "suspended", 1) for _ in "12"]),
