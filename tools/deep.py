@@ -33,6 +33,8 @@ CHUNK_SECONDS = 300
 """What a chunk should take: little enough to lose, long enough for start-up not to matter."""
 CHUNK_SECONDS_MAX = 3600
 """A chunk that takes this long hangs."""
+LEFT_SECONDS_MIN = 10
+"""With less time left no further chunk is begun; the first one always is."""
 SEEDS_MIN = 10
 """Fewer seeds are not worth a row."""
 FIRST_SEEDS: Mapping[Kind, int] = {Kind.SIMULATOR: 100, Kind.CRASH: 4000}
@@ -148,7 +150,7 @@ def go_deep(
     own = core()
     rates: dict[Kind, float] = {}
     turn = 0
-    while (left := end - clock()) > 0:
+    while (left := end - clock()) > LEFT_SECONDS_MIN or not rates:
         kind = kinds[turn % len(kinds)]
         turn += 1
         first = ledger.add_up(ledger.parse(path.read_text()), own, kind).next_seed

@@ -120,6 +120,11 @@ impl Disk {
         self.waiting.len()
     }
 
+    /// Their tickets, in order of submission.
+    pub fn tickets(&self) -> impl Iterator<Item = u64> + '_ {
+        self.waiting.keys().copied()
+    }
+
     /// Whether this operation is a write, if it is outstanding.
     #[must_use]
     pub fn is_write(&self, ticket: u64) -> Option<bool> {

@@ -310,6 +310,11 @@ impl World {
             self.stores[index].stuck = None;
             self.stores[index].storm = 0;
             self.resume(id, life);
+            // What was stuck or slow completes now; completing it again later does nothing.
+            let soon = self.now + self.options.disk_us * 1_000;
+            for ticket in self.stores[index].disk.tickets() {
+                self.events.push(soon, What::Disk(id, life, ticket));
+            }
             if self.stores[index].process.is_none() {
                 self.events.push(self.now, What::Boot(id));
             }

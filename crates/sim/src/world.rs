@@ -62,6 +62,8 @@ pub(crate) struct Store {
     pub stuck: Option<u64>,
     /// Lives that crash again soon after their start.
     pub storm: u64,
+    /// A read has failed in this life, so it may call a block lost that it reads later.
+    pub has_failed_reads: bool,
     clock_offset: u64,
     /// Rate error in thousandths.
     clock_permille: i64,
@@ -519,7 +521,21 @@ impl World {
         let (store, incarnation) = (self.stores[index].id, self.stores[index].incarnation);
         let place = Place { shard, store, incarnation };
         let moment = self.check.history.moment();
-        self.check.note(self.now, moment, place, note);
+        match note {
+            // The medium failed here and nobody else could help: an error, not yet a loss. Whether
+            // it is one shows at rest.
+            Note::Lost { .. } if self.stores[index].has_failed_reads => self.count("unreadable"),
+            Note::Role { .. }
+            | Note::Promised { .. }
+            | Note::Assigned { .. }
+            | Note::Durable { .. }
+            | Note::Committed { .. }
+            | Note::Copied { .. }
+            | Note::CaughtUp { .. }
+            | Note::Different { .. }
+            | Note::Lost { .. }
+            | Note::Healing { .. } => self.check.note(self.now, moment, place, note),
+        }
         let at = (shard, store, incarnation);
         let ids = [("shard", u64::from(shard)), ("store", store), ("inc", incarnation)];
         match note {
@@ -579,6 +595,7 @@ impl World {
         let store = &mut self.stores[index];
         store.incarnation = incarnation;
         store.timer_at = None;
+        store.has_failed_reads = false;
         store.mount.nonce = self.random.number();
         store.mount.incarnation = incarnation;
         let settings = Settings {
@@ -741,11 +758,15 @@ impl World {
         }
         let disk = &self.stores[index].disk;
         let (is_read, is_write) = (disk.is_read(ticket), disk.is_write(ticket));
-        if is_read == Some(true) && self.random.chance(self.options.eio_read) {
+        // Recovery takes a block that it cannot read for lost, so this is damage like a failed write.
+        let is_recovering = !self.stores[index].process.as_ref().is_some_and(Process::is_up);
+        let may_fail = !is_recovering || self.has_other_copy(index);
+        if is_read == Some(true) && may_fail && self.random.chance(self.options.eio_read) {
             self.count("fault.eio_read");
+            self.stores[index].has_failed_reads = true;
             return Fate::Failed;
         }
-        if is_read == Some(true) && self.random.chance(self.options.bit_flip) {
+        if is_read == Some(true) && may_fail && self.random.chance(self.options.bit_flip) {
             self.count("fault.bit_flip");
             return Fate::Flipped;
         }
@@ -895,6 +916,7 @@ fn make_store(
         disk_factor: 1,
         stuck: None,
         storm: 0,
+        has_failed_reads: false,
         clock_offset: CLOCK_START + random.below(CLOCK_START),
         clock_permille,
         timer_at: None,
