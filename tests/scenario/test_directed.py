@@ -46,9 +46,29 @@ SCENARIOS = (
     ),
     Scenario(
         "the power fails, and what was not flushed is gone",
-        {"crash_all_every_ms": 4_000, "lose_unflushed": 1, "torn": 1, "plp": 0},
+        {
+            "crash_all_every_ms": 4_000,
+            "lose_unflushed": 1,
+            "plp": 0,
+            "disk_us": 5_000,
+            "ops_per_s": 100,
+            "clients": 4,
+        },
         ("fault.crash_all", "transition.T6", "fault.lose_unflushed"),
         ("fault.drop",),
+    ),
+    Scenario(
+        "machines fail alone in the middle of writes, and pages are torn",
+        {
+            "crash_every_ms": 1_000,
+            "lose_unflushed": 1,
+            "torn": 1,
+            "atomic_blocks": 0,
+            "disk_us": 5_000,
+            "ops_per_s": 40,
+        },
+        ("fault.torn", "fault.lose_unflushed", "transition.T4"),
+        ("fault.crash_all",),
     ),
     Scenario(
         "a store is killed in its recovery, again and again",
