@@ -207,11 +207,12 @@ def report(total: Total, seconds: float = 0.0) -> Iterator[str]:
     ]:
         counts = total.of_kind(prefix).items()
         yield f"{title}: {', '.join(f'{name} {count}' for name, count in counts) or 'none'}"
-    speed = total.simulated_seconds / seconds if seconds > 0 else 0.0
+    speed = ""
+    if seconds > 0:
+        speed = f" in {seconds:.1f} s ({total.simulated_seconds / seconds:.0f} per second)"
     yield (
-        f"{total.seeds} worlds, {total.simulated_seconds:.0f} s simulated in {seconds:.1f} s "
-        f"({speed:.0f} per second), {total.counts['events']} events, "
-        f"{total.counts['reply']} replies"
+        f"{total.seeds} worlds, {total.simulated_seconds:.0f} s simulated{speed}, "
+        f"{total.counts['events']} events, {total.counts['reply']} replies"
     )
     if total.refined:
         yield f"{total.refined} traces of {total.refined_lines} lines judged by the specification"
