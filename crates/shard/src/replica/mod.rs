@@ -647,6 +647,11 @@ impl Replica {
             Ok(op) => self.acknowledged(ctx, from, kind, number, op),
             Err(failure) if failure.status == Status::StaleEpoch => {
                 self.nacked(ctx, reply.epoch, Some(from));
+                // What was asked in the epoch before is asked again in this one: to wait for the
+                // end of the job is to be silent for as long as a learner may be.
+                if self.reign.is_some() && matches!(kind, Kind::Copy | Kind::Digest) {
+                    self.abandon_job(ctx, from, number);
+                }
             }
             Err(failure) => self.peer_failed(ctx, from, kind, number, failure.status),
         }
