@@ -37,7 +37,7 @@ struct Shard {
     /// What the lanes were asked to log, by lsn.
     logged: BTreeMap<Lsn, Logged>,
     /// Who says that the operation is durable there.
-    durable: BTreeMap<Lsn, BTreeSet<StoreId>>,
+    durable: BTreeMap<Lsn, BTreeSet<(StoreId, Incarnation)>>,
     /// Who committed in each epoch.
     committers: BTreeMap<Epoch, StoreId>,
     committed: BTreeSet<Lsn>,
@@ -46,6 +46,8 @@ struct Shard {
     /// When somebody became active: moment, store, epoch.
     active: Vec<(u64, StoreId, Epoch)>,
     roles: BTreeMap<(StoreId, Incarnation), Role>,
+    /// When a client's operation on a block last got an lsn.
+    assigned: BTreeMap<u32, u64>,
     promised: BTreeMap<StoreId, Epoch>,
 }
 
@@ -119,6 +121,13 @@ impl Check {
     pub fn role(&self, place: Place) -> Option<Role> {
         let shard = &self.shards[place.shard as usize];
         shard.roles.get(&(place.store, place.incarnation)).copied()
+    }
+
+    /// Whether a client's operation on this block got an lsn since this moment.
+    #[must_use]
+    pub fn is_changing(&self, shard: u32, block: u32, since: u64) -> bool {
+        let assigned = self.shards[shard as usize].assigned.get(&block);
+        assigned.is_some_and(|&moment| moment > since)
     }
 
     /// A life of a store is registered.
@@ -229,11 +238,16 @@ impl Check {
                     *promised = *epoch;
                 }
             }
-            Note::Assigned { lsn, first, count, is_settle: _ } => {
+            Note::Assigned { lsn, first, count, is_settle } => {
+                if !is_settle {
+                    let latest = &mut self.shard(place.shard).assigned;
+                    latest.extend((*first..first + count).map(|block| (block, moment)));
+                }
                 self.assigned(now, place, *lsn, (*first, *count));
             }
             Note::Durable { lsn } => {
-                self.shard(place.shard).durable.entry(*lsn).or_default().insert(place.store);
+                let life = (place.store, place.incarnation);
+                self.shard(place.shard).durable.entry(*lsn).or_default().insert(life);
             }
             Note::Committed { lsn, acked } => self.committed(now, place, *lsn, acked),
             // Equality is looked at region by region; each was copied with everything that came
@@ -317,9 +331,10 @@ impl Check {
                 ));
             }
         }
-        let durable = shard.durable.get(&lsn);
+        let none = BTreeSet::new();
+        let durable = shard.durable.get(&lsn).unwrap_or(&none);
         for store in acked {
-            if !durable.is_some_and(|stores| stores.contains(store)) {
+            if why.is_none() && !durable.iter().any(|(other, _)| other == store) {
                 why = Some(format!(
                     "I9: at {now} ns {lsn} of shard {index} is committed with {acked:?}; it was never \
                      durable on store {store}"

@@ -4,7 +4,7 @@
 //! end learns of it in its own time, and what was on its way still arrives: this is how ghost writes
 //! come about.
 
-use crate::client::{self, store_at};
+use crate::client::{self, Client, store_at};
 use crate::codec::frame_of;
 use crate::content;
 use crate::events::What;
@@ -17,7 +17,8 @@ use proto::frame::Frame;
 use proto::seam::Machine;
 use proto::wire::{Reply, Request};
 use proto::{BLOCK_BYTES, Tick};
-use shard::conf::{Incarnation, StoreId};
+use shard::conf::{Incarnation, ShardConf, StoreId};
+use shard::replica::Replica;
 use shard::session::{self, PathId};
 
 /// A connection of a client.
@@ -40,8 +41,16 @@ pub(crate) struct Audit {
     pub store: StoreId,
     pub block: u64,
     begun: Moment,
+    purpose: Purpose,
+}
+
+/// Why the checker looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Purpose {
+    /// A replica serves; if its reign is new, under this number all copies must be equal.
+    Opening(Option<u64>),
     /// At rest nothing may fail, and every copy must be equal.
-    pub is_final: bool,
+    Rest,
 }
 
 impl World {
@@ -187,6 +196,39 @@ impl World {
         self.check.expect(ended);
     }
 
+    pub(crate) fn begin_client(&mut self, index: usize) {
+        self.next_client += 1;
+        let id = self.next_client;
+        let confs: Vec<ShardConf> =
+            (0..self.options.shards as u32).map(|s| self.conductor.conf(s).clone()).collect();
+        let conf = client::volume_conf(id, &self.options, &confs);
+        let mut out = Vec::new();
+        let client = Client::new(id, Tick(self.now + 1), conf, &mut out);
+        match self.clients.get_mut(index) {
+            Some(place) => *place = client,
+            None => self.clients.push(client),
+        }
+        self.client_effects(index, out);
+    }
+
+    /// A client ends with what it had open; nobody will ever send that again.
+    pub(crate) fn replace_client(&mut self, index: usize) {
+        // Values carry the client's number in one byte.
+        if self.next_client >= 250 {
+            return;
+        }
+        let id = self.clients[index].id;
+        self.check.history.abandon(id);
+        let conns: Vec<u64> =
+            self.conns.iter().filter(|(_, c)| c.client == index).map(|(&id, _)| id).collect();
+        for conn in conns {
+            self.client_closes(conn);
+        }
+        self.paths.retain(|(client, _), _| *client != index);
+        self.client_timers[index] = None;
+        self.begin_client(index);
+    }
+
     // -------------------------------------------------------------------------------- connections -
 
     pub(crate) fn connect(&mut self, id: u64) {
@@ -296,15 +338,21 @@ impl World {
 
     // -------------------------------------------------------------------------------- audits ------
 
-    /// I1: every member of the ISR has every acknowledged write.
-    pub(crate) fn audit_isr(&mut self, shard: u32) {
+    /// I1: every member of the ISR has every acknowledged write. I5: when a new reign begins to
+    /// serve, all copies are equal; `new`: whose reign, and whether it is new.
+    pub(crate) fn audit_isr(&mut self, shard: u32, (primary, is_new): (usize, bool)) {
         let conf = self.conductor.conf(shard).clone();
         let blocks: Vec<u64> = self.blocks_of(shard);
+        let process = self.stores[primary].process.as_ref();
+        let own = process.and_then(|process| process.replica(shard)).and_then(Replica::conf);
+        // A block that could not be read anywhere is not settled: it may differ and is an error.
+        let has_failed = self.stores.iter().any(|store| store.has_failed_reads);
+        let reign = (is_new && own == Some(&conf) && !has_failed).then_some(self.happened);
         for member in conf.isr_members() {
             let store = &self.stores[member.store as usize - 1];
             let is_up = store.process.as_ref().is_some_and(Process::is_up);
             if store.paused.is_none() && is_up && store.incarnation == member.incarnation {
-                self.audit(member.store, &blocks, false);
+                self.audit(member.store, &blocks, Purpose::Opening(reign));
             }
         }
     }
@@ -316,14 +364,14 @@ impl World {
         self.check.history.blocks().filter(|block| range.contains(block)).collect()
     }
 
-    pub(crate) fn audit(&mut self, store: StoreId, blocks: &[u64], is_final: bool) {
+    pub(crate) fn audit(&mut self, store: StoreId, blocks: &[u64], purpose: Purpose) {
         let size = self.options.regions * client::REGION_BLOCKS;
         let life = self.stores[store as usize - 1].incarnation;
         let begun = self.check.history.moment();
         for &block in blocks {
             self.next_audit += 1;
             let token = self.next_audit;
-            self.audits.insert(token, Audit { store, block, begun, is_final });
+            self.audits.insert(token, Audit { store, block, begun, purpose });
             let (shard, block) = ((block / size) as u32, (block % size) as u32);
             let input = Input::Audit { token, shard, block };
             self.events.push(self.now, What::Arrive(store, Some(life), Box::new(input)));
@@ -333,14 +381,14 @@ impl World {
     pub(crate) fn audited(&mut self, token: u64, result: Result<Option<u64>, String>) {
         let Some(audit) = self.audits.remove(&token) else { return };
         self.count("audit");
-        let Audit { store, block, begun, is_final } = audit;
+        let Audit { store, block, begun, purpose } = audit;
         let value = match result {
             Ok(Some(value)) => value,
             Ok(None) => {
                 let text = format!("I14: block {block} on store {store} is torn and was returned");
                 return self.check.fail(text);
             }
-            Err(problem) if is_final => {
+            Err(problem) if purpose == Purpose::Rest => {
                 let text = format!("I1: block {block} on store {store} is lost at rest: {problem}");
                 return self.check.fail(text);
             }
@@ -350,8 +398,26 @@ impl World {
         let allowed = self.check.history.check(block, value, begun, self.now);
         let named = allowed.map_err(|why| format!("I1: on store {store}, {why}"));
         self.check.expect(named);
-        if is_final {
-            self.found.entry(block).or_default().push((store, Some(value)));
+        match purpose {
+            Purpose::Rest => self.found.entry(block).or_default().push((store, Some(value))),
+            Purpose::Opening(None) => {}
+            Purpose::Opening(Some(reign)) => {
+                let size = self.options.regions * client::REGION_BLOCKS;
+                let place = ((block / size) as u32, (block % size) as u32);
+                if self.check.is_changing(place.0, place.1, begun) {
+                    return;
+                }
+                let copies = self.opening.entry((reign, block)).or_default();
+                let other = copies.iter().find(|(_, held)| *held != value).copied();
+                copies.push((store, value));
+                if let Some((other, held)) = other {
+                    self.check.fail(format!(
+                        "I5: at {} ns block {block} differs when a reign begins to serve: {held:#x} on \
+                         store {other}, {value:#x} on store {store}",
+                        self.now
+                    ));
+                }
+            }
         }
     }
 }

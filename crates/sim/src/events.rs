@@ -31,6 +31,8 @@ pub enum Nemesis {
     Conductor,
     /// Breaks one connection of a client.
     Connection,
+    /// Ends one client.
+    Client,
     /// Fences earlier writers.
     Attach,
 }
@@ -82,6 +84,10 @@ pub enum What {
     DiskRecovers(StoreId),
     /// A cut link flaps.
     Flap(u64, u64, u32),
+    /// A primary and the learner that it proposes are cut apart.
+    Ambush(StoreId, StoreId),
+    /// Every link works again.
+    Heal,
     /// Faults.
     Nemesis(Nemesis),
     /// The phases look whether it is time.

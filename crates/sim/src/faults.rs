@@ -26,6 +26,7 @@ impl World {
             Nemesis::StuckDisk => self.options.stuck_disk_every_ms,
             Nemesis::Conductor => self.options.conductor_every_ms,
             Nemesis::Connection => self.options.connection_every_ms,
+            Nemesis::Client => self.options.client_every_ms,
             Nemesis::Attach => self.options.attach_every_ms,
         }
     }
@@ -40,6 +41,7 @@ impl World {
             Nemesis::StuckDisk,
             Nemesis::Conductor,
             Nemesis::Connection,
+            Nemesis::Client,
             Nemesis::Attach,
         ] {
             self.plan(nemesis);
@@ -95,6 +97,11 @@ impl World {
                 }
             }
             Nemesis::Connection => self.break_connection(),
+            Nemesis::Client => {
+                self.count("fault.client");
+                let client = self.random.below(self.clients.len() as u64) as usize;
+                self.replace_client(client);
+            }
             Nemesis::Attach => self.attach(),
         }
     }
@@ -135,6 +142,31 @@ impl World {
                 }
             }
         }
+    }
+
+    /// While the outcome of a proposal is on its way, cut the primary off from the learner that it
+    /// proposed. The conductor is on the learner's side, the third store on either.
+    pub(crate) fn ambush(&mut self, primary: StoreId, learner: StoreId) {
+        if self.phase != Phase::Safety {
+            return;
+        }
+        self.count("fault.ambush");
+        let mut own = vec![primary];
+        for other in 1..=self.stores.len() as u64 {
+            if other != primary && other != learner && self.random.below(2) == 0 {
+                own.push(other);
+            }
+        }
+        // The register still hears the primary's side in half of the cases, and is not heard.
+        let is_one_way = self.random.below(2) == 0;
+        for node in 0..=self.stores.len() as u64 {
+            for &store in own.iter().filter(|_| !own.contains(&node)) {
+                self.network.set_cut(node, store, true);
+                self.network.set_cut(store, node, !(is_one_way && node == 0));
+            }
+        }
+        let at = self.now + self.random.around(4_000 * MILLI);
+        self.events.push(at, What::Heal);
     }
 
     pub(crate) fn flap(&mut self, from: u64, to: u64, left: u32) {

@@ -162,6 +162,11 @@ impl History {
         Err(why)
     }
 
+    /// A client has ended: what it had open is never answered, and may have happened.
+    pub fn abandon(&mut self, client: u64) {
+        self.open.retain(|(asker, _), _| *asker != client);
+    }
+
     /// Requests without reply, with who asked.
     pub fn open(&self) -> impl Iterator<Item = (&(u64, u64), &Open)> {
         self.open.iter()

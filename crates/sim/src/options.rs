@@ -142,6 +142,10 @@ options! {
     conductor_every_ms,
     /// Mean time between losses of a client's connection.
     connection_every_ms,
+    /// Mean time between ends of a client whose requests stay unanswered; another takes its place.
+    client_every_ms,
+    /// Chance that a primary is cut off, with the conductor or without, while it proposes a learner.
+    ambush,
     /// Chance that a client's frame is held up for seconds.
     frame_hold,
     /// Mean time between attaches that fence earlier writers (T9).
@@ -196,6 +200,8 @@ impl Options {
         options.conductor_every_ms = maybe(&[2_000, 6_000]);
         options.connection_every_ms = maybe(&[500, 2_000]);
         options.frame_hold = maybe(&[10, 100]);
+        options.client_every_ms = maybe(&[1_000, 4_000]);
+        options.ambush = maybe(&[2_000, 6_000]);
         options.restart_ms = *random.pick(&[100, 500, 2_000]);
         options.pause_ms = *random.pick(&[100, 400, 1_000]);
         options

@@ -8,6 +8,7 @@
 //! | conductorless | ask | no conductor | its time is over and all are answered (I22) |
 //! | rest | gone | none | every copy was looked at (I1, I5, I15, I17) |
 
+use crate::connections::Purpose;
 use crate::events::What;
 use crate::store::{Process, shard_id};
 use crate::world::{MILLI, World};
@@ -95,7 +96,13 @@ impl World {
                 self.enter(Phase::Liveness { until: now + self.options.liveness_ms * MILLI });
             }
             Phase::Liveness { until } => match self.unhealthy() {
-                None => self.enter(Phase::Drain { until }),
+                None => {
+                    // The conductor repeats what a client may have missed.
+                    for client in 0..self.clients.len() {
+                        self.tell_client(client);
+                    }
+                    self.enter(Phase::Drain { until });
+                }
                 Some(why) if now >= until => self.check.fail(format!("I23: {why}")),
                 Some(_) => {}
             },
@@ -209,7 +216,7 @@ impl World {
                 self.conductor.conf(shard).isr_members().map(|member| member.store).collect();
             let blocks = self.blocks_of(shard);
             for &store in &stores {
-                self.audit(store, &blocks, true);
+                self.audit(store, &blocks, Purpose::Rest);
             }
             let result = self.compare_states(shard, &stores);
             self.check.expect(result);

@@ -96,6 +96,8 @@ pub struct World {
     pub(crate) conductor: Conductor,
     pub(crate) is_conductor_up: bool,
     pub(crate) clients: Vec<Client>,
+    /// Clients so far, also those that have ended.
+    pub(crate) next_client: u64,
     /// When each session is woken next.
     pub(crate) client_timers: Vec<Option<u64>>,
     pub(crate) conns: BTreeMap<u64, Conn>,
@@ -111,6 +113,8 @@ pub struct World {
     pub(crate) next_audit: u64,
     /// What the lanes hold at rest: block, then store and value.
     pub(crate) found: BTreeMap<u64, Vec<(StoreId, Option<u64>)>>,
+    /// What the lanes of an ISR hold when a new reign begins to serve: reign and block, then values.
+    pub(crate) opening: BTreeMap<(u64, u64), Vec<(StoreId, u64)>>,
     pub(crate) happened: u64,
     pub(crate) pool: Pool,
     mutant: Mutant,
@@ -155,6 +159,7 @@ impl World {
             is_conductor_up: true,
             client_timers: vec![None; options.clients as usize],
             clients: Vec::new(),
+            next_client: 0,
             conns: BTreeMap::new(),
             paths: BTreeMap::new(),
             next_conn: 0,
@@ -167,6 +172,7 @@ impl World {
             audits: BTreeMap::new(),
             next_audit: 0,
             found: BTreeMap::new(),
+            opening: BTreeMap::new(),
             happened: 0,
             pool,
             mutant,
@@ -193,11 +199,9 @@ impl World {
             self.trace.conf(0, conf, "first", 0);
         }
         for index in 0..self.options.clients as usize {
-            let conf = client::volume_conf(index as u64 + 1, &self.options, &confs);
-            let mut out = Vec::new();
-            self.clients.push(Client::new(index as u64 + 1, Tick(1), conf, &mut out));
-            self.client_effects(index, out);
-            self.events.push(self.random.below(50 * MILLI), What::Ask(index));
+            self.begin_client(index);
+            let at = self.random.below(50 * MILLI);
+            self.events.push(at, What::Ask(index));
         }
         self.events.push(CONDUCTOR_NANOS, What::ConductorTick);
         self.events.push(self.options.safety_ms * MILLI, What::Phase);
@@ -365,6 +369,8 @@ impl World {
             What::Resume(store, life) => self.resume(store, life),
             What::DiskRecovers(store) => self.stores[store as usize - 1].disk_factor = 1,
             What::Flap(from, to, left) => self.flap(from, to, left),
+            What::Ambush(primary, learner) => self.ambush(primary, learner),
+            What::Heal => self.network.heal(),
             What::Nemesis(nemesis) => self.strike(nemesis),
             What::Phase => self.look_at_phase(),
         }
@@ -521,6 +527,7 @@ impl World {
         let (store, incarnation) = (self.stores[index].id, self.stores[index].incarnation);
         let place = Place { shard, store, incarnation };
         let moment = self.check.history.moment();
+        let role_before = self.check.role(place);
         match note {
             // The medium failed here and nobody else could help: an error, not yet a loss. Whether
             // it is one shows at rest.
@@ -543,7 +550,8 @@ impl World {
                 self.trace.role(self.now, at, epoch.0, role_name(*role));
                 if *role == Role::Active {
                     self.count("active");
-                    self.audit_isr(shard);
+                    let is_new = role_before == Some(Role::Settling);
+                    self.audit_isr(shard, (index, is_new));
                 }
             }
             Note::Promised { epoch } => {
@@ -574,6 +582,10 @@ impl World {
                 let [a, b, c] = ids;
                 let fields = [a, b, c, ("to", *to), ("regions", u64::from(*regions))];
                 self.trace.event(self.now, "caught_up", &fields);
+                if self.phase == Phase::Safety && self.random.chance(self.options.ambush) {
+                    let at = self.now + self.random.around(self.options.delay_us * MICRO);
+                    self.events.push(at, What::Ambush(store, *to));
+                }
             }
             // The checker has refused them; the world ends here.
             Note::Different { .. } | Note::Lost { .. } => {}
@@ -803,6 +815,8 @@ fn process_of(what: &What, conns: &BTreeMap<u64, Conn>) -> Option<StoreId> {
         | What::Resume(..)
         | What::DiskRecovers(_)
         | What::Flap(..)
+        | What::Ambush(..)
+        | What::Heal
         | What::Nemesis(_)
         | What::Phase => None,
     }
