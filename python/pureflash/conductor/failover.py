@@ -100,7 +100,7 @@ def _replace_lost(view: View, key: ShardKey, isr: list[Member], primary: Member)
 
 
 def _proposed(view: View, key: ShardKey, conf: ShardConf) -> Iterator[Wish]:
-    """What replicas of this configuration ask for, in the life that it names."""
+    """Give what replicas of this configuration ask for, in the life that it names."""
     asking = {(member.store, member.incarnation): member.copy for member in conf.members}
     for proposal in view.proposals:
         copy = asking.get((proposal.store, proposal.incarnation))
