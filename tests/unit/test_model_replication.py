@@ -142,13 +142,23 @@ def test_a_whole_story_is_accepted() -> None:
 
 def test_a_refused_primary_goes_on_in_a_newer_epoch_of_its_tenure() -> None:
     story = Story().start().assign(1).role(1, "suspended", 1).store_conf("T1", by=0, isr=[0, 1])
-    story.promise(1, 2).role(1, "active", 2).durable(1, 1).promise(2, 2)
-    story.durable(1, 2).commit(1, 1, 2)
+    story.promise(1, 2).assign(2, 5).role(1, "active", 2).durable(1, 1).promise(2, 2)
+    story.durable(1, 2).commit(1, 1, 2).replica("copied", 1, to=3, region=0)
 
 
 def test_a_deposed_primary_may_commit_what_was_durable_in_time() -> None:
     story = Story().start().assign(1).durable(1, 1, 2, 3)
     story.fail_over().assign(2, store=2, epoch=2, settle=True).commit(1, 1, 2, 3)
+
+
+def test_a_primary_that_slept_gives_lsns_of_a_reign_that_is_over() -> None:
+    story = Story().start().assign(1).durable(1, 1, 2, 3).fail_over()
+    story.store_conf("T2", by=3, primary=2, isr=[2]).promise(3, 3).role(3, "settling", 3)
+    story.assign(2, store=3, epoch=3, settle=True).durable(2, 3, epoch=3)
+    story.commit(2, 3, store=3, epoch=3).role(3, "active", 3)
+    story.assign(2, store=2, epoch=2, settle=True)
+    with pytest.raises(RefinementError, match="I9"):
+        story.durable(2, 2, epoch=2).commit(2, 2, store=2, epoch=2)
 
 
 def test_a_single_member_gives_up_what_its_disk_refused() -> None:
@@ -173,6 +183,12 @@ NOT_FIRST: list[tuple[str, str, Act]] = [
         lambda s: s.store_conf("T1", by=1, isr=[0, 1]).store_conf(
             "T3", learners=[2], members=[member(1), member(2), member(3, 5)]
         ),
+    ),
+    ("of another shard", "another shard", lambda s: s.store_conf("T1", by=1, isr=[0, 1], index=1)),
+    (
+        "a role without any",
+        "without a configuration",
+        lambda s: s.crash(2).boot(2, 2).role(2, "secondary", 0, life=2),
     ),
     ("an unknown role", "no role is called", lambda s: s.role(2, "king", 1)),
     ("an unstored conf", "I21", lambda s: s.role(2, "secondary", 2)),
@@ -234,6 +250,22 @@ NOT_FIRST: list[tuple[str, str, Act]] = [
             .promise(1, 3)
             .role(1, "active", 3)
         ),
+    ),
+    (
+        "serving after settling was interrupted",
+        "it was settling before",
+        lambda s: (
+            s.fail_over()
+            .role(2, "suspended", 2)
+            .store_conf("T1", by=2, isr=[1])
+            .promise(2, 3)
+            .role(2, "active", 3)
+        ),
+    ),
+    (
+        "an lsn while suspended",
+        "while suspended",
+        lambda s: s.role(1, "suspended", 1).assign(1),
     ),
     ("suspended secondary", "does not give it", lambda s: s.role(2, "suspended", 1)),
     ("suspended twice", "after suspended", lambda s: [s.role(1, "suspended", 1) for _ in "12"]),

@@ -91,11 +91,12 @@ class Reign:
 
 @dataclass(slots=True)
 class Replica:
-    """What is known of one life of a replica."""
+    """What is known of one life of a replica; a suspension interrupts the role `resumes`."""
 
     role: str = "out"
     epoch: int = 0
     reign: Reign | None = None
+    resumes: str | None = None
 
 
 @dataclass(slots=True)
@@ -118,7 +119,7 @@ class Shard:
         self.reigns: list[Reign] = []
         self.operations: dict[Lsn, Operation] = {}
         self.last_committed: dict[int, Lsn] = {}
-        self.top_seq = 0
+        self.top_seqs: dict[int, int] = {}
         self.holdings: dict[int, Holding] = {}
         self.place = 0
 
@@ -137,8 +138,7 @@ class Shard:
             _require(is_first, "the first configuration has epoch 1 and is the conductor's")
         else:
             name = step_name(old, new)
-            _require(name is not None, f"I7: no transition leads from {old} to this")
-            _require(name == line.transition, f"I7: that is {name}")
+            _require(name == line.transition, f"I7: that is {name or 'no transition'}")
             self._check_proposer(old, new, line)
             for copy in set(new.isr) - set(old.isr):
                 self._check_admitted(new.member(copy))
@@ -228,12 +228,15 @@ class Shard:
             is_over = line.role == "active" and promised > line.epoch
             _require(not is_over, f"{line.role} below its own promise of {promised}")
         before, replica.role = replica.role, line.role
-        if line.role == "settling":
+        if before == "suspended" and line.role in {"settling", "active"}:
+            self._check_resumed(replica, line)
+        elif line.role == "settling":
             self._begin_reign(replica, line, before)
         elif line.role == "active":
-            self._activate(replica, line, before)
+            self._activate(replica, before)
         elif line.role == "suspended":
             _require(before in {"settling", "active"}, f"suspended after {before}")
+            replica.resumes = before
         else:
             replica.reign = None
         replica.epoch = line.epoch
@@ -251,28 +254,21 @@ class Shard:
         _require(is_named, f"{line.role}, which configuration {conf.epoch} does not give it")
 
     def _begin_reign(self, replica: Replica, line: trace.Role, before: str) -> None:
-        if before == "suspended" and replica.reign is not None:
-            self._check_resumed(replica, line)
-            return
         _require(before != "active", "settling after active")
         replica.reign = Reign((line.store, line.inc), line.epoch)
         self.reigns.append(replica.reign)
 
     def _check_resumed(self, replica: Replica, line: trace.Role) -> None:
         assert replica.reign is not None
+        _require(line.role == replica.resumes, f"{line.role}, but it was {replica.resumes} before")
         _require(line.epoch > replica.epoch, "a primary that was refused goes on in its epoch")
         tenure = self.tenure(replica.reign.epoch)
         _require(line.epoch <= tenure[-1].epoch, "it goes on after another one was primary")
 
-    def _activate(self, replica: Replica, line: trace.Role, before: str) -> None:
+    def _activate(self, replica: Replica, before: str) -> None:
         reign = replica.reign
-        _require(
-            before in {"settling", "suspended"} and reign is not None, f"active after {before}"
-        )
+        _require(before == "settling" and reign is not None, f"active after {before}")
         assert reign is not None
-        if before == "suspended":
-            self._check_resumed(replica, line)
-            return
         _require(not reign.undecided, "active with operations of the settling uncommitted")
         candidates = [conf for conf in self.tenure(reign.epoch) if conf.epoch >= replica.epoch]
         is_promised = any(
@@ -280,6 +276,18 @@ class Shard:
             for conf in candidates
         )
         _require(is_promised, "active before every ISR member has promised the epoch")
+
+    def _serving_role(self, line: trace.ReplicaLine) -> str:
+        """Give its role; a suspended one goes on with a newer configuration of its tenure.
+
+        It tells that it has promised that one a moment before it tells its role.
+        """
+        replica = self.replicas[line.store, line.inc]
+        if replica.role != "suspended" or replica.reign is None or replica.resumes is None:
+            return replica.role
+        last = self.tenure(replica.reign.epoch)[-1].epoch
+        goes_on = replica.epoch < self.promised.get(line.store, 0) <= last
+        return replica.resumes if goes_on else replica.role
 
     def promise(self, line: trace.Promised) -> None:
         """I6: promises never regress, and are of configurations that were stored."""
@@ -294,13 +302,17 @@ class Shard:
         """Check that a primary alone gives lsns: dense, in the window, one per block (I13)."""
         replica = self.replicas[line.store, line.inc]
         wanted = "settling" if line.settle else "active"
-        _require(replica.role == wanted, f"an lsn is given while {replica.role}")
+        role = self._serving_role(line)
+        _require(role == wanted, f"an lsn is given while {role}")
         reign = replica.reign
         assert reign is not None, "settling began one"
         _require(line.epoch == reign.epoch, f"the reign began in epoch {reign.epoch}")
         self._check_reigning(line, reign)
         if reign.next_seq is None:
-            _require(line.seq > self.top_seq, f"seq {self.top_seq} was committed before")
+            # Later reigns say nothing here: a primary that slept does not know of them.
+            before = [top for epoch, top in self.top_seqs.items() if epoch < line.epoch]
+            top = max(before, default=0)
+            _require(line.seq > top, f"seq {top} was committed before")
             reign.first_seq, reign.watermark = line.seq, line.seq - 1
         else:
             _require(line.seq == reign.next_seq, f"seqs are dense: {reign.next_seq} is next")
@@ -360,7 +372,8 @@ class Shard:
         """I2, I9: everybody has it who was in the ISR at the end of the tenure, or is now."""
         replica = self.replicas[line.store, line.inc]
         reign, lsn = replica.reign, (line.epoch, line.seq)
-        _require(replica.role in {"settling", "active"}, f"a commit while {replica.role}")
+        role = self._serving_role(line)
+        _require(role in {"settling", "active"}, f"a commit while {role}")
         assert reign is not None, "settling began one"
         operation = self.operations.get(lsn)
         _require(line.epoch == reign.epoch and operation is not None, "not of this reign")
@@ -379,7 +392,7 @@ class Shard:
             if later.epoch > line.epoch and later.first_seq is not None:
                 _require(line.seq < later.first_seq, f"I2: reign {later.epoch} gave this seq too")
         operation.committed_at = self.place
-        self.top_seq = max(self.top_seq, line.seq)
+        self.top_seqs[line.epoch] = max(self.top_seqs.get(line.epoch, 0), line.seq)
         for block in operation.blocks:
             self.last_committed[block] = max(lsn, self.last_committed.get(block, lsn))
         self._decide(reign, line.seq, operation)
@@ -408,10 +421,11 @@ class Shard:
         _require(operation.is_settle or is_enough, "fewer than min_write are in the ISR")
 
     def copied(self, line: trace.Copied) -> None:
-        """Only a primary that serves copies, and only to learners."""
+        """Check that only a primary copies; one that was refused hears what it had sent before."""
         replica = self.replicas[line.store, line.inc]
         _require(
-            replica.role in {"settling", "active"}, f"a COPY is acknowledged to {replica.role}"
+            replica.role in {"settling", "active", "suspended"},
+            f"a COPY is acknowledged to {replica.role}",
         )
         holding = self.holdings.get(line.to)
         _require(holding is not None, f"store {line.to} has no replica")
@@ -421,7 +435,7 @@ class Shard:
     def caught_up(self, line: trace.CaughtUp) -> None:
         """Check that who is proposed for admission is a learner."""
         replica = self.replicas[line.store, line.inc]
-        _require(replica.role == "active", f"proposed by one that is {replica.role}")
+        _require(replica.role in {"active", "suspended"}, f"proposed by one that is {replica.role}")
         known = [conf for conf in self.confs.values() if conf.epoch >= replica.epoch]
         learners = {conf.member(copy).store for conf in known for copy in conf.learners}
         _require(line.to in learners, f"store {line.to} is no learner")
