@@ -207,7 +207,7 @@ def any_conf(draw: st.DrawFn) -> ShardConf:
     )
 
 
-@settings(max_examples=1_000, deadline=None, derandomize=True)
+@settings(max_examples=500, deadline=None, derandomize=True)
 @given(any_conf())
 def test_both_agree_on_what_a_configuration_is(conf: ShardConf) -> None:
     try:
