@@ -185,25 +185,46 @@ def test_both_agree_and_every_transition_is_taken() -> None:
 
 
 copies = st.integers(min_value=0, max_value=4)
+numbers = st.sampled_from([0, 1, 2, 2**53 - 1, 2**53])
 
 
 @st.composite
 def any_conf(draw: st.DrawFn) -> ShardConf:
-    """Mostly unsound: lists in any order, with repetitions and strangers."""
-    members = draw(st.lists(st.tuples(copies, st.integers(0, 5)), max_size=5))
-    sort = draw(st.booleans())
-    if sort:
-        members = sorted({copy: (copy, store) for copy, store in members}.values())
-    return replace(
-        start(),
-        epoch=draw(st.integers(0, 2)),
-        rf=draw(st.integers(0, 9)),
-        min_write=draw(st.integers(0, 3)),
-        primary=draw(copies),
-        isr=tuple(draw(st.lists(copies, max_size=4, unique=sort).map(sorted if sort else list))),
-        learners=tuple(draw(st.lists(copies, max_size=2))),
-        members=tuple(member(copy, store) for copy, store in members),
-        history_id=draw(st.sampled_from([0, 7, 2**53 - 1, 2**53])),
+    """Give a sound one with one thing changed, which may leave it sound or not."""
+    members = tuple(member(copy, copy + 1) for copy in range(4))
+    base = replace(start(), isr=(0, 1), learners=(2,), members=members)
+    some = tuple(draw(st.lists(copies, max_size=3)))
+    number = draw(numbers)
+    place = draw(st.integers(0, 3))
+    changed = list(members)
+    changed[place] = draw(
+        st.sampled_from(
+            [
+                replace(members[place], store=number),
+                replace(members[place], incarnation=number),
+                replace(members[place], copy=draw(copies)),
+                members[(place + 1) % 4],
+            ]
+        )
+    )
+    many = tuple(member(copy, copy + 1) for copy in range(draw(st.integers(6, 10))))
+    return draw(
+        st.sampled_from(
+            [
+                base,
+                replace(base, isr=some),
+                replace(base, learners=some),
+                replace(base, members=tuple(changed)),
+                replace(base, members=many),
+                replace(base, primary=draw(copies)),
+                replace(base, rf=draw(st.integers(0, 9))),
+                replace(base, min_write=draw(st.integers(0, 4))),
+                replace(base, epoch=number),
+                replace(base, volume_id=number),
+                replace(base, history_id=number),
+                replace(base, attach_epoch=number),
+            ]
+        )
     )
 
 
