@@ -214,6 +214,7 @@ def any_conf(draw: st.DrawFn) -> ShardConf:
                 base,
                 replace(base, isr=some),
                 replace(base, learners=some),
+                replace(base, learners=(draw(st.integers(2, 4)),)),
                 replace(base, members=tuple(changed)),
                 replace(base, members=many),
                 replace(base, primary=draw(copies)),
