@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import hypothesis.strategies as st
 import msgspec
@@ -259,3 +259,37 @@ def test_steps_that_nothing_makes_have_no_name() -> None:
         replace(new, learners=(), members=(member(0, 1, 2), *old.members[1:])),
     ]:
         assert spec.step_name(old, wrong) is None, wrong
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"isr": (1, 0)},
+        {"learners": (3, 2)},
+        {"learners": (2, 2)},
+        {"learners": (1,)},
+        {"learners": (7,)},
+        {"isr": ()},
+        {"isr": (1,)},
+        {"members": (member(0, 1), member(1, 2), member(2, 2), member(3, 4))},
+        {"members": tuple(member(copy, copy + 1) for copy in range(9))},
+        {"members": (member(0, 1), member(1, 2), member(2, 0), member(3, 4))},
+        {"rf": 9},
+        {"min_write": 0},
+        {"min_write": 4},
+        {"epoch": 0},
+        {"epoch": 2**53},
+        {"history_id": 2**53},
+        {"attach_epoch": 2**53},
+    ],
+    ids=str,
+)
+def test_both_refuse_each_unsound_configuration(change: dict[str, Any]) -> None:
+    members = tuple(member(copy, copy + 1) for copy in range(4))
+    base = replace(start(), isr=(0, 1), learners=(2,), members=members)
+    spec.check_sound(base)
+    assert steps.decode(steps.encode(base)) == base
+    with pytest.raises(spec.Refused):
+        spec.check_sound(replace(base, **change))
+    with pytest.raises(PureFlashError):
+        steps.encode(replace(base, **change))
