@@ -1,7 +1,9 @@
 """A fake of `pureflash._core` for tests of the processes around it: no data path, all bookkeeping.
 
 A fake disk is a JSON file, so replicas survive a restart as they do on a real one. Answers come as
-events through an eventfd, never from within a command, as the contract says.
+events through an eventfd, never from within a command, as the contract says. A replica follows a
+configuration at once and has the role that it gives to this store's life: a primary is active, and
+nothing is ever to be settled or copied. `propose` and `ask_for_conf` let a test speak for one.
 """
 
 from __future__ import annotations
@@ -11,6 +13,9 @@ import os
 import uuid
 from pathlib import Path
 from typing import Any
+
+from pureflash.model.conf import decode
+from pureflash.model.domain import ShardConf
 
 
 class _Events:
@@ -55,6 +60,9 @@ class FakeStoreNode:
         self.store_id = store_id
         self.incarnation = incarnation
         self.refuse: tuple[int, str] | None = None
+        self.peers: list[tuple[int, int, str]] = []
+        self.over: set[tuple[int, int]] = set()
+        self.resyncs: dict[tuple[int, int], list[dict[str, int]]] = {}
         self._listen = listen
         self._path = Path(disks[0]["path"])
         self._events = _Events()
@@ -77,8 +85,16 @@ class FakeStoreNode:
         index: int,
         copy: int,
         size_bytes: int,
+        disk_uuid: str,
         conf: bytes,
     ) -> None:
+        disk = self._read()
+        if disk["disk_uuid"] != disk_uuid:
+            self._events.push("failed", request_id, 23, f"no disk {disk_uuid}")
+            return
+        if known := disk["replicas"].get(f"{volume_id}/{index}"):
+            self._follow(request_id, known, conf)
+            return
         replica = {
             "volume_id": volume_id,
             "index": index,
@@ -86,8 +102,9 @@ class FakeStoreNode:
             "size_bytes": size_bytes,
             "disk": 0,
             "lane": 0,
-            "conf": conf.decode(),
+            "conf": conf.hex(),
             "commit_seq": 0,
+            "complete_seq": 0,
             "used_bytes": 0,
         }
         self._change(request_id, volume_id, index, replica)
@@ -99,11 +116,48 @@ class FakeStoreNode:
         self._update(request_id, volume_id, index, {"size_bytes": size_bytes})
 
     def set_conf(self, request_id: int, volume_id: int, index: int, conf: bytes) -> None:
-        self._update(request_id, volume_id, index, {"conf": conf.decode()})
+        known = self._read()["replicas"].get(f"{volume_id}/{index}")
+        if known is None:
+            self._events.push("failed", request_id, 23, "no such replica")
+        else:
+            self._follow(request_id, known, conf)
+
+    def set_peers(self, peers: list[tuple[int, int, str]]) -> None:
+        self.peers = peers
+
+    def dead(self, store: int, incarnation: int) -> None:
+        self.over.add((store, incarnation))
 
     def replicas(self) -> list[dict[str, Any]]:
-        found = self._read()["replicas"].values()
-        return [replica | {"conf": replica["conf"].encode()} for replica in found]
+        return [self._report(replica) for replica in self._read()["replicas"].values()]
+
+    def propose(self, volume_id: int, index: int, transition: dict[str, Any]) -> None:
+        """Let a replica of this store ask for a transition of the configuration it follows."""
+        replica = self._read()["replicas"][f"{volume_id}/{index}"]
+        self._events.push("proposal", volume_id, index, conf_of(replica).epoch, transition)
+
+    def ask_for_conf(self, volume_id: int, index: int, *, newer_than: int) -> None:
+        """Let a replica of this store ask for a newer configuration."""
+        self._events.push("fetch_conf", volume_id, index, newer_than)
+
+    def conf(self, volume_id: int, index: int) -> ShardConf:
+        """Give the configuration that a replica follows."""
+        return conf_of(self._read()["replicas"][f"{volume_id}/{index}"])
+
+    def _report(self, replica: dict[str, Any]) -> dict[str, Any]:
+        conf = conf_of(replica)
+        key = (replica["volume_id"], replica["index"])
+        return replica | {
+            "epoch": conf.epoch,
+            "promised": conf.epoch,
+            "role": role_in(conf, store=self.store_id, incarnation=self.incarnation),
+            "resyncs": self.resyncs.get(key, []),
+        }
+
+    def _follow(self, request_id: int, replica: dict[str, Any], conf: bytes) -> None:
+        is_newer = decode(conf).epoch > conf_of(replica).epoch
+        new = {"conf": conf.hex()} if is_newer else {}
+        self._change(request_id, replica["volume_id"], replica["index"], replica | new)
 
     def stats(self) -> dict[str, Any]:
         disk = self._read()
@@ -152,6 +206,22 @@ class FakeStoreNode:
             disk["replicas"][f"{volume_id}/{index}"] = replica
         self._path.write_text(json.dumps(disk))
         self._events.push("done", request_id, None)
+
+
+def conf_of(replica: dict[str, Any]) -> ShardConf:
+    """Read the configuration in a replica's record on a fake disk."""
+    return decode(bytes.fromhex(replica["conf"]))
+
+
+def role_in(conf: ShardConf, *, store: int, incarnation: int) -> str:
+    """Give the role that a configuration has for a life of a store, as a replica reports it."""
+    lives = ((one.store, one.incarnation, one.copy) for one in conf.members)
+    copy = next((copy for *life, copy in lives if life == [store, incarnation]), None)
+    if copy == conf.primary:
+        return "active"
+    if copy in conf.isr:
+        return "secondary"
+    return "learner" if copy in conf.learners else "out"
 
 
 class FakeGateway:

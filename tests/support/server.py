@@ -16,9 +16,11 @@ from pureflash.api.app import create_app
 from pureflash.api.server import SocketServer, SystemClock
 from pureflash.client.api import Api
 from pureflash.conductor.service import Conductor, Identity
+from pureflash.conductor.states import volume_state
+from pureflash.conductor.view import View
 from pureflash.metastore.memory import MemoryMetastore
 from pureflash.metastore.records import Records
-from pureflash.model.domain import Disk
+from pureflash.model.domain import Disk, HealthState
 from pureflash.process.lifecycle import next_incarnation
 from pureflash.process.link import AgentLink
 from pureflash.process.net import bind_tcp
@@ -100,6 +102,12 @@ class Served:
             await asyncio.gather(task, return_exceptions=True)
             asyncio.get_running_loop().remove_reader(node.fileno())
             node.close()
+
+
+def is_healthy(view: View) -> bool:
+    """Whether all volumes are served from all their copies."""
+    volumes = view.volumes.values()
+    return all(volume_state(view, one)[0] is HealthState.HEALTHY for one in volumes)
 
 
 @asynccontextmanager

@@ -10,12 +10,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 
+from tests.support.fake_core import role_in
+
 from pureflash.conductor.agents import Session
 from pureflash.conductor.service import Conductor, Identity
 from pureflash.errors import PureFlashError
 from pureflash.metastore.memory import MemoryMetastore
 from pureflash.metastore.records import Records
-from pureflash.model.domain import Disk
+from pureflash.model.conf import Admit
+from pureflash.model.domain import Disk, ShardConf
 from pureflash.model.messages import (
     Applied,
     CreateReplica,
@@ -24,9 +27,11 @@ from pureflash.model.messages import (
     ExportReport,
     ExportsApplied,
     Heartbeat,
+    Proposal,
     RegisterGateway,
     RegisterStore,
     ReplicaReport,
+    ReplicaTransition,
     ResizeReplica,
     SetConf,
     SetExports,
@@ -76,12 +81,19 @@ class ListLog:
 
 @dataclass
 class SimStore:
-    """A store: one disk, replicas by (volume, index)."""
+    """A store: one disk, replicas by (volume, index), each with the configuration it follows.
+
+    A replica follows a newer configuration at once, and a primary proposes at once to admit its
+    learners, as if there were nothing to copy.
+    """
 
     id: int
     size_bytes: int = 10 * GIB
     incarnation: int = 1
-    replicas: dict[tuple[int, int], ReplicaReport] = field(default_factory=dict)
+    sizes: dict[tuple[int, int], int] = field(default_factory=dict)
+    confs: dict[tuple[int, int], ShardConf] = field(default_factory=dict)
+    complete: dict[tuple[int, int], int] = field(default_factory=dict)
+    disk_state: str = "ok"
     session: Session | None = None
     refusal: tuple[int, str] | None = None
     told: list[object] = field(default_factory=list)
@@ -90,8 +102,8 @@ class SimStore:
         disk = Disk(
             index=0,
             path="disk0.img",
-            disk_uuid=f"disk-{self.id}",
-            format_uuid=f"format-{self.id}",
+            disk_uuid=f"{self.id:032x}",
+            format_uuid=f"{self.id + 1000:032x}",
             size_bytes=self.size_bytes,
         )
         return RegisterStore(
@@ -110,8 +122,44 @@ class SimStore:
     def report(self) -> DiskReport:
         total = self.size_bytes
         return DiskReport(
-            index=0, state="ok", reason="", engine="mem", bytes_total=total, bytes_free=total
+            index=0,
+            state=self.disk_state,
+            reason="" if self.disk_state == "ok" else "a flush failed",
+            engine="mem",
+            bytes_total=total,
+            bytes_free=total,
         )
+
+    @property
+    def replicas(self) -> dict[tuple[int, int], ReplicaReport]:
+        """Give what the store would report."""
+        return {key: self._report(key) for key in self.sizes}
+
+    def _report(self, key: tuple[int, int]) -> ReplicaReport:
+        conf = self.confs[key]
+        copy = next(member.copy for member in conf.members if member.store == self.id)
+        return ReplicaReport(
+            volume_id=key[0],
+            index=key[1],
+            copy=copy,
+            size_bytes=self.sizes[key],
+            epoch=conf.epoch,
+            promised=conf.epoch,
+            complete_seq=self.complete.get(key, 0),
+            role=role_in(conf, store=self.id, incarnation=self.incarnation),
+            disk=0,
+            used_bytes=0,
+        )
+
+    def wishes(self) -> list[tuple[ShardConf, Admit]]:
+        """Give what primaries on this store propose: to admit their learners, one at a time."""
+        return [
+            (conf, Admit(copy=member.copy, incarnation=member.incarnation))
+            for key, conf in sorted(self.confs.items())
+            if self._report(key).role == "active"
+            for member in conf.members
+            if member.copy in conf.learners[:1]
+        ]
 
     def carry_out(self, command: object) -> Applied:
         self.told.append(command)
@@ -122,32 +170,23 @@ class SimStore:
         key = (command.volume_id, command.index)
         match command:
             case CreateReplica():
-                self.replicas[key] = ReplicaReport(
-                    volume_id=command.volume_id,
-                    index=command.index,
-                    copy=command.copy,
-                    size_bytes=command.size_bytes,
-                    epoch=1,
-                    disk=0,
-                    used_bytes=0,
-                )
+                assert command.disk == f"{self.id:032x}", "it goes where the configuration has it"
+                self.sizes.setdefault(key, command.size_bytes)
+                self._follow(key, command.conf)
             case DeleteReplica():
-                self.replicas.pop(key, None)
+                self.sizes.pop(key, None)
+                self.confs.pop(key, None)
+                self.complete.pop(key, None)
             case ResizeReplica():
-                old = self.replicas[key]
-                self.replicas[key] = ReplicaReport(
-                    volume_id=old.volume_id,
-                    index=old.index,
-                    copy=old.copy,
-                    size_bytes=command.size_bytes,
-                    epoch=old.epoch,
-                    disk=0,
-                    used_bytes=0,
-                )
+                self.sizes[key] = command.size_bytes
             case SetConf():
-                raise AssertionError("no configuration changes in this version")
+                self._follow(key, command.conf)
         replica = self.replicas.get(key)
         return Applied(id=command.id, term=command.term, code=0, replica=replica)
+
+    def _follow(self, key: tuple[int, int], conf: ShardConf) -> None:
+        if key not in self.confs or conf.epoch > self.confs[key].epoch:
+            self.confs[key] = conf
 
 
 class World:
@@ -202,16 +241,51 @@ class World:
     async def beat(self, number: int) -> None:
         store = self.stores[number]
         assert store.session is not None
-        beat = Heartbeat(id=0, term=self.conductor.term, disk_reports=(store.report(),))
+        beat = Heartbeat(
+            id=0,
+            term=self.conductor.term,
+            disk_reports=(store.report(),),
+            replicas=tuple(store.replicas.values()),
+        )
         await self.conductor.receive(store.session, beat)
 
     async def pump(self) -> None:
         """Reconcile and answer until nothing moves."""
+        proposed: set[tuple[int, int, int]] = set()
         for _ in range(ROUNDS_MAX):
             await self.conductor.reconcile()
-            if not await self._answer_all():
+            has_moved = await self._answer_all()
+            if not await self._propose_all(proposed) and not has_moved:
                 return
         raise AssertionError("the world does not come to rest")
+
+    async def _propose_all(self, proposed: set[tuple[int, int, int]]) -> bool:
+        """Let primaries propose to admit the learners that they reach, once per epoch."""
+        has_moved = False
+        for store in self.stores.values():
+            for conf, wish in store.wishes() if store.session is not None else ():
+                place = (conf.volume_id, conf.index, conf.epoch)
+                learner = self.stores[conf.member(wish.copy).store]
+                is_there = learner.session is not None and learner.incarnation == wish.incarnation
+                if place in proposed or not is_there:
+                    continue
+                proposed.add(place)
+                has_moved = True
+                await self.propose(store, conf, wish)
+        return has_moved
+
+    async def propose(self, store: SimStore, conf: ShardConf, wish: ReplicaTransition) -> None:
+        """Let the replica on `store` propose for the configuration that it follows."""
+        assert store.session is not None
+        message = Proposal(
+            id=0,
+            term=self.conductor.term,
+            volume_id=conf.volume_id,
+            index=conf.index,
+            epoch=conf.epoch,
+            transition=wish,
+        )
+        await self.conductor.receive(store.session, message)
 
     async def _answer_all(self) -> bool:
         has_moved = False
@@ -246,7 +320,7 @@ class World:
 
     def held(self) -> set[tuple[int, int]]:
         """Give the shards that any store holds a replica of."""
-        return {key for store in self.stores.values() for key in store.replicas}
+        return {key for store in self.stores.values() for key in store.sizes}
 
     def check_rest(self) -> None:
         """Assert what is true whenever the world has come to rest with all stores online."""
@@ -261,9 +335,12 @@ class World:
         assert set(view.shards) == wanted == self.held()
         for key, conf in view.shards.items():
             volume = view.volumes[key[0]]
-            (member,) = conf.members
-            replica = self.stores[member.store].replicas[key]
-            assert replica.size_bytes == volume.shard_bytes(key[1])
+            assert len(conf.members) == len(conf.isr) == conf.rf == volume.replicas
+            for member in conf.members:
+                store = self.stores[member.store]
+                assert member.incarnation == store.incarnation
+                assert store.confs[key] == conf
+                assert store.sizes[key] == volume.shard_bytes(key[1])
         assert all(job.is_finished for job in view.jobs.values())
         assert all(export.volume_id in view.volumes for export in view.exports.values())
 

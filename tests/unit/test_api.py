@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.support.server import TOKEN, Served, serving
+from tests.support.server import TOKEN, Served, is_healthy, serving
 from tests.support.world import GIB
 
 from pureflash.errors import CallerError, Code, PureFlashError, SecurityError
@@ -52,10 +52,10 @@ async def test_a_volume_lives_from_creation_to_deletion(tmp_path: Path) -> None:
             (1, 1, [1], 1),
         ]
         assert [r["size_bytes"] for r in node.replicas()] == [2 * GIB, GIB]
-        confs = [json.loads(replica["conf"]) for replica in node.replicas()]
-        assert [(conf["epoch"], conf["isr"], conf["index"]) for conf in confs] == [
-            (1, [0], 0),
-            (1, [0], 1),
+        confs = [node.conf(made.id, index) for index in range(2)]
+        assert [(conf.epoch, conf.isr, conf.index) for conf in confs] == [
+            (1, (0,), 0),
+            (1, (0,), 1),
         ]
         grown = await served.call("resize_volume", "v1", size_bytes=5 * GIB, if_version=1)
         assert (grown.state, grown.version, len(grown.shards)) == ("healthy", 2, 3)
@@ -82,8 +82,9 @@ async def test_a_store_that_comes_back_serves_what_it_had(tmp_path: Path) -> Non
             await served.call("store_exited", "s1", incarnation=first)
             assert (await served.call("volume", "v1")).state == "offline"
         async with served.store(1) as node:
-            assert await served.conductor.wait_for(lambda view: view.is_online(1), timeout_s=10)
-            assert (await served.call("volume", "v1")).state == "healthy"
+            assert await served.conductor.wait_for(is_healthy, timeout_s=10)
+            shard = (await served.call("volume", "v1")).shards[0]
+            assert (shard.epoch, shard.isr) == (2, [1]), "opened again in its new life"
             assert (await served.call("stores"))[0].incarnation == first + 1
             assert len(node.replicas()) == 1
             spec = await served.call("attach_volume", "v1")
@@ -145,7 +146,7 @@ async def test_open_pages_need_no_token_and_fetch_nothing_from_elsewhere(tmp_pat
         ("POST", "/v1/volumes", '{"name":"V 1","size_bytes":4096}', 400, "INVALID"),
         ("POST", "/v1/volumes", '{"name":"17","size_bytes":4096}', 400, "INVALID"),
         ("POST", "/v1/volumes", '{"name":"v1","size_bytes":9007199254740992}', 413, "LIMIT"),
-        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":4096,"replicas":3}', 501, "UNSUPPORTED"),
+        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":4096,"replicas":3}', 503, "UNAVAILABLE"),
         ("POST", "/v1/volumes", '{"name":"v1","size_bytes":4096,"replicas":0}', 400, "INVALID"),
         (
             "POST",
@@ -154,7 +155,7 @@ async def test_open_pages_need_no_token_and_fetch_nothing_from_elsewhere(tmp_pat
             400,
             "INVALID",
         ),
-        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":1099511627776}', 507, "NO_SPACE"),
+        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":1099511627776}', 503, "UNAVAILABLE"),
         ("POST", "/v1/volumes", " " * (1 << 20) + "{}", 413, "LIMIT"),
         ("GET", "/v1/volumes?limit=0", None, 400, "INVALID"),
         ("GET", "/v1/volumes?cursor=x", None, 400, "INVALID"),

@@ -238,7 +238,7 @@ def test_a_configuration_is_stored_before_a_store_is_told() -> None:
         await world.pump()
         told = [command for command in world.stores[1].told if isinstance(command, CreateReplica)]
         assert sorted(command.index for command in told) == [0, 1]
-        stored = {conf.index: planner.encode_conf(conf) for conf in view.shards.values()}
+        stored = {conf.index: conf for conf in view.shards.values()}
         assert {command.index: command.conf for command in told} == stored
 
     run(story())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.fake_core import FakeCore
-from tests.support.server import TOKEN, Served, serving
+from tests.support.server import TOKEN, Served, is_healthy, serving
 from tests.support.world import CLUSTER, GIB
 
 from pureflash.errors import PureFlashError
@@ -104,7 +104,7 @@ async def test_a_store_formats_joins_stops_and_comes_back_as_a_newer_incarnation
 
         task = await run_store(served, core, tmp_path)
         assert core.nodes[1].incarnation > core.nodes[0].incarnation
-        assert (await served.call("volume", "v1")).state == "healthy"
+        assert await served.conductor.wait_for(is_healthy, timeout_s=10)
         await stop(task)
 
 

@@ -61,14 +61,16 @@ def _counts(by_state: Mapping[str, int]) -> str:
 
 
 def _store_table(stores: Sequence[StoreView]) -> list[str]:
-    lines = [f"  {'STORE':<8} {'STATE':<10} {'ADDRESS':<22} {'REPLICAS':>8}  DISKS"]
+    lines = [f"  {'STORE':<8} {'STATE':<10} {'ADDRESS':<22} {'REPLICAS':>14}  DISKS"]
     for store in stores[:STORES_SHOWN]:
         disks = ", ".join(
             f"{disk.state} {_free(disk.bytes_free)} of {format_size(disk.size_bytes)}"
             for disk in store.disks
         )
+        out = f" ({store.replicas_out} out)" if store.replicas_out else ""
+        replicas = f"{store.replicas}{out}"
         lines.append(
-            f"  {store.name:<8} {store.state:<10} {store.address:<22} {store.replicas:>8}  {disks}"
+            f"  {store.name:<8} {store.state:<10} {store.address:<22} {replicas:>14}  {disks}"
         )
     if len(stores) > STORES_SHOWN:
         lines.append(f"  and {len(stores) - STORES_SHOWN} more: pf store list")

@@ -40,10 +40,11 @@ def list_stores(
         Column("ADDRESS", lambda s: s.address),
         Column("DISKS", lambda s: str(len(s.disks))),
         Column("REPLICAS", lambda s: str(s.replicas)),
+        Column("OUT", lambda s: str(s.replicas_out)),
         Column("HEARD", lambda s: "-" if s.silent_ms is None else f"{s.silent_ms} ms ago"),
         Column("ID", lambda s: str(s.id), is_wide=True),
         Column("INCARNATION", lambda s: str(s.incarnation), is_wide=True),
-        Column("REASON", lambda s: s.reason, is_wide=True),
+        Column("REASON", lambda s: "; ".join(filter(None, [s.reason, s.out_reason]))),
     ]
     print_list(stores, columns, name=lambda s: s.name, output=output, is_bare=bare)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -21,7 +21,10 @@ from pureflash.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pureflash.model.rest import VolumeView
+    from pureflash.model.rest import MemberView, ShardView, VolumeView
+
+SHARDS_SHOWN: Final = 16
+"""More would leave the screen; `-o wide` has them all."""
 
 app = typer.Typer(help="Volumes: create, look at, resize, delete.", no_args_is_help=True)
 
@@ -180,6 +183,8 @@ def _print_volume(volume: VolumeView, output: Output) -> None:
         ("name", volume.name),
         ("id", str(volume.id)),
         ("state", f"{volume.state}{': ' + volume.reason if volume.reason else ''}"),
+        ("I/O", volume.io),
+        *([("leaves by", volume.leaves_by)] if volume.leaves_by else []),
         ("size", format_size(volume.size_bytes)),
         ("used", used),
         ("replicas", str(volume.replicas)),
@@ -188,10 +193,36 @@ def _print_volume(volume: VolumeView, output: Output) -> None:
         ("version", str(volume.version)),
     ]
     print_object(volume, lines, name=volume.name, output=output)
-    if output is Output.WIDE:
-        typer.echo("")
-        rows = [
-            [str(shard.index), str(shard.epoch), shard.state, str(shard.primary), shard.reason]
-            for shard in volume.shards
-        ]
-        print_rows(["SHARD", "EPOCH", "STATE", "PRIMARY", "REASON"], rows, is_bare=False)
+    is_table = output is Output.TABLE and volume.replicas > 1
+    if not is_table and output is not Output.WIDE:
+        return
+    shown = volume.shards if output is Output.WIDE else volume.shards[:SHARDS_SHOWN]
+    typer.echo("")
+    titles = ["SHARD", "EPOCH", "STATE", "PRIMARY", "IN-SYNC", "LEARNERS", "OUT", "REASON"]
+    print_rows(titles, [_shard_row(shard) for shard in shown], is_bare=False)
+    if len(shown) < len(volume.shards):
+        typer.echo(f"and {len(volume.shards) - len(shown)} more: -o wide")
+
+
+def _shard_row(shard: ShardView) -> list[str]:
+    def named(*roles: str) -> str:
+        return " ".join(_member_text(one) for one in shard.members if one.role in roles) or "-"
+
+    return [
+        str(shard.index),
+        str(shard.epoch),
+        shard.state,
+        named("primary"),
+        named("primary", "secondary"),
+        named("learner"),
+        named("out"),
+        shard.reason,
+    ]
+
+
+def _member_text(member: MemberView) -> str:
+    """Name the store of a copy; of a learner also how much of it has been copied."""
+    if member.regions_left is None or member.regions_copied is None:
+        return member.name
+    total = member.regions_copied + member.regions_left
+    return f"{member.name}:{100 * member.regions_copied // total if total else 100}%"

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from pureflash.conductor.requests import capacity
-from pureflash.conductor.states import export_view, volume_state
+from pureflash.conductor.states import export_view, store_view, volume_state
 from pureflash.conductor.view import View
 from pureflash.model.domain import HealthState, StoreState, VolumeIntent
 from pureflash.model.rest import CapacityView, HealthView
@@ -36,6 +36,9 @@ CODES: Final[dict[str, tuple[Severity, str]]] = {
     "DISK_FULL": (Severity.ERROR, "A disk takes overwrites only; new data has no place"),
     "VOLUME_OFFLINE": (Severity.ERROR, "A volume cannot serve I/O until something comes back"),
     "VOLUME_PARKED": (Severity.WARN, "A volume keeps I/O waiting; it goes on by itself"),
+    "VOLUME_SINGLE_COPY": (Severity.WARN, "A volume has one copy in sync: its loss loses data"),
+    "VOLUME_DEGRADED": (Severity.WARN, "A volume has fewer copies in sync than it should"),
+    "REPLICAS_OUT": (Severity.WARN, "A store node holds replicas that are not in sync"),
     "EXPORT_NOT_READY": (Severity.WARN, "An export is wanted but clients cannot connect to it"),
     "GATEWAY_OFFLINE": (Severity.WARN, "A gateway with exports is not connected"),
     "REPLICA_UNKNOWN": (Severity.WARN, "A store holds a replica that no volume has"),
@@ -97,6 +100,9 @@ def _stores(view: View) -> Iterator[HealthView]:
         elif seen.state is StoreState.SUSPECTED:
             step = f"look at its machine; its log: pf logs {store.name}"
             yield finding("STORE_SUSPECTED", store.name, seen.cause, step)
+        elif why := store_view(view, store).out_reason:
+            step = "nothing, they are made equal by themselves; see `pf volume explain NAME`"
+            yield finding("REPLICAS_OUT", store.name, why, step)
         for volume_id, index in seen.replicas:
             if (volume_id, index) not in view.shards:
                 cause = f"shard {index} of volume {volume_id} has no record"
@@ -132,6 +138,10 @@ def _volumes(view: View) -> Iterator[HealthView]:
             yield finding("VOLUME_OFFLINE", volume.name, reason, step)
         elif state is HealthState.PARKED:
             yield finding("VOLUME_PARKED", volume.name, reason, step)
+        elif state is HealthState.SINGLE_COPY:
+            yield finding("VOLUME_SINGLE_COPY", volume.name, reason, step)
+        elif state is HealthState.DEGRADED:
+            yield finding("VOLUME_DEGRADED", volume.name, reason, step)
 
 
 def _exports(view: View) -> Iterator[HealthView]:

@@ -1,8 +1,10 @@
 """Placement: which disk holds a replica. Pure, and the same view gives the same answer.
 
-Rules. Replicas of a shard lie on distinct stores. A disk takes a replica only if what it has
-promised, with the replica, stays within usable x `overcommit_ratio`. Of those that can take it the
-one with the most room left wins, which spreads the shards of a volume; ties go to the lower id.
+Rules. Replicas of a shard lie on distinct stores, so as many stores as replicas have to be online;
+nothing is placed on fewer, as the missing copies would not be made later. A disk takes a replica
+only if what it has promised, with the replica, stays within usable x `overcommit_ratio`. Of those
+that can take it the one with the most room left wins, which spreads the shards of a volume; ties go
+to the lower id.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pureflash.conductor.view import View, promised_by_disk, usable_bytes
-from pureflash.errors import Code, MediaError
+from pureflash.errors import ClusterError, Code, MediaError
 from pureflash.model.domain import Disk, Store
 from pureflash.units import format_size
 
@@ -39,11 +41,28 @@ def rooms(view: View) -> list[Room]:
     return found
 
 
+def check_stores(replicas: int, available: Sequence[Room]) -> None:
+    """Refuse what has too few stores. Errors: ClusterError UNAVAILABLE, which says how many."""
+    names = sorted({room.store.name for room in available})
+    if len(names) >= replicas:
+        return
+    needed = f"{replicas} replicas need {replicas} stores" if replicas > 1 else "a store is needed"
+    online = f"{len(names)} online ({', '.join(names)})" if names else "no store is online"
+    fewer = f", or use --replicas {len(names)}" if names else ""
+    raise ClusterError(
+        Code.UNAVAILABLE,
+        f"{needed}; {online}",
+        next_step=f"see `pf store list`; start or add stores and try again{fewer}",
+    )
+
+
 def place_shard(size_bytes: int, replicas: int, available: Sequence[Room]) -> list[Room]:
     """Choose `replicas` disks on distinct stores and take `size_bytes` from the room of each.
 
-    Errors: MediaError NO_SPACE, which says what is missing; nothing is taken then.
+    Errors: as `check_stores`; MediaError NO_SPACE, which says what is missing. Nothing is taken
+    then.
     """
+    check_stores(replicas, available)
     chosen: list[Room] = []
     for room in sorted(available, key=lambda room: (-room.room_bytes, room.store.id)):
         if room.room_bytes < size_bytes or len(chosen) == replicas:
@@ -58,17 +77,13 @@ def place_shard(size_bytes: int, replicas: int, available: Sequence[Room]) -> li
 
 
 def _no_room(size_bytes: int, replicas: int, available: Sequence[Room]) -> MediaError:
-    if not available:
-        return MediaError(
-            Code.NO_SPACE,
-            "no store is online",
-            next_step="see `pf store list`; start the stores and try again",
-        )
+    fitting = {room.store.id for room in available if room.room_bytes >= size_bytes}
     largest = max(0, *(room.room_bytes for room in available), 0)
     return MediaError(
         Code.NO_SPACE,
-        f"{replicas} replica(s) of a shard of {format_size(size_bytes)} do not fit on distinct"
-        f" stores; the largest room on a disk is {format_size(largest)}",
+        f"{replicas} replica(s) of a shard of {format_size(size_bytes)} need {replicas} store(s)"
+        f" with room for it and {len(fitting)} have it; the largest room on a disk is"
+        f" {format_size(largest)}",
         next_step="use a smaller --shard-size, delete volumes, add a disk, or raise the property"
         " overcommit_ratio",
     )

@@ -24,7 +24,7 @@ from pureflash.conductor.first_conf import first_conf
 from pureflash.conductor.placement import place_shard, rooms
 from pureflash.conductor.requests import DELETE_JOB
 from pureflash.conductor.view import View
-from pureflash.errors import MediaError
+from pureflash.errors import ClusterError, MediaError
 from pureflash.metastore import keys
 from pureflash.metastore.records import Write
 from pureflash.model.domain import (
@@ -183,11 +183,11 @@ def _plan_new_shards(view: View) -> Iterator[Write]:
     available = rooms(view)
     for volume, index in missing:
         try:
-            (room,) = place_shard(volume.shard_bytes(index), volume.replicas, available)
-        except MediaError:
+            placed = place_shard(volume.shard_bytes(index), volume.replicas, available)
+        except (MediaError, ClusterError):
             continue  # shown as the shard's reason (`states`); planned again when there is room
-        conf = first_conf(volume, index, store=room.store, disk=room.disk)
-        reason = f"most room is on {room.store.name}"
+        conf = first_conf(volume, index, placed=placed)
+        reason = f"most room is on {', '.join(room.store.name for room in placed)}"
         yield Write(keys.shard(volume.id, index), conf, reason)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pureflash.conductor.placement import Room, place_shard, rooms
+from pureflash.conductor.placement import Room, check_stores, place_shard, rooms
 from pureflash.conductor.view import View, usable_bytes
 from pureflash.errors import (
     CallerError,
@@ -95,7 +95,7 @@ def new_volume(
 ) -> Volume:
     """Judge a wish for a volume; gives the record, with the next free id.
 
-    Errors: INVALID, LIMIT, ALREADY_EXISTS, UNSUPPORTED, NO_SPACE.
+    Errors: INVALID, LIMIT, ALREADY_EXISTS, NO_SPACE, UNAVAILABLE with too few stores.
     """
     check_name(name)
     _check_size(size_bytes)
@@ -120,7 +120,7 @@ def new_volume(
 def resized(view: View, volume: Volume, *, size_bytes: int, if_version: int | None) -> Volume:
     """Judge a resize; gives the changed record, or the same one when nothing changes.
 
-    Errors: INVALID for shrinking, LIMIT, IN_USE, NO_SPACE.
+    Errors: INVALID for shrinking, LIMIT, IN_USE, NO_SPACE, UNAVAILABLE with too few stores.
     """
     check_version(volume, if_version)
     _check_size(size_bytes)
@@ -266,12 +266,6 @@ def _check_size(size_bytes: int) -> None:
 def _check_replicas(replicas: int) -> None:
     if not 1 <= replicas <= REPLICAS_MAX:
         raise CallerError(Code.INVALID, f"replicas is {replicas}; use 1 to {REPLICAS_MAX}")
-    if replicas > 1:
-        raise SoftwareError(
-            Code.UNSUPPORTED,
-            f"{replicas} replicas: replication arrives with landing L4, `Main job, three replicas`",
-            next_step="use --replicas 1",
-        )
 
 
 def _check_shard_size(shard_bytes: int) -> None:
@@ -294,7 +288,10 @@ def _check_shard_count(volume: Volume) -> None:
 
 
 def _check_space(view: View, volume: Volume, *, more_bytes: int, first_shard: int) -> None:
-    """Refuse what cannot be promised: in sum, and shard by shard on the disks."""
+    """Refuse what cannot be promised: in stores, in sum, and shard by shard on the disks."""
+    available = rooms(view)
+    if first_shard < volume.shard_count:
+        check_stores(volume.replicas, available)
     now = capacity(view)
     limit = int(now.usable_bytes * view.overcommit_ratio)
     wanted = now.promised_bytes + more_bytes * volume.replicas
@@ -305,7 +302,6 @@ def _check_space(view: View, volume: Volume, *, more_bytes: int, first_shard: in
             f" the limit (usable space x overcommit_ratio {view.overcommit_ratio:g})",
             next_step="delete volumes, add a disk, or raise the property overcommit_ratio",
         )
-    available = rooms(view)
     if first_shard:
         _grow_last_shard(view, volume, first_shard - 1, available)
     for index in range(first_shard, volume.shard_count):

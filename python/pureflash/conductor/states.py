@@ -1,16 +1,38 @@
-"""States of volumes and shards, each with its cause, and the views that users see. Pure."""
+"""States of volumes and shards, each with its cause, and the views that users see. Pure.
+
+Theory of operation. A state is never stored: `judge_shard` reads it off the configuration and what
+the stores report, and says with it why it is so, what I/O does meanwhile and who leaves it. First
+the primary is looked at, because without it nothing is served; then the other copies. What one
+member lacks is said once, by `_condition` for members of the ISR and by `out_reason` for the
+others, and everything that people read is put together from these two.
+
+| State | Means | Leaves by |
+|---|---|---|
+| healthy | every copy is in sync and the primary serves | a failure |
+| degraded | served, with fewer copies than wanted or one that does not answer | the conductor |
+| single_copy | served from the only copy in sync | the conductor |
+| parked | I/O or writes wait for something that comes by itself | what is named |
+| offline | the primary is not there and nobody can take over | a person, who brings it back |
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import Final
+
+from pureflash.conductor.failover import GATHER_MS
 from pureflash.conductor.placement import place_shard, rooms
 from pureflash.conductor.view import View
-from pureflash.errors import MediaError
+from pureflash.errors import ClusterError, MediaError
 from pureflash.metastore.records import Record
 from pureflash.model.domain import (
     Cluster,
     Export,
     HealthState,
     Job,
+    Member,
     NameClaim,
     ShardConf,
     Store,
@@ -19,101 +41,325 @@ from pureflash.model.domain import (
     VolumeIntent,
     worst,
 )
+from pureflash.model.messages import ResyncReport
 from pureflash.model.rest import (
     DiskView,
     ExplainLine,
     ExportView,
     JobView,
+    MemberView,
     ShardView,
     StoreView,
     VolumeView,
     timestamp,
 )
 
+SERVED: Final = "reads and writes are served"
+WAIT: Final = "reads and writes wait; none fails"
+WRITES_WAIT: Final = "reads are served, writes wait; none fails"
+MAY_PAUSE: Final = "reads and writes are served, after a pause of up to 3 s; none fails"
+BY_ITSELF: Final = "nobody has to do anything"
 
-def shard_state(view: View, volume: Volume, index: int) -> tuple[HealthState, str]:
-    """Give the state of one shard and its cause; the cause of HEALTHY is empty.
+ROLE_TEXTS: Final = {
+    "settling": "makes the last writes equal everywhere before it serves",
+    "suspended": "was told of a newer configuration and fetches it",
+    "fenced": "is not the primary of the newest configuration any more",
+}
+"""What a primary that reports such a role is doing."""
 
-    With one replica there is no degraded: PARKED waits for something that comes by itself (I/O is
-    kept and goes on then), OFFLINE needs its store back.
-    """
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A state, its cause (empty when healthy), what I/O does, and who leaves the state."""
+
+    state: HealthState
+    cause: str
+    io: str
+    leaves_by: str
+
+
+class Condition(Enum):
+    """How a member of an ISR is, as far as its store's state and reports tell."""
+
+    FINE = "fine"
+    COMING = "coming"  # its store makes it, or lets it grow
+    REBORN = "reborn"  # another life of its store than the configuration means
+    AWAY = "away"  # suspected: it may be heard again at any time
+    GONE = "gone"
+    FAILED = "failed"  # its disk
+
+
+class OutKind(StrEnum):
+    """Why a member is not in the ISR; the values end a sentence that begins with a number."""
+
+    LEARNING = "being made equal"
+    PAUSED = "paused after an attempt that was given up"
+    WAITING = "waiting to be made equal"
+    AWAY = "on a store that is not there"
+    FAILED = "on a failed disk"
+
+
+def judge_shard(view: View, volume: Volume, index: int) -> Verdict:
+    """Say how one shard is."""
     conf = view.shards.get((volume.id, index))
     if conf is None:
-        return HealthState.PARKED, _why_not_placed(view, volume, index)
-    store_id = conf.member(conf.primary).store
-    store = view.stores.get(store_id)
-    name = store.name if store else f"store {store_id}"
-    seen = view.observation(store_id)
+        why = _why_not_placed(view, volume, index)
+        return Verdict(HealthState.PARKED, why, WAIT, "the conductor, which places it when it can")
+    return _judge_primary(view, volume, conf) or _judge_copies(view, volume, conf)
+
+
+def shard_state(view: View, volume: Volume, index: int) -> tuple[HealthState, str]:
+    """Give the state of one shard and its cause; the cause of HEALTHY is empty."""
+    verdict = judge_shard(view, volume, index)
+    return verdict.state, verdict.cause
+
+
+def _judge_primary(view: View, volume: Volume, conf: ShardConf) -> Verdict | None:
+    """Say what keeps the primary from serving; None when it serves."""
+    primary = conf.member(conf.primary)
+    condition, why = _condition(view, volume, conf, primary)
+    if condition is Condition.FINE:
+        why = _why_not_active(view, conf, primary)
+        return Verdict(HealthState.PARKED, why, WAIT, BY_ITSELF) if why else None
+    if condition is Condition.COMING:
+        return Verdict(HealthState.PARKED, why, WAIT, f"{_name(view, primary.store)}, when it can")
+    return _judge_lost_primary(view, volume, conf, why)
+
+
+def _judge_lost_primary(view: View, volume: Volume, conf: ShardConf, why: str) -> Verdict:
+    """Say who can take over from a primary that is not there."""
+    found: dict[Condition, list[str]] = {}
+    causes: list[str] = []
+    for copy in conf.isr:
+        member = conf.member(copy)
+        condition, cause = _condition(view, volume, conf, member)
+        found.setdefault(condition, []).append(_name(view, member.store))
+        if cause:
+            causes.append(cause)
+    if takers := found.get(Condition.FINE):
+        leaves_by = f"the conductor, which makes {takers[0]} primary"
+        return Verdict(HealthState.PARKED, f"{why}; another copy takes over", WAIT, leaves_by)
+    if back := found.get(Condition.REBORN):
+        others = [name for names in found.values() for name in names if name not in back]
+        leaves_by = f"the conductor, which opens it again with {', '.join(back)}"
+        if others:
+            leaves_by += f" after up to {GATHER_MS // 1000} s for {', '.join(others)}"
+        return Verdict(HealthState.PARKED, "; ".join(causes), WAIT, leaves_by)
+    if away := found.get(Condition.AWAY):
+        leaves_by = f"{' or '.join(away)}, when heard again"
+        return Verdict(HealthState.PARKED, "; ".join(causes), WAIT, leaves_by)
+    gone = found.get(Condition.GONE, [])
+    leaves_by = f"a person, who starts {' or '.join(gone)}" if gone else "a person; see `pf status`"
+    return Verdict(HealthState.OFFLINE, "; ".join(causes), WAIT, leaves_by)
+
+
+def _judge_copies(view: View, volume: Volume, conf: ShardConf) -> Verdict:
+    """Judge a shard whose primary serves by its other copies."""
+    troubles: list[str] = []
+    for copy in conf.isr:
+        condition, why = _condition(view, volume, conf, conf.member(copy))
+        if condition is Condition.COMING:
+            return Verdict(HealthState.PARKED, why, WAIT, BY_ITSELF)
+        if why:
+            troubles.append(f"{why}, and it is in the ISR")
+    out = [member for member in conf.members if member.copy not in conf.isr]
+    missing = [out_reason(view, conf, member)[1] for member in out]
+    away = sorted({_name(view, one.store) for one in out if not view.is_online(one.store)})
+    leaves_by = "the conductor, which has the missing copies made equal"
+    if away:
+        leaves_by = f"a person, who starts {', '.join(away)}; the rest happens by itself"
+    count = f"{len(conf.isr)} of {conf.rf} copies in sync"
+    cause = "; ".join([count, *missing, *troubles])
+    if len(conf.isr) < conf.min_write:
+        needed = f"a write needs {conf.min_write}"
+        cause = "; ".join([f"{count}, {needed}", *missing, *troubles])
+        return Verdict(HealthState.PARKED, cause, WRITES_WAIT, leaves_by)
+    if troubles:
+        return Verdict(HealthState.DEGRADED, cause, MAY_PAUSE, "the primary, which goes on without")
+    if len(conf.isr) >= conf.rf:
+        return Verdict(HealthState.HEALTHY, "", SERVED, "")
+    is_single = len(conf.isr) == 1
+    state = HealthState.SINGLE_COPY if is_single else HealthState.DEGRADED
+    return Verdict(state, cause, SERVED, leaves_by)
+
+
+def _condition(
+    view: View, volume: Volume, conf: ShardConf, member: Member
+) -> tuple[Condition, str]:
+    """Say how a member of the ISR is, and what is wrong with it; that is empty when FINE."""
+    key = (conf.volume_id, conf.index)
+    store = view.stores.get(member.store)
+    name = _name(view, member.store)
+    seen = view.observation(member.store)
     if seen.state is not StoreState.ONLINE:
         is_gone = seen.state is StoreState.OFFLINE
-        state = HealthState.OFFLINE if is_gone else HealthState.PARKED
-        return state, f"{name} is {seen.state}: {seen.cause}"
-    report = seen.replicas.get((volume.id, index))
-    failure = view.failures.get((store_id, volume.id, index))
+        why = f"{name} is {seen.state}: {seen.cause}"
+        return (Condition.GONE if is_gone else Condition.AWAY), why
+    report = seen.replicas.get(key)
+    failure = view.failures.get((member.store, *key))
     if report is None:
         why = f"{name} refused it: {failure.message}" if failure else f"{name} is making it"
-        return HealthState.PARKED, why
+        return Condition.COMING, why
     disk = seen.disks.get(report.disk)
     if disk is not None and disk.state == "failed":
-        return HealthState.OFFLINE, f"disk {disk.index} of {name} failed: {disk.reason}"
-    if report.size_bytes < volume.shard_bytes(index):
+        return Condition.FAILED, f"disk {disk.index} of {name} failed: {disk.reason}"
+    if store is not None and store.incarnation != member.incarnation:
+        return Condition.REBORN, f"{name} has restarted"
+    if report.size_bytes < volume.shard_bytes(conf.index):
         why = f"{name} refused: {failure.message}" if failure else f"{name} is growing it"
-        return HealthState.PARKED, why
-    return HealthState.HEALTHY, ""
+        return Condition.COMING, why
+    return Condition.FINE, ""
+
+
+def _why_not_active(view: View, conf: ShardConf, primary: Member) -> str:
+    """Say why a primary that is fine does not serve; empty when it does."""
+    name = _name(view, primary.store)
+    report = view.observation(primary.store).replicas[conf.volume_id, conf.index]
+    if report.epoch < conf.epoch:
+        return f"{name} follows epoch {report.epoch}, and {conf.epoch} is stored"
+    if report.role == "active":
+        return ""
+    return f"{name} {ROLE_TEXTS.get(report.role, f'does not serve yet: it is {report.role}')}"
+
+
+def out_reason(view: View, conf: ShardConf, member: Member) -> tuple[OutKind, str]:
+    """Say why a member is not in the ISR, as a kind and as a sentence."""
+    name = _name(view, member.store)
+    seen = view.observation(member.store)
+    if seen.state is not StoreState.ONLINE:
+        return OutKind.AWAY, f"{name} is {seen.state}: {seen.cause}"
+    report = seen.replicas.get((conf.volume_id, conf.index))
+    disk = seen.disks.get(report.disk) if report else None
+    if disk is not None and disk.state == "failed":
+        return OutKind.FAILED, f"disk {disk.index} of {name} failed: {disk.reason}"
+    if member.copy in conf.learners:
+        return OutKind.LEARNING, f"{name} is being made equal, {_progress(view, conf, member)}"
+    retry_at_ms = view.backoffs.get((conf.volume_id, conf.index, member.copy), 0)
+    if view.now_ms < retry_at_ms:
+        seconds = -(-(retry_at_ms - view.now_ms) // 1000)
+        return OutKind.PAUSED, f"{name} could not be made equal and is tried again in {seconds} s"
+    if conf.learners:
+        first = _name(view, conf.member(conf.learners[0]).store)
+        return OutKind.WAITING, f"{name} is made equal after {first}"
+    return OutKind.WAITING, f"{name} waits to be made equal"
+
+
+def _resync(view: View, conf: ShardConf, member: Member) -> ResyncReport | None:
+    """Give what the primary reports about making a member equal."""
+    primary = view.observation(conf.member(conf.primary).store)
+    report = primary.replicas.get((conf.volume_id, conf.index))
+    resyncs = report.resyncs if report else ()
+    return next((resync for resync in resyncs if resync.to == member.store), None)
+
+
+def _progress(view: View, conf: ShardConf, member: Member) -> str:
+    resync = _resync(view, conf, member)
+    if resync is None:
+        return "about to begin"
+    total = resync.regions_copied + resync.regions_left
+    percent = 100 * resync.regions_copied // total if total else 100
+    return f"{resync.regions_copied} of {total} regions copied ({percent} %)"
 
 
 def _why_not_placed(view: View, volume: Volume, index: int) -> str:
     try:
         place_shard(volume.shard_bytes(index), volume.replicas, rooms(view))
-    except MediaError as problem:
+    except (MediaError, ClusterError) as problem:
         return problem.message
     return "it is about to be placed"
 
 
+def judge_volume(view: View, volume: Volume) -> Verdict:
+    """Give the worst of a volume's shards."""
+    if volume.intent is VolumeIntent.DELETING:
+        return Verdict(HealthState.OFFLINE, "it is being deleted", "none", "its deletion")
+    verdicts = [judge_shard(view, volume, index) for index in range(volume.shard_count)]
+    state = worst([verdict.state for verdict in verdicts])
+    causes = [f"shard {i}: {it.cause}" for i, it in enumerate(verdicts) if it.state is state]
+    more = f", and {len(causes) - 1} more" if len(causes) > 1 else ""
+    first = next(verdict for verdict in verdicts if verdict.state is state)
+    cause = causes[0] + more if first.cause else ""
+    return Verdict(state, cause, first.io, first.leaves_by)
+
+
 def volume_state(view: View, volume: Volume) -> tuple[HealthState, str]:
     """Give the worst state of a volume's shards and its cause."""
-    if volume.intent is VolumeIntent.DELETING:
-        return HealthState.OFFLINE, "it is being deleted"
-    states = [shard_state(view, volume, index) for index in range(volume.shard_count)]
-    state = worst([state for state, _ in states])
-    causes = [f"shard {i}: {why}" for i, (it, why) in enumerate(states) if it is state and why]
-    more = f", and {len(causes) - 1} more" if len(causes) > 1 else ""
-    return state, causes[0] + more if causes else ""
+    verdict = judge_volume(view, volume)
+    return verdict.state, verdict.cause
 
 
 def volume_view(view: View, volume: Volume) -> VolumeView:
     """Show a volume as `GET /v1/volumes/REF` does."""
-    state, reason = volume_state(view, volume)
-    shards = [_shard_view(view, volume, index) for index in range(volume.shard_count)]
+    verdict = judge_volume(view, volume)
     return VolumeView(
         id=volume.id,
         name=volume.name,
         size_bytes=volume.size_bytes,
         replicas=volume.replicas,
         shard_size_bytes=volume.shard_size_bytes,
-        state=state,
-        reason=reason,
+        state=verdict.state,
+        reason=verdict.cause,
+        io=verdict.io,
+        leaves_by=verdict.leaves_by,
         version=volume.version,
         created_at=timestamp(volume.created_at_ms),
         used_bytes=_used_bytes(view, volume),
         attach_epoch=volume.attach_epoch,
-        shards=shards,
+        shards=[_shard_view(view, volume, index) for index in range(volume.shard_count)],
     )
 
 
 def _shard_view(view: View, volume: Volume, index: int) -> ShardView:
-    state, reason = shard_state(view, volume, index)
+    verdict = judge_shard(view, volume, index)
     conf = view.shards.get((volume.id, index))
     store_of = {member.copy: member.store for member in conf.members} if conf else {}
     return ShardView(
         index=index,
         epoch=conf.epoch if conf else 0,
-        state=state,
-        reason=reason,
+        state=verdict.state,
+        reason=verdict.cause,
+        io=verdict.io,
+        leaves_by=verdict.leaves_by,
         primary=store_of[conf.primary] if conf else None,
         isr=[store_of[copy] for copy in conf.isr] if conf else [],
         learners=[store_of[copy] for copy in conf.learners] if conf else [],
+        members=[_member_view(view, volume, conf, one) for one in conf.members] if conf else [],
     )
+
+
+def _member_view(view: View, volume: Volume, conf: ShardConf, member: Member) -> MemberView:
+    role = _role(conf, member)
+    if member.copy in conf.isr:
+        _, reason = _condition(view, volume, conf, member)
+        if not reason and role == "primary":
+            reason = _why_not_active(view, conf, member)
+    else:
+        _, reason = out_reason(view, conf, member)
+    resync = _resync(view, conf, member) if role == "learner" else None
+    return MemberView(
+        copy=member.copy,
+        store=member.store,
+        name=_name(view, member.store),
+        role=role,
+        reason=reason,
+        disk=member.disk,
+        incarnation=member.incarnation,
+        regions_left=resync.regions_left if resync else None,
+        regions_copied=resync.regions_copied if resync else None,
+    )
+
+
+def _role(conf: ShardConf, member: Member) -> str:
+    if member.copy == conf.primary:
+        return "primary"
+    if member.copy in conf.isr:
+        return "secondary"
+    return "learner" if member.copy in conf.learners else "out"
+
+
+def _name(view: View, store_id: int) -> str:
+    store = view.stores.get(store_id)
+    return store.name if store else f"store {store_id}"
 
 
 def _used_bytes(view: View, volume: Volume) -> int | None:
@@ -129,27 +375,60 @@ def _used_bytes(view: View, volume: Volume) -> int | None:
 
 
 def explain(view: View, volume: Volume) -> list[ExplainLine]:
-    """Say of a volume and each shard what is so and why, with where it lies."""
-    state, reason = volume_state(view, volume)
-    lines = [ExplainLine(subject=volume.name, state=state, reason=reason or "all shards serve")]
+    """Say of a volume, its shards and their copies what is so and why.
+
+    With one replica there is nothing more to say of the copy than of its shard.
+    """
+    verdict = judge_volume(view, volume)
+    reason = _said(verdict.cause or "all shards serve", verdict)
+    lines = [ExplainLine(subject=volume.name, state=verdict.state, reason=reason)]
     for index in range(volume.shard_count):
-        state, reason = shard_state(view, volume, index)
+        verdict = judge_shard(view, volume, index)
+        subject = f"{volume.name}/{index}"
         conf = view.shards.get((volume.id, index))
-        where = "not placed"
-        if conf is not None:
-            member = conf.member(conf.primary)
-            store = view.stores.get(member.store)
-            name = store.name if store else f"store {member.store}"
-            where = f"primary on {name}, disk {member.disk[:8]}, epoch {conf.epoch}"
-        text = f"{where}; {reason}" if reason else where
-        lines.append(ExplainLine(subject=f"{volume.name}/{index}", state=state, reason=text))
+        where = _where(view, conf) if conf else "not placed"
+        text = _said(f"{where}; {verdict.cause}" if verdict.cause else where, verdict)
+        lines.append(ExplainLine(subject=subject, state=verdict.state, reason=text))
+        if conf is None or volume.replicas == 1:
+            continue
+        for member in conf.members:
+            shown = _member_view(view, volume, conf, member)
+            text = f"{shown.reason or 'fine'}; disk {member.disk[:8]}"
+            name = f"{subject}/{shown.name}"
+            lines.append(ExplainLine(subject=name, state=shown.role, reason=text))
     return lines
+
+
+def _said(text: str, verdict: Verdict) -> str:
+    """Add what I/O does and who leaves the state, where that is not the ordinary."""
+    if verdict.state is HealthState.HEALTHY:
+        return text
+    return f"{text}; I/O: {verdict.io}; leaves by: {verdict.leaves_by}"
+
+
+def _where(view: View, conf: ShardConf) -> str:
+    """Say where a shard lies."""
+    primary = conf.member(conf.primary)
+    name = _name(view, primary.store)
+    if len(conf.members) == 1:
+        return f"primary on {name}, disk {primary.disk[:8]}, epoch {conf.epoch}"
+    in_sync = " ".join(_name(view, conf.member(copy).store) for copy in conf.isr)
+    learners = " ".join(_name(view, conf.member(copy).store) for copy in conf.learners)
+    learning = f", learning {learners}" if learners else ""
+    return f"primary on {name}, in sync {in_sync}{learning}, epoch {conf.epoch}"
 
 
 def store_view(view: View, store: Store) -> StoreView:
     """Show a store as `GET /v1/stores/REF` does."""
     seen = view.observation(store.id)
     silent = None if seen.heard_at_ms is None else max(0, view.now_ms - seen.heard_at_ms)
+    here = [
+        (conf, member)
+        for conf in view.shards.values()
+        for member in conf.members
+        if member.store == store.id
+    ]
+    out = [(conf, member) for conf, member in here if member.copy not in conf.isr]
     return StoreView(
         id=store.id,
         name=store.name,
@@ -158,11 +437,20 @@ def store_view(view: View, store: Store) -> StoreView:
         address=store.address,
         incarnation=store.incarnation,
         silent_ms=silent,
-        replicas=sum(
-            member.store == store.id for conf in view.shards.values() for member in conf.members
-        ),
+        replicas=len(here),
+        replicas_out=len(out),
+        out_reason=_why_out(view, out),
         disks=disk_views(view, store),
     )
+
+
+def _why_out(view: View, out: list[tuple[ShardConf, Member]]) -> str:
+    """Sum up why replicas of a store are not in sync; empty when all are."""
+    kinds = Counter(out_reason(view, conf, member)[0] for conf, member in out)
+    parts = [f"{count} {kind}" for kind, count in sorted(kinds.items())]
+    resyncs = [_resync(view, conf, member) for conf, member in out if member.copy in conf.learners]
+    left = sum(resync.regions_left for resync in resyncs if resync)
+    return "; ".join([*parts, f"{left} regions left"] if left else parts)
 
 
 def disk_views(view: View, store: Store) -> list[DiskView]:

@@ -27,8 +27,29 @@ class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     next: str | None = None
 
 
+class MemberView(msgspec.Struct, frozen=True, kw_only=True):
+    """One copy of a shard; `role` is primary, secondary, learner or out.
+
+    `reason` says what is wrong with it, or why it is not in sync; empty when nothing is. The region
+    counts (of 1 MiB) are those of a learner, None before its primary reported any.
+    """
+
+    copy: int
+    store: int
+    name: str
+    role: str
+    reason: str
+    disk: str
+    incarnation: int
+    regions_left: int | None
+    regions_copied: int | None
+
+
 class ShardView(msgspec.Struct, frozen=True, kw_only=True):
-    """A shard; `primary`, `isr` and `learners` are store ids."""
+    """A shard; `primary`, `isr` and `learners` are store ids.
+
+    `io` says what reads and writes do in this state, `leaves_by` who or what ends it.
+    """
 
     index: int
     epoch: int
@@ -37,10 +58,13 @@ class ShardView(msgspec.Struct, frozen=True, kw_only=True):
     primary: int | None
     isr: list[int]
     learners: list[int]
+    io: str = ""
+    leaves_by: str = ""
+    members: list[MemberView] = []
 
 
 class VolumeView(msgspec.Struct, frozen=True, kw_only=True):
-    """A volume. `used_bytes` is None while a store that holds a part of it is away."""
+    """A volume. `used_bytes` of all copies is None while a store that holds a part is away."""
 
     id: int
     name: str
@@ -54,6 +78,8 @@ class VolumeView(msgspec.Struct, frozen=True, kw_only=True):
     used_bytes: int | None
     attach_epoch: int
     shards: list[ShardView]
+    io: str = ""
+    leaves_by: str = ""
 
 
 class CreateVolume(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,7 +128,10 @@ class DiskView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreView(msgspec.Struct, frozen=True, kw_only=True):
-    """A store node; `silent_ms` is the age of its last heartbeat, None before the first."""
+    """A store node; `silent_ms` is the age of its last heartbeat, None before the first.
+
+    `replicas_out` of `replicas` are not in sync; `out_reason` says why.
+    """
 
     id: int
     name: str
@@ -113,6 +142,8 @@ class StoreView(msgspec.Struct, frozen=True, kw_only=True):
     silent_ms: int | None
     replicas: int
     disks: list[DiskView]
+    replicas_out: int = 0
+    out_reason: str = ""
 
 
 class ExitedStore(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
