@@ -112,7 +112,7 @@ def histories(draw: st.DrawFn) -> list[Op]:
     return ops
 
 
-@settings(max_examples=1_500, deadline=None, derandomize=True)
+@settings(max_examples=800, deadline=None, derandomize=True)
 @given(histories())
 def test_the_check_and_the_oracle_agree(ops: list[Op]) -> None:
     expected = is_linearizable(ops)

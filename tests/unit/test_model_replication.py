@@ -323,6 +323,7 @@ NOT_FIRST: list[tuple[str, str, Act]] = [
         ),
     ),
     ("commit alone", "I9.*store 2", lambda s: s.assign(1).durable(1, 1).commit(1, 1)),
+    ("an ack left out", "I9.*store 3", lambda s: s.assign(1).durable(1, 1, 2, 3).commit(1, 1, 2)),
     ("commit without one", "I9.*store 3", lambda s: s.assign(1).durable(1, 1, 2).commit(1, 1, 2)),
     (
         "an ack that nobody gave",

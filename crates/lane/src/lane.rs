@@ -790,9 +790,13 @@ impl Lane {
         if self.stage != Stage::Open || self.journal.is_sealed() {
             return;
         }
+        if !self.journal.is_idle() {
+            // What it waits for ends with a disk operation, and that brings the next turn.
+            return;
+        }
         let due = self.last_work.after_millis(SEAL_AFTER_MS);
-        if !self.journal.is_idle() || now < due {
-            self.out.wake = Some(due.max(now));
+        if now < due {
+            self.out.wake = Some(due);
             return;
         }
         self.journal.append(&Record::of_lane(Body::Seal), std::iter::empty(), NOBODY);

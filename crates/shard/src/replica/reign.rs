@@ -50,8 +50,8 @@ pub(super) struct Open {
     body: Body,
     owner: Owner,
     local: Local,
-    /// Stores whose present life has it durable.
-    acked: SmallVec<[StoreId; 4]>,
+    /// Lives of stores that have it durable.
+    acked: SmallVec<[(StoreId, Incarnation); 4]>,
     began: Tick,
     sent: Tick,
 }
@@ -115,7 +115,9 @@ impl Reign {
     }
 
     fn advance_commit(&mut self) {
-        if self.next_seq == 0 {
+        // While the reign settles, the last reign's watermark stands: a member that cuts its tail
+        // before *every* block in doubt is settled would forget that the others are.
+        if matches!(self.phase, Phase::Settling(_)) {
             return;
         }
         let upto = self.open.first_key_value().map_or(self.next_seq, |(seq, _)| seq.0);
@@ -136,11 +138,11 @@ impl Reign {
     }
 
     /// Whether everything uncommitted in a region is durable here and at `store`.
-    pub(super) fn is_covered(&self, region: u32, store: StoreId) -> bool {
+    pub(super) fn is_covered(&self, region: u32, life: (StoreId, Incarnation)) -> bool {
         self.open
             .values()
             .filter(|open| open.touches(region))
-            .all(|open| open.local == Local::Durable && open.acked.contains(&store))
+            .all(|open| open.local == Local::Durable && open.acked.contains(&life))
     }
 
     /// Whether nothing uncommitted is in a region.
@@ -319,8 +321,9 @@ impl Replica {
                 let reign = self.reign();
                 let seq = Seq(number);
                 let Some(open) = reign.open.get_mut(&seq) else { return };
-                if ack.lsn_epoch == open.lsn.epoch && !open.acked.contains(&from) {
-                    open.acked.push(from);
+                let life = (from, ack.incarnation);
+                if ack.lsn_epoch == open.lsn.epoch && !open.acked.contains(&life) {
+                    open.acked.push(life);
                     self.heard_learner(ctx.now, from);
                     self.try_commit(ctx, seq);
                     self.poke_resyncs(ctx);
@@ -385,6 +388,7 @@ impl Replica {
         let required = self.required(!self.mutant(Mutant::AdmitNotRequired));
         let has_min_write = self.has_min_write();
         let alone = self.mutant(Mutant::CommitAlone);
+        let any_life = self.mutant(Mutant::NoIncarnationCheck);
         let no_redirty = self.mutant(Mutant::NoRedirty);
         let store = self.options.store;
         let Some(reign) = &mut self.reign else { return };
@@ -402,23 +406,28 @@ impl Replica {
             }
             return;
         }
-        let is_acked = alone || required.iter().all(|(store, _)| open.acked.contains(store));
+        let has = |life: &(StoreId, Incarnation)| {
+            let is_any_life = any_life && open.acked.iter().any(|acked| acked.0 == life.0);
+            open.acked.contains(life) || is_any_life
+        };
+        let is_acked = alone || required.iter().all(has);
         let is_enough = has_min_write || open.owner == Owner::Settling;
         if open.local != Local::Durable || !is_acked || !is_enough {
             return;
         }
         let open = reign.open.remove(&seq).expect("looked at above");
         let (first, count) = open.body.range();
-        for (learner, resync) in &mut reign.resyncs {
+        for resync in reign.resyncs.values_mut() {
             // "A write that commits *without* R's ack re-dirties its region first."
-            if !open.acked.contains(learner) && !no_redirty {
+            if !open.acked.contains(&resync.life()) && !no_redirty {
                 resync.redirty(regions_of(first, count));
             }
         }
         reign.advance_commit();
-        let mut acked = open.acked.to_vec();
+        let mut acked: Vec<StoreId> = open.acked.iter().map(|life| life.0).collect();
         acked.push(store);
         acked.sort_unstable();
+        acked.dedup();
         ctx.out.push(Effect::Note(Note::Committed { lsn: open.lsn, acked }));
         self.operation_over(ctx, open.owner, Ok(seq));
         self.start_waiting(ctx);
@@ -472,7 +481,7 @@ impl Replica {
         let Some(open) = self.reign().open.get_mut(&seq) else { return };
         open.sent = ctx.now;
         let missing: SmallVec<[(StoreId, Incarnation); 4]> =
-            receivers.into_iter().filter(|(store, _)| !open.acked.contains(store)).collect();
+            receivers.into_iter().filter(|life| !open.acked.contains(life)).collect();
         for to in missing {
             self.send_open(ctx, seq, to);
         }
@@ -545,7 +554,8 @@ impl Replica {
     fn is_silent(&self, ctx: &Ctx<'_, '_>, member: &Member) -> bool {
         let reign = self.reign.as_ref().expect("a primary reigns");
         let limit = |since: Tick| ctx.now >= since.after_millis(SILENT_MS);
-        let owes = |open: &Open| limit(open.began) && !open.acked.contains(&member.store);
+        let life = (member.store, member.incarnation);
+        let owes = |open: &Open| limit(open.began) && !open.acked.contains(&life);
         let leases = ctx.view.leases;
         let lease = leases.lease_until(self.shard, member.store, member.incarnation);
         // Without a heartbeat acknowledged for SILENT_MS: the lease ended that much less L ago.

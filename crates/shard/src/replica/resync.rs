@@ -75,6 +75,11 @@ impl Resync {
         self.dirty.extend(regions);
     }
 
+    /// The learner, in the life that is being made equal.
+    pub(super) fn life(&self) -> (StoreId, Incarnation) {
+        self.to
+    }
+
     fn job_numbered(&mut self, number: u32) -> Option<&mut Job> {
         self.job.as_mut().filter(|job| job.number == number)
     }
@@ -234,7 +239,7 @@ impl Replica {
                 || if waits_for_commit {
                     reign.is_quiet(region)
                 } else {
-                    reign.is_covered(region, store)
+                    reign.is_covered(region, resync.to)
                 });
         if is_ready {
             self.read_region(ctx, store, number, region, is_digest);

@@ -384,7 +384,8 @@ class Shard:
         for copy in tenure[-1].isr:
             member = tenure[-1].member(copy)
             rule = f"I9: it is not durable on store {member.store} of configuration"
-            _require(self._has_it(member, operation), f"{rule} {tenure[-1].epoch}")
+            has_it = member.store in line.acked and self._has_it(member, operation)
+            _require(has_it, f"{rule} {tenure[-1].epoch}")
         reported = {store for store, _ in operation.durable}
         _require(set(line.acked) <= reported, f"{line.acked}: durable only on {sorted(reported)}")
         self._check_enough(line, operation, tenure)
