@@ -17,7 +17,7 @@ from pureflash.conductor.service import Conductor, Identity
 from pureflash.errors import PureFlashError
 from pureflash.metastore.memory import MemoryMetastore
 from pureflash.metastore.records import Records
-from pureflash.model.conf import Admit
+from pureflash.model.conf import Admit, Remove
 from pureflash.model.domain import Disk, ShardConf
 from pureflash.model.messages import (
     Applied,
@@ -94,6 +94,7 @@ class SimStore:
     confs: dict[tuple[int, int], ShardConf] = field(default_factory=dict)
     complete: dict[tuple[int, int], int] = field(default_factory=dict)
     disk_state: str = "ok"
+    is_frozen: bool = False
     session: Session | None = None
     refusal: tuple[int, str] | None = None
     told: list[object] = field(default_factory=list)
@@ -151,14 +152,15 @@ class SimStore:
             used_bytes=0,
         )
 
-    def wishes(self) -> list[tuple[ShardConf, Admit]]:
-        """Give what primaries on this store propose: to admit their learners, one at a time."""
+    @property
+    def is_up(self) -> bool:
+        """Whether the process runs and is scheduled; only then anything comes from it."""
+        return self.session is not None and not self.is_frozen
+
+    def leads(self) -> list[ShardConf]:
+        """Give the configurations of the shards that this store is the primary of."""
         return [
-            (conf, Admit(copy=member.copy, incarnation=member.incarnation))
-            for key, conf in sorted(self.confs.items())
-            if self._report(key).role == "active"
-            for member in conf.members
-            if member.copy in conf.learners[:1]
+            conf for key, conf in sorted(self.confs.items()) if self._report(key).role == "active"
         ]
 
     def carry_out(self, command: object) -> Applied:
@@ -192,8 +194,14 @@ class SimStore:
 class World:
     """One metastore, one conductor at a time, some stores, perhaps a gateway."""
 
-    def __init__(self, *, stores: int = 3, overcommit_ratio: float = 1.0) -> None:
-        self.metastore = MemoryMetastore()
+    def __init__(
+        self,
+        *,
+        stores: int = 3,
+        overcommit_ratio: float = 1.0,
+        metastore: MemoryMetastore | None = None,
+    ) -> None:
+        self.metastore = metastore or MemoryMetastore()
         self.clock = ManualClock()
         self.log = ListLog()
         self.stores = {number: SimStore(number) for number in range(1, stores + 1)}
@@ -260,19 +268,29 @@ class World:
         raise AssertionError("the world does not come to rest")
 
     async def _propose_all(self, proposed: set[tuple[int, int, int]]) -> bool:
-        """Let primaries propose to admit the learners that they reach, once per epoch."""
+        """Let primaries propose what they see among their peers, once per epoch."""
         has_moved = False
         for store in self.stores.values():
-            for conf, wish in store.wishes() if store.session is not None else ():
+            for conf in store.leads() if store.is_up else ():
                 place = (conf.volume_id, conf.index, conf.epoch)
-                learner = self.stores[conf.member(wish.copy).store]
-                is_there = learner.session is not None and learner.incarnation == wish.incarnation
-                if place in proposed or not is_there:
-                    continue
-                proposed.add(place)
-                has_moved = True
-                await self.propose(store, conf, wish)
+                wish = self.wish_of(store, conf)
+                if place not in proposed and wish is not None:
+                    proposed.add(place)
+                    has_moved = True
+                    await self.propose(store, conf, wish)
         return has_moved
+
+    def wish_of(self, primary: SimStore, conf: ShardConf) -> Admit | Remove | None:
+        """Say what a primary wants: T1 of who does not answer, T4 of who follows it."""
+        for member in conf.members:
+            store = self.stores[member.store]
+            is_there = store.is_up and store.incarnation == member.incarnation
+            if member.copy in conf.isr and store is not primary and not is_there:
+                return Remove(copy=member.copy)
+            key = (conf.volume_id, conf.index)
+            if member.copy in conf.learners and is_there and store.confs.get(key) == conf:
+                return Admit(copy=member.copy, incarnation=member.incarnation)
+        return None
 
     async def propose(self, store: SimStore, conf: ShardConf, wish: ReplicaTransition) -> None:
         """Let the replica on `store` propose for the configuration that it follows."""
@@ -290,7 +308,7 @@ class World:
     async def _answer_all(self) -> bool:
         has_moved = False
         for store in self.stores.values():
-            session = store.session
+            session = store.session if not store.is_frozen else None
             while session is not None and not session.outbox.empty():
                 frame = session.outbox.get_nowait()
                 if frame is None:

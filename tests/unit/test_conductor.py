@@ -29,6 +29,7 @@ class ConductorMachine(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.world = World(stores=3)
         self.model: dict[str, int] = {}
+        self.copies: dict[str, int] = {}
         self.exported: set[str] = set()
 
     def go(self, awaitable: Any) -> Any:
@@ -44,25 +45,35 @@ class ConductorMachine(RuleBasedStateMachine):
         await self.world.join_gateway()
         await self.world.pump()
 
-    @rule(name=st.sampled_from(NAMES), gib=st.integers(1, 8), shard=st.sampled_from([1, 2, 16]))
-    def create(self, name: str, gib: int, shard: int) -> None:
+    @rule(
+        name=st.sampled_from(NAMES),
+        gib=st.integers(1, 8),
+        shard=st.sampled_from([1, 2, 16]),
+        replicas=st.integers(1, 3),
+    )
+    def create(self, name: str, gib: int, shard: int, replicas: int) -> None:
         error = self.go(
             attempt(
                 self.world.conductor.create_volume(
-                    name=name, size_bytes=gib * GIB, replicas=1, shard_size_bytes=shard * GIB
+                    name=name,
+                    size_bytes=gib * GIB,
+                    replicas=replicas,
+                    shard_size_bytes=shard * GIB,
                 )
             )
         )
+        promised = sum(size * self.copies[name] for name, size in self.model.items())
         if name in self.model:
             assert error is not None
             assert error.code is Code.ALREADY_EXISTS
-        elif sum(self.model.values()) + gib * GIB > 3 * 10 * GIB * 95 // 100:
+        elif promised + replicas * gib * GIB > 3 * 10 * GIB * 95 // 100:
             assert error is not None
             assert error.code is Code.NO_SPACE
         elif error is None:
             self.model[name] = gib * GIB
+            self.copies[name] = replicas
         else:
-            assert error.code is Code.NO_SPACE  # no single disk has room for a shard
+            assert error.code is Code.NO_SPACE  # not enough disks have room for a shard
 
     @rule(name=st.sampled_from(NAMES), gib=st.integers(1, 9))
     def resize(self, name: str, gib: int) -> None:
@@ -153,15 +164,15 @@ TestConductor = ConductorMachine.TestCase
 TestConductor.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
 
 
-async def _from_the_start(world: World) -> None:
+async def _from_the_start(world: World, replicas: int) -> None:
     await world.start_conductor()
     await world.join_all()
     await world.join_gateway()
-    await _story(world)
+    await _story(world, replicas)
 
 
-async def _story(world: World) -> None:
-    """Everything that writes: two volumes, growth into a new shard, an export, a deletion."""
+async def _story(world: World, replicas: int) -> None:
+    """Everything that writes: two volumes, a restart, growth, an export, a deletion."""
     conductor = world.conductor
 
     async def once(request: Any) -> None:
@@ -173,9 +184,16 @@ async def _story(world: World) -> None:
         await world.pump()
 
     await once(
-        conductor.create_volume(name="a", size_bytes=2 * GIB, replicas=1, shard_size_bytes=GIB)
+        conductor.create_volume(
+            name="a", size_bytes=2 * GIB, replicas=replicas, shard_size_bytes=GIB
+        )
     )
-    await once(conductor.create_volume(name="b", size_bytes=GIB, replicas=1, shard_size_bytes=GIB))
+    await once(
+        conductor.create_volume(name="b", size_bytes=GIB, replicas=replicas, shard_size_bytes=GIB)
+    )
+    world.stores[1].incarnation += 1
+    await world.join(1)
+    await world.pump()
     await once(conductor.resize_volume("a", size_bytes=3 * GIB + 4096, if_version=None))
     await once(
         conductor.create_export(
@@ -185,13 +203,14 @@ async def _story(world: World) -> None:
     await once(conductor.delete_volume("b", if_version=None))
 
 
-def test_a_conductor_that_stops_after_any_write_converges_after_its_restart() -> None:
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_a_conductor_that_stops_after_any_write_converges_after_its_restart(replicas: int) -> None:
     async def story() -> int:
         world = World()
         await world.start_conductor()
         await world.join_all()
         await world.join_gateway()
-        await _story(world)
+        await _story(world, replicas)
         world.check_rest()
         assert {volume.name for volume in world.conductor.view().volumes.values()} == {"a"}
         return await world.metastore.revision()
@@ -202,7 +221,7 @@ def test_a_conductor_that_stops_after_any_write_converges_after_its_restart() ->
     async def crash_after(count: int) -> bool:
         world = World()
         world.metastore.stop_after = count
-        crash = await attempt(_from_the_start(world))
+        crash = await attempt(_from_the_start(world, replicas))
         assert crash is None or crash.code is Code.UNAVAILABLE
         world.metastore.stop_after = None
         await world.start_conductor()
@@ -210,7 +229,7 @@ def test_a_conductor_that_stops_after_any_write_converges_after_its_restart() ->
         await world.join_gateway()
         await world.pump()
         world.check_rest()
-        await _story(world)
+        await _story(world, replicas)
         world.check_rest()
         view = world.conductor.view()
         assert {volume.name: volume.size_bytes for volume in view.volumes.values()} == {

@@ -48,7 +48,14 @@ CODES: Final[dict[str, tuple[Severity, str]]] = {
 
 def findings(view: View) -> list[HealthView]:
     """List everything that is not as it should be, errors first."""
-    found = [*_stores(view), *_disks(view), *_volumes(view), *_exports(view), *_space(view)]
+    found = [
+        *_stores(view),
+        *_disks(view),
+        *_volumes(view),
+        *_exports(view),
+        *_replicas_out(view),
+        *_space(view),
+    ]
     return sorted(found, key=lambda finding: finding.severity != Severity.ERROR)
 
 
@@ -100,9 +107,6 @@ def _stores(view: View) -> Iterator[HealthView]:
         elif seen.state is StoreState.SUSPECTED:
             step = f"look at its machine; its log: pf logs {store.name}"
             yield finding("STORE_SUSPECTED", store.name, seen.cause, step)
-        elif why := store_view(view, store).out_reason:
-            step = "nothing, they are made equal by themselves; see `pf volume explain NAME`"
-            yield finding("REPLICAS_OUT", store.name, why, step)
         for volume_id, index in seen.replicas:
             if (volume_id, index) not in view.shards:
                 cause = f"shard {index} of volume {volume_id} has no record"
@@ -142,6 +146,14 @@ def _volumes(view: View) -> Iterator[HealthView]:
             yield finding("VOLUME_SINGLE_COPY", volume.name, reason, step)
         elif state is HealthState.DEGRADED:
             yield finding("VOLUME_DEGRADED", volume.name, reason, step)
+
+
+def _replicas_out(view: View) -> Iterator[HealthView]:
+    """Say of stores that are there why some of their replicas are not in sync."""
+    for store in view.stores.values():
+        if view.is_online(store.id) and (why := store_view(view, store).out_reason):
+            step = "nothing, they are made equal by themselves; see `pf volume explain NAME`"
+            yield finding("REPLICAS_OUT", store.name, why, step)
 
 
 def _exports(view: View) -> Iterator[HealthView]:

@@ -161,13 +161,15 @@ def _judge_copies(view: View, volume: Volume, conf: ShardConf) -> Verdict:
         if condition is Condition.COMING:
             return Verdict(HealthState.PARKED, why, WAIT, BY_ITSELF)
         if why:
-            troubles.append(f"{why}, and it is in the ISR")
+            troubles.append(f"{why}; it is in the ISR")
     out = [member for member in conf.members if member.copy not in conf.isr]
-    missing = [out_reason(view, conf, member)[1] for member in out]
-    away = sorted({_name(view, one.store) for one in out if not view.is_online(one.store)})
+    reasons = [(_name(view, member.store), *out_reason(view, conf, member)) for member in out]
+    missing = [text for _, _, text in reasons]
+    broken = [f"starts {name}" for name, kind, _ in reasons if kind is OutKind.AWAY]
+    broken += [f"replaces a disk of {n}" for n, kind, _ in reasons if kind is OutKind.FAILED]
     leaves_by = "the conductor, which has the missing copies made equal"
-    if away:
-        leaves_by = f"a person, who starts {', '.join(away)}; the rest happens by itself"
+    if broken:
+        leaves_by = f"a person, who {' and '.join(broken)}; the rest happens by itself"
     count = f"{len(conf.isr)} of {conf.rf} copies in sync"
     cause = "; ".join([count, *missing, *troubles])
     if len(conf.isr) < conf.min_write:
