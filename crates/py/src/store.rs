@@ -174,6 +174,12 @@ impl StoreNode {
                 StoreEvent::Failed { request_id, status, message } => {
                     ("failed", request_id, status.number(), message).into_pyobject(py)?.into_any()
                 }
+                StoreEvent::Verified { request_id, report } => {
+                    let (regions, copies) = (report.regions, report.copies);
+                    ("verified", request_id, regions, copies, report.different, report.unreadable)
+                        .into_pyobject(py)?
+                        .into_any()
+                }
                 StoreEvent::Proposal { shard, epoch, transition } => {
                     let place = (shard.volume.0, shard.index);
                     let transition = proposed(py, &transition)?;
@@ -232,6 +238,11 @@ impl StoreNode {
         self.control(request_id, ControlOp::SetConf(parse(conf, volume_id, index)?))
     }
 
+    /// As primary, compare all in-sync replicas of a shard, region by region.
+    fn verify_replica(&self, request_id: u64, volume_id: u64, index: u32) -> PyResult<()> {
+        self.control(request_id, ControlOp::Verify(shard_id(volume_id, index)))
+    }
+
     /// Take over where the stores of the cluster are: (store, incarnation, "address:port") each.
     fn set_peers(&self, peers: Vec<(u64, u64, String)>) -> PyResult<()> {
         let peers = peers
@@ -252,7 +263,7 @@ impl StoreNode {
     }
 
     /// The replicas: volume_id, index, copy, size_bytes, disk, lane, epoch, promised, complete_seq,
-    /// role, resyncs, commit_seq, used_bytes.
+    /// role, resyncs, verifying (regions done, of how many; or None), commit_seq, used_bytes.
     fn replicas<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let out = PyList::empty(py);
         for found in self.facts(py)?.replicas {
@@ -276,6 +287,7 @@ impl StoreNode {
                 resyncs.append(facts)?;
             }
             entry.set_item("resyncs", resyncs)?;
+            entry.set_item("verifying", found.verifying)?;
             entry.set_item("commit_seq", found.commit)?;
             entry.set_item("used_bytes", found.used_bytes)?;
             out.append(entry)?;

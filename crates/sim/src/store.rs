@@ -653,7 +653,23 @@ impl Up {
                 let wake = self.replica_wakes.entry(shard).or_insert(at);
                 *wake = at.min(*wake);
             }
-            replica::Effect::Note(note) => out.push(Output::Note { shard, note }),
+            replica::Effect::Verified { result: Ok(report), .. }
+                if !report.different.is_empty() =>
+            {
+                let different = report.different;
+                out.push(Output::Violation(format!(
+                    "I5: shard {shard} was verified and differs: (region, store) {different:?}"
+                )));
+            }
+            // Unreadable blocks are the disk's faults; a reign that ends ends its verification.
+            replica::Effect::Verified { .. } => {}
+            replica::Effect::Note(note) => {
+                if let replica::Note::Role { role: replica::Role::Active, .. } = note {
+                    let event = replica::Event::Verify { token: 0 };
+                    self.work.push_back(Work::Replica(shard, event));
+                }
+                out.push(Output::Note { shard, note });
+            }
         }
     }
 

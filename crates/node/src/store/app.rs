@@ -479,6 +479,13 @@ impl StoreApp {
                         self.timers.insert((at, shard));
                     }
                 }
+                Effect::Verified { token: request_id, result: Ok(report) } => {
+                    self.event(StoreEvent::Verified { request_id, report });
+                }
+                Effect::Verified { token: request_id, result: Err(status) } => {
+                    let message = format!("shard {shard} was not compared: {status}");
+                    self.event(StoreEvent::Failed { request_id, status, message });
+                }
                 // The roles are in the facts that the control plane asks for.
                 Effect::Note(_) => {}
             }
@@ -591,6 +598,13 @@ impl StoreApp {
                 (Op::Resize { shard_ix: ix, blocks }, Then::Grow(shard))
             }),
             ControlOp::SetConf(conf) => self.set_conf(ctx, request_id, conf),
+            ControlOp::Verify(shard) if self.shards.contains_key(&shard) => {
+                self.step(ctx, shard, Event::Verify { token: request_id });
+                Ok(false)
+            }
+            ControlOp::Verify(shard) => {
+                Err((Status::NotFound, format!("no replica of shard {shard} on this store")))
+            }
         };
         match done {
             Ok(false) => {}
@@ -777,6 +791,7 @@ impl StoreApp {
                         complete: served.map_or(0, |served| served.replica.complete(&view).0),
                         role: served.map(|served| served.replica.role()),
                         resyncs: served.map_or(Vec::new(), |served| served.replica.resyncs()),
+                        verifying: served.and_then(|served| served.replica.verifying()),
                         replica: shard.replica,
                         blocks: shard.blocks,
                         disk: disk_ix,

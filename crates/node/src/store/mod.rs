@@ -32,7 +32,7 @@ use shard::conf::ShardConf;
 use shard::conf::transition::Transition;
 use shard::heartbeat::{Heartbeats, Timing};
 use shard::mutant::Mutant;
-use shard::replica::{ResyncFacts, Role, Stored};
+use shard::replica::{ResyncFacts, Role, Stored, VerifyReport};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
@@ -97,6 +97,8 @@ pub struct ReplicaFacts {
     pub role: Option<Role>,
     /// As primary: the learners that it makes equal.
     pub resyncs: Vec<ResyncFacts>,
+    /// As primary: regions compared of a verification under way, and of how many.
+    pub verifying: Option<(u32, u32)>,
     /// Commit watermark.
     pub commit: u64,
     /// Bytes of the slots that it uses.
@@ -159,6 +161,8 @@ pub enum ControlOp {
     Resize(ShardId, u32),
     /// Follow a newer configuration.
     SetConf(ShardConf),
+    /// As primary, compare all in-sync replicas; answered by `StoreEvent::Verified`.
+    Verify(ShardId),
 }
 
 /// What the store tells the control plane.
@@ -177,6 +181,13 @@ pub enum StoreEvent {
         status: Status,
         /// Text for people.
         message: String,
+    },
+    /// A verification is over.
+    Verified {
+        /// The command's id.
+        request_id: u64,
+        /// What was found.
+        report: VerifyReport,
     },
     /// A replica asks for a transition of its shard's configuration.
     Proposal {

@@ -20,6 +20,7 @@ mod resync;
 mod serve;
 mod settle;
 mod stored;
+mod verify;
 
 use crate::client::{Answer, ClientRequest};
 use crate::conf::transition::Transition;
@@ -39,6 +40,7 @@ use reign::Reign;
 pub use resync::ResyncFacts;
 use std::collections::{BTreeMap, VecDeque};
 pub use stored::Stored;
+pub use verify::VerifyReport;
 
 /// What a replica is made with.
 #[derive(Clone)]
@@ -111,6 +113,11 @@ pub enum Event {
         /// The epoch.
         epoch: Epoch,
     },
+    /// Compare all in-sync replicas; answered by exactly one `Effect::Verified`.
+    Verify {
+        /// Comes back with the answer.
+        token: u64,
+    },
     /// The replica has grown (the lane has done it).
     Grown,
     /// The time of `Effect::Wake` has come.
@@ -181,6 +188,13 @@ pub enum Effect {
     },
     /// Send `Event::Tick` at this time at the latest (the earliest of a step counts).
     Wake(Tick),
+    /// The answer to `Event::Verify`.
+    Verified {
+        /// The request's.
+        token: u64,
+        /// What was found, or why it was not looked.
+        result: Result<VerifyReport, Status>,
+    },
     /// For logs, metrics and the checkers of the simulator.
     Note(Note),
 }
@@ -314,6 +328,8 @@ enum Work {
     DigestRead { reign: Epoch, store: StoreId, job: u32 },
     /// A block is read for the primary, which cannot read its own.
     ReadFor { asked: Asked },
+    /// A region is read to compare it with all in-sync replicas.
+    VerifyRead { reign: Epoch, number: u32 },
     /// Bookkeeping that nobody waits for.
     Unwatched,
 }
@@ -423,6 +439,7 @@ impl Replica {
             Event::Conf(conf) => self.learn(&mut ctx, conf),
             Event::Dead { store, incarnation } => self.died(&mut ctx, store, incarnation),
             Event::Newer { epoch } => self.nacked(&mut ctx, epoch, None),
+            Event::Verify { token } => self.verify(&mut ctx, token),
             Event::Grown => {
                 let shard = view.tables.shard(self.options.shard_ix);
                 self.blocks = shard.map_or(self.blocks, |shard| shard.blocks);
@@ -511,6 +528,7 @@ impl Replica {
             | Work::Settle { reign, .. }
             | Work::CopyRead { reign, .. }
             | Work::DigestRead { reign, .. }
+            | Work::VerifyRead { reign, .. }
                 if self.reign.as_ref().is_none_or(|present| present.epoch != reign) => {}
             Work::Client { task, first, count, .. } => {
                 self.client_read(ctx, (task, first, count), result);
@@ -518,6 +536,7 @@ impl Replica {
             Work::Settle { first, count, .. } => self.settle_read(ctx, (first, count), result),
             Work::CopyRead { store, job, .. } => self.copy_read(ctx, store, job, result),
             Work::DigestRead { store, job, .. } => self.digest_read(ctx, store, job, result),
+            Work::VerifyRead { number, .. } => self.verify_read(ctx, number, result),
             Work::Unwatched => {}
         }
         self.settle_adoption(ctx);
@@ -815,6 +834,8 @@ enum Kind {
     Read = 6,
     /// Number: of the read that it is for.
     Repair = 7,
+    /// Number: of the attempt.
+    Verify = 8,
 }
 
 const KIND_SHIFT: u32 = 56;
@@ -834,6 +855,7 @@ impl Command {
             5 => Kind::NeedConf,
             6 => Kind::Read,
             7 => Kind::Repair,
+            8 => Kind::Verify,
             _ => Kind::Unknown,
         };
         Command { kind, number: id & ((1 << KIND_SHIFT) - 1) }

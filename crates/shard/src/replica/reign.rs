@@ -10,6 +10,7 @@ use super::follower::{Body, regions_of};
 use super::resync::Resync;
 use super::serve::Clients;
 use super::settle::Settling;
+use super::verify::Verify;
 use super::{Command, Ctx, Effect, Kind, Mutant, Note, RESEND_MS, Replica, Role, SILENT_MS, Work};
 use crate::client::status_of;
 use crate::conf::transition::Transition;
@@ -87,6 +88,8 @@ pub(super) struct Reign {
     pub(super) resyncs: BTreeMap<StoreId, Resync>,
     /// The learner that counts as required.
     pub(super) pending_admit: Option<StoreId>,
+    /// A verification under way.
+    pub(super) verify: Option<Verify>,
     /// Members that have reported an error of their own.
     failed: BTreeSet<StoreId>,
     pub(super) began: Tick,
@@ -105,6 +108,7 @@ impl Reign {
             holds: BTreeMap::new(),
             resyncs: BTreeMap::new(),
             pending_admit: None,
+            verify: None,
             failed: BTreeSet::new(),
             began: now,
         }
@@ -294,6 +298,7 @@ impl Replica {
         }
         self.try_commit(ctx, seq);
         self.poke_resyncs(ctx);
+        self.poke_verify(ctx);
     }
 
     /// A replica has answered.
@@ -327,12 +332,16 @@ impl Replica {
                     self.heard_learner(ctx.now, from);
                     self.try_commit(ctx, seq);
                     self.poke_resyncs(ctx);
+                    self.poke_verify(ctx);
                 }
             }
             (Kind::Tails, ReplyOp::Tails(tails)) => self.tails_came(ctx, from, *tails),
             (Kind::Copy, ReplyOp::Copy(_)) => self.copied(ctx, from, number, ack.resync_id),
             (Kind::Digest, ReplyOp::Digest(_, digests)) => {
                 self.digest_came(ctx, from, (number, ack.resync_id), &digests);
+            }
+            (Kind::Verify, ReplyOp::Digest(_, digests)) => {
+                self.verify_came(ctx, from, number, digests.first().copied());
             }
             // An answer that does not belong to its question is of no use.
             (
@@ -343,6 +352,7 @@ impl Replica {
                 | Kind::NeedConf
                 | Kind::Read
                 | Kind::Repair
+                | Kind::Verify
                 | Kind::Unknown,
                 _,
             ) => {}
@@ -359,6 +369,14 @@ impl Replica {
         status: Status,
     ) {
         if self.reign.is_none() {
+            return;
+        }
+        let is_media = matches!(status, Status::MediaError | Status::BadChecksum);
+        if kind == Kind::Verify {
+            // Unreadable there; whatever else it is, the region is tried again.
+            if is_media {
+                self.verify_came(ctx, from, number, None);
+            }
             return;
         }
         let is_its_own = matches!(
@@ -497,6 +515,10 @@ impl Replica {
     pub(super) fn end_reign(&mut self, ctx: &mut Ctx<'_, '_>) {
         let mut reign = self.reign.take().expect("only a reign ends");
         ctx.out.push(Effect::Unclaim);
+        if let Some(verify) = reign.verify.take() {
+            let (token, result) = (verify.into_token(), Err(Status::NotPrimary));
+            ctx.out.push(Effect::Verified { token, result });
+        }
         for token in reign.clients.end() {
             let result = Err(Status::NotPrimary);
             ctx.out.push(Effect::Reply { token, result });
@@ -526,6 +548,7 @@ impl Replica {
         self.tick_settling(ctx);
         self.tick_resyncs(ctx);
         self.tick_repairs(ctx);
+        self.tick_verify(ctx);
         self.start_waiting(ctx);
         self.start_reads(ctx);
         if self.may_propose(now)

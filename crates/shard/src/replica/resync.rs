@@ -246,7 +246,7 @@ impl Replica {
         }
     }
 
-    fn region_range(&self, region: u32) -> (u32, u32) {
+    pub(super) fn region_range(&self, region: u32) -> (u32, u32) {
         let first = region * REGION_BLOCKS;
         (first, REGION_BLOCKS.min(self.blocks - first))
     }
