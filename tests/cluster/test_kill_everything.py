@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 
+import pytest
 from tests.cluster.conftest import EXPECTED_WARNINGS, RealCluster
 
 from pureflash.client.api import Api
@@ -57,12 +58,13 @@ def verify(api: Api, known: dict[int, Known], totals: Totals) -> None:
         totals.verified += 1
 
 
+@pytest.mark.parametrize("replicas", [1, 3])
 def test_nothing_acknowledged_is_lost_when_everything_is_killed_at_once(
-    cluster: RealCluster,
+    cluster: RealCluster, replicas: int
 ) -> None:
     cluster.allowed |= EXPECTED_WARNINGS | {"EXPORT_NOT_READY", "GATEWAY_OFFLINE"}
-    cluster.pf("up", "--detach", "--stores", "1", "--disk", "2G", "--journal", "16M")
-    cluster.pf("volume", "create", "v1", "64M")
+    cluster.pf("up", "--detach", "--stores", str(replicas), "--disk", "2G", "--journal", "16M")
+    cluster.pf("volume", "create", "v1", "64M", "--replicas", str(replicas))
     known: dict[int, Known] = {}
     totals = Totals()
     for seed in range(int(os.environ.get("PF_KILL_ROUNDS", ROUNDS))):

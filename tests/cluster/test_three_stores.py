@@ -1,0 +1,209 @@
+"""Ring 2: three replicas by real processes. Stores are killed and stopped under verified load.
+
+fio writes and verifies all the time and must see neither an error nor a write that takes longer
+than 5 s; after each blow the cluster must become whole again by itself before the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cluster.conftest import EXPECTED_WARNINGS, RealCluster
+from tests.cluster.test_one_store import export_uri
+
+CYCLES = 10
+"""In CI; `PF_NEMESIS_CYCLES` asks for more."""
+DOWN_S = 12
+"""A killed store stays down for more than 5 x G: failover and not its restart saves the day."""
+STOPPED_S = 4.0
+"""More than G: a stopped primary has a successor when it wakes up."""
+CONDUCTOR_STOPPED_S = 15.0
+"""In CI; `PF_CONDUCTOR_STOPPED_S` asks for more."""
+WRITE_S_MAX = 5.0
+LOAD_MIB = 128
+
+
+@pytest.fixture
+def three(cluster: RealCluster) -> RealCluster:
+    """Start a cluster with three stores and a volume on all of them."""
+    cluster.allowed |= EXPECTED_WARNINGS | {"EXPORT_NOT_READY"}
+    return cluster
+
+
+def start(cluster: RealCluster, *, restart_delay: str = "1s", replicas: int = 3) -> str:
+    """Bring the cluster up; gives the URI of a new volume."""
+    cluster.pf(
+        "up", "--detach", "--disk", "2G", "--journal", "16M", "--restart-delay", restart_delay
+    )
+    cluster.pf("volume", "create", "v1", f"{LOAD_MIB}M", "--replicas", str(replicas))
+    cluster.wait_healthy()
+    return export_uri(cluster, "v1")
+
+
+class Load:
+    """fio at work, until it is told to stop; then it verifies what it has written."""
+
+    def __init__(self, cluster: RealCluster, uri: str) -> None:
+        self._output = cluster.home / "fio.json"
+        command = [
+            "fio", "--name=load", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite", "--bs=4k",
+            "--iodepth=32", f"--size={LOAD_MIB}M", "--verify=crc32c", "--verify_fatal=1",
+            "--serialize_overlap=1", "--time_based", "--runtime=600", "--randseed=7",
+            "--rate_iops=2000", f"--aux-path={cluster.home}", "--output-format=json",
+            f"--output={self._output}",
+        ]  # fmt: skip
+        self.process = subprocess.Popen(command, env=cluster.environment)
+
+    def finish(self) -> dict[str, Any]:
+        """Let fio end its writing and verify; gives its report."""
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(timeout=120)
+        text = self._output.read_text()
+        job: dict[str, Any] = json.loads(text[text.index("{") :])["jobs"][0]
+        return job
+
+
+@contextlib.contextmanager
+def loaded(cluster: RealCluster, uri: str) -> Iterator[None]:
+    """Keep fio at work in the block; afterwards it must have seen nothing of what happened."""
+    load = Load(cluster, uri)
+    try:
+
+        def is_writing() -> bool:
+            with cluster.api() as api:
+                return any(export.connections for export in api.exports())
+
+        cluster.wait("fio is connected", is_writing)
+        yield
+        assert load.process.poll() is None, "fio has ended: it saw an error"
+        job = load.finish()
+    finally:
+        if load.process.poll() is None:
+            load.process.kill()
+            load.process.wait()
+    assert job["error"] == 0
+    assert job["write"]["total_ios"] > 1000
+    longest_s = job["write"]["clat_ns"]["max"] / 1e9
+    print(f"{job['write']['total_ios']} writes, longest {longest_s:.2f} s")
+    assert longest_s < WRITE_S_MAX
+
+
+def primary_of(cluster: RealCluster) -> str:
+    """Name the store that serves the volume now."""
+    with cluster.api() as api:
+        primary = api.volume("v1").shards[0].primary
+    return f"s{primary}"
+
+
+def wait_whole(cluster: RealCluster) -> None:
+    """Wait until every replica is in sync again."""
+
+    def is_whole() -> bool:
+        with cluster.api() as api:
+            shard = api.volume("v1").shards[0]
+        return shard.state == "healthy" and not shard.learners
+
+    cluster.wait("all replicas in sync", is_whole)
+
+
+def stop(cluster: RealCluster, name: str, seconds: float) -> None:
+    """Stop a process for a time."""
+    pid = cluster.children()[name]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        threading.Event().wait(seconds)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_primary_that_is_killed_has_a_successor_at_once(three: RealCluster) -> None:
+    uri = start(three, restart_delay=f"{DOWN_S}s")
+    with loaded(three, uri):
+        first = primary_of(three)
+        killed = three.kill(first)
+        three.wait("another primary", lambda: primary_of(three) != first, seconds=10)
+        shown = three.pf("volume", "explain", "v1")
+        assert first in shown
+        three.wait("its restart", lambda: three.children()[first]["pid"] not in (None, killed))
+        wait_whole(three)
+        assert primary_of(three) != first
+
+
+@pytest.mark.timeout(1800)
+def test_stores_are_killed_and_stopped_again_and_again(three: RealCluster) -> None:
+    uri = start(three, restart_delay=f"{DOWN_S}s")
+    chance = random.Random(11)
+    with loaded(three, uri):
+        for cycle in range(int(os.environ.get("PF_NEMESIS_CYCLES", CYCLES))):
+            name = primary_of(three) if cycle % 3 else chance.choice(["s1", "s2", "s3"])
+            if cycle % 2:
+                stop(three, name, STOPPED_S)
+            else:
+                killed = three.kill(name)
+                three.wait(
+                    f"a new life of {name}",
+                    lambda name=name, killed=killed: (  # type: ignore[misc]
+                        three.children()[name]["pid"] not in (None, killed)
+                    ),
+                )
+            wait_whole(three)
+
+
+@pytest.mark.timeout(600)
+def test_a_stopped_conductor_is_not_missed(three: RealCluster) -> None:
+    uri = start(three)
+    with loaded(three, uri):
+        stop(three, "c1", float(os.environ.get("PF_CONDUCTOR_STOPPED_S", CONDUCTOR_STOPPED_S)))
+    three.wait_healthy()
+
+
+def test_two_replicas_survive_either(three: RealCluster) -> None:
+    uri = start(three, replicas=2)
+    with loaded(three, uri):
+        for _ in range(2):
+            name = primary_of(three)
+            killed = three.kill(name)
+            three.wait(
+                "a new life",
+                lambda name=name, killed=killed: (  # type: ignore[misc]
+                    three.children()[name]["pid"] not in (None, killed)
+                ),
+            )
+            wait_whole(three)
+
+
+@pytest.mark.timeout(600)
+def test_an_image_is_the_same_on_whichever_store_serves_it(
+    three: RealCluster, tmp_path: Path
+) -> None:
+    uri = start(three)
+    source = tmp_path / "in.img"
+    source.write_bytes(random.Random(5).randbytes(LOAD_MIB << 20))
+    convert = ["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", str(source), uri]
+    assert three.run(convert).returncode == 0
+    served = set()
+    for _ in range(3):
+        served.add(primary_of(three))
+        compare = ["qemu-img", "compare", "-f", "raw", "-F", "raw", str(source), uri]
+        compared = three.run(compare)
+        assert compared.returncode == 0, compared.stdout + compared.stderr
+        name = primary_of(three)
+        killed = three.kill(name)
+        three.wait(
+            "a new life",
+            lambda name=name, killed=killed: (  # type: ignore[misc]
+                three.children()[name]["pid"] not in (None, killed)
+            ),
+        )
+        wait_whole(three)
+    assert len(served) >= 2, served
