@@ -149,6 +149,48 @@ async def test_the_parts_of_a_cluster_and_a_deletion_from_the_command_line(
         assert json.loads(out)["items"][0]["kind"] == "volume.delete"
 
 
+async def test_a_replicated_volume_is_shown_copy_by_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with serving(tmp_path) as served, served.store(1) as primary, served.store(2):
+        command = commands_of(served, monkeypatch, capsys)
+        status, _, err = await command("volume", "create", "v1", "18G", "--replicas", "2")
+        assert (status, "NO_SPACE" in err) == (Exit.FAILED, True), "it has no room twice"
+        wish = ("volume", "create", "v2", "4G", "--replicas", "2", "--shard-size", "1G")
+        status, out, _ = await command(*wish)
+        table = [line.split() for line in out.splitlines()]
+        assert [
+            "SHARD",
+            "EPOCH",
+            "STATE",
+            "PRIMARY",
+            "IN-SYNC",
+            "LEARNERS",
+            "OUT",
+            "REASON",
+        ] in table
+        assert ["0", "1", "healthy", "s2", "s1", "s2", "-", "-"] in table
+        assert ["1", "1", "healthy", "s1", "s1", "s2", "-", "-"] in table
+        primary.resyncs[1, 1] = [{"to": 2, "regions_left": 3, "regions_copied": 1}]
+        primary.propose(1, 1, {"kind": "remove", "copy": 1})
+        assert await served.conductor.wait_for(
+            lambda view: view.shards[1, 1].learners == (1,), timeout_s=10
+        )
+        assert await served.conductor.wait_for(
+            lambda view: view.observation(1).replicas[1, 1].epoch == 3, timeout_s=10
+        )
+        status, out, _ = await command("volume", "show", "v2")
+        table = [line.split() for line in out.splitlines()]
+        assert ["1", "3", "single_copy", "s1", "s1", "s2:25%", "-"] in [row[:7] for row in table]
+        status, out, _ = await command("volume", "explain", "v2", "-H")
+        assert "v2/1/s2\tlearner\ts2 is being made equal, 1 of 4 regions copied (25 %)" in out
+        status, out, _ = await command("store", "list", "-H")
+        assert out.splitlines()[1].endswith("1 being made equal; 3 regions left")
+        status, out, _ = await command("status")
+        assert "VOLUME_SINGLE_COPY v2" in out
+        assert "REPLICAS_OUT s2: 1 being made equal; 3 regions left" in out
+
+
 def test_without_a_cluster_every_command_says_how_to_get_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from pureflash.conductor.requests import capacity
-from pureflash.conductor.states import export_view, store_view, volume_state
+from pureflash.conductor.states import export_view, replicas_out, volume_state, why_out
 from pureflash.conductor.view import View
 from pureflash.model.domain import HealthState, StoreState, VolumeIntent
 from pureflash.model.rest import CapacityView, HealthView
@@ -150,10 +150,10 @@ def _volumes(view: View) -> Iterator[HealthView]:
 
 def _replicas_out(view: View) -> Iterator[HealthView]:
     """Say of stores that are there why some of their replicas are not in sync."""
-    for store in view.stores.values():
-        if view.is_online(store.id) and (why := store_view(view, store).out_reason):
+    for store_id, out in sorted(replicas_out(view).items()):
+        if view.is_online(store_id):
             step = "nothing, they are made equal by themselves; see `pf volume explain NAME`"
-            yield finding("REPLICAS_OUT", store.name, why, step)
+            yield finding("REPLICAS_OUT", view.stores[store_id].name, why_out(view, out), step)
 
 
 def _exports(view: View) -> Iterator[HealthView]:

@@ -441,12 +441,22 @@ def store_view(view: View, store: Store) -> StoreView:
         silent_ms=silent,
         replicas=len(here),
         replicas_out=len(out),
-        out_reason=_why_out(view, out),
+        out_reason=why_out(view, out),
         disks=disk_views(view, store),
     )
 
 
-def _why_out(view: View, out: list[tuple[ShardConf, Member]]) -> str:
+def replicas_out(view: View) -> dict[int, list[tuple[ShardConf, Member]]]:
+    """Give the members that are not in sync by their store, in one pass over all shards."""
+    found: dict[int, list[tuple[ShardConf, Member]]] = {}
+    for conf in view.shards.values():
+        for member in conf.members:
+            if member.copy not in conf.isr:
+                found.setdefault(member.store, []).append((conf, member))
+    return found
+
+
+def why_out(view: View, out: list[tuple[ShardConf, Member]]) -> str:
     """Sum up why replicas of a store are not in sync; empty when all are."""
     kinds = Counter(out_reason(view, conf, member)[0] for conf, member in out)
     parts = [f"{count} {kind}" for kind, count in sorted(kinds.items())]
