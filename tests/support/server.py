@@ -15,7 +15,8 @@ from tests.support.world import CLUSTER, GIB, ListLog
 from pureflash.api.app import create_app
 from pureflash.api.server import SocketServer, SystemClock
 from pureflash.client.api import Api
-from pureflash.conductor.service import Conductor, Identity
+from pureflash.conductor.service import Conductor
+from pureflash.conductor.specs import Identity
 from pureflash.conductor.states import volume_state
 from pureflash.conductor.view import View
 from pureflash.metastore.memory import MemoryMetastore

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from tests.support.fake_core import role_in
 
 from pureflash.conductor.agents import Session
-from pureflash.conductor.service import Conductor, Identity
+from pureflash.conductor.service import Conductor
+from pureflash.conductor.specs import Identity
 from pureflash.errors import PureFlashError
 from pureflash.metastore.memory import MemoryMetastore
 from pureflash.metastore.records import Records

@@ -15,6 +15,9 @@ use shard::conf::{Incarnation, StoreId};
 /// Longer than every lease and promise (G is 2.25 s), also by a clock that is 10 % wrong.
 const LONG_PAUSE: u64 = 2_700 * MILLI;
 
+/// Time after the last fault in which a process may still end because of it.
+const AFTERMATH: u64 = 1_000 * MILLI;
+
 impl World {
     fn every(&self, nemesis: Nemesis) -> u64 {
         match nemesis {
@@ -294,7 +297,21 @@ impl World {
     /// Recovery failed or a lane stopped: the supervisor ends the process and starts another.
     pub(crate) fn process_stopped(&mut self, index: usize, reason: &str) {
         self.count("stopped");
-        if self.phase != Phase::Safety {
+        // A disk operation that failed as the last fault is told of some time later.
+        let is_aftermath = match self.phase {
+            Phase::Safety => true,
+            Phase::Liveness { until } => {
+                reason.contains("disk operation failed")
+                    && self.now + self.options.liveness_ms * MILLI < until + AFTERMATH
+            }
+            Phase::Drain { .. }
+            | Phase::Conductorless { .. }
+            | Phase::ConductorlessDrain { .. }
+            | Phase::Rest { .. }
+            | Phase::Looking
+            | Phase::Over => false,
+        };
+        if !is_aftermath {
             let store = self.stores[index].id;
             return self.check.fail(format!("I23: store {store} stops without a fault: {reason}"));
         }

@@ -21,7 +21,8 @@ from granian.constants import Interfaces
 from granian.server.embed import Server
 
 from pureflash.api.app import create_app
-from pureflash.conductor.service import Conductor, Identity
+from pureflash.conductor.service import Conductor
+from pureflash.conductor.specs import Identity
 from pureflash.metastore.records import Records
 from pureflash.metastore.sqlite import SqliteMetastore
 from pureflash.model.domain import ID_MAX

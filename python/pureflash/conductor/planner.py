@@ -47,6 +47,8 @@ from pureflash.model.messages import (
     ShardRoute,
 )
 
+FIRST_EPOCH: Final = 1
+"""Of a shard whose replicas have yet to be made."""
 JOBS_KEPT: Final = 100
 """Finished jobs that stay visible; older ones are forgotten."""
 
@@ -198,9 +200,23 @@ def _plan_replicas(view: View) -> Iterator[Tell]:
             if not view.is_online(member.store):
                 continue
             report = view.observation(member.store).replicas.get((volume_id, index))
+            if report is None and not _may_be_made(view, conf, member):
+                continue
             tell = _replica_command(volume, conf, member, report)
             if tell is not None and not _is_held_back(view, tell):
                 yield tell
+
+
+def _may_be_made(view: View, conf: ShardConf, member: Member) -> bool:
+    """Whether a replica that its store does not have is to be made there, empty.
+
+    One that counts as in sync was there and is lost: an empty one in its place would be believed.
+    Only a new shard's replicas are made by the life of the store that its first configuration
+    names; what is out of the ISR is filled by its primary.
+    """
+    store = view.stores.get(member.store)
+    is_first_life = store is not None and store.incarnation == member.incarnation
+    return member.copy not in conf.isr or (conf.epoch == FIRST_EPOCH and is_first_life)
 
 
 def _replica_command(

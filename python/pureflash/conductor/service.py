@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, Protocol
 
 import msgspec
@@ -23,7 +23,8 @@ from pureflash.conductor import detector, planner, requests, states
 from pureflash.conductor.agents import Session
 from pureflash.conductor.events import EventLog
 from pureflash.conductor.observations import Observations
-from pureflash.conductor.planner import ExportPlan, Offer, Tell
+from pureflash.conductor.planner import Offer, Tell
+from pureflash.conductor.specs import TICKET_S, Identity, Specs, peers_of
 from pureflash.conductor.view import View
 from pureflash.errors import ClusterError, Code, SecurityError
 from pureflash.metastore import keys
@@ -44,10 +45,8 @@ from pureflash.model.messages import (
     Applied,
     Dead,
     ExportsApplied,
-    ExportSpec,
     FetchConf,
     Heartbeat,
-    Peer,
     Proposal,
     Registered,
     RegisterGateway,
@@ -56,11 +55,10 @@ from pureflash.model.messages import (
     SetConf,
     SetExports,
     SetPeers,
-    ShardRoute,
     Up,
     VolumeSpec,
 )
-from pureflash.model.ticket import Rights, Ticket, make_ticket
+from pureflash.model.ticket import Rights
 from pureflash.process.logs import Log
 
 TICK_MS: Final = 250
@@ -68,7 +66,6 @@ PASSES_MAX: Final = 64
 """Plans in one reconciliation; more means that two rules undo one another."""
 SETTLE_TIMEOUT_S: Final = 10.0
 """How long a request waits for the stores before it answers with what is so far."""
-TICKET_S: Final = 24 * 3600
 LEASE_RENEW_MS: Final = 3_000
 
 
@@ -80,17 +77,6 @@ class Clock(Protocol):
 
     def wall_ms(self) -> int:
         """Give milliseconds since 1970."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """What the conductor is told about the cluster. `draw` gives a random number below 2^53."""
-
-    cluster_id: str
-    cluster_key: bytes
-    owner: str
-    overcommit_ratio: float
-    draw: Callable[[], int]
 
 
 class Conductor:
@@ -337,7 +323,7 @@ class Conductor:
         requests.check_attach(view, volume, is_read_only=is_read_only)
         plan = planner.routes(view, volume)
         rights = Rights.READ if is_read_only else Rights.READ_WRITE
-        return self._spec(volume, plan, rights, self._identity.draw())
+        return self._specs().volume(volume, plan, rights, self._identity.draw())
 
     async def store_exited(self, store_id: int, *, incarnation: int) -> None:
         """Believe a supervisor that this incarnation ended; an older one is no news."""
@@ -466,10 +452,7 @@ class Conductor:
 
     def _tell_peers(self) -> None:
         """Tell every store where the others are, in which life."""
-        peers = tuple(
-            Peer(store=store.id, incarnation=store.incarnation, address=store.address)
-            for store in self.records.stores.values()
-        )
+        peers = peers_of(self.records.stores.values())
         for session in self._store_sessions():
             session.send(SetPeers(id=self._message_id(), term=self.term, peers=peers))
 
@@ -511,6 +494,13 @@ class Conductor:
                 shard=command.index,
             )
 
+    def _specs(self) -> Specs:
+        return Specs(
+            cluster_id=self._identity.cluster_id,
+            cluster_key=self._identity.cluster_key,
+            wall_ms=self._clock.wall_ms(),
+        )
+
     def _offer(self, offers: Sequence[Offer]) -> None:
         for offer in offers:
             session = self._sessions.get(offer.gateway)
@@ -519,42 +509,9 @@ class Conductor:
             if session is None or session.offered == (offer.plans, half_life):
                 continue
             session.offered = (offer.plans, half_life)
-            exports = tuple(self._export_spec(plan) for plan in offer.plans)
+            specs = self._specs()
+            exports = tuple(specs.export(plan) for plan in offer.plans)
             session.send(SetExports(id=self._message_id(), term=self.term, exports=exports))
-
-    def _export_spec(self, plan: ExportPlan) -> ExportSpec:
-        rights = Rights.READ if plan.export.is_read_only else Rights.READ_WRITE
-        return ExportSpec(
-            id=plan.export.id,
-            name=plan.volume.name,
-            kind=plan.export.kind,
-            transport=plan.export.transport,
-            is_read_only=plan.export.is_read_only,
-            # An export is one session for all its life, also over restarts of its gateway: only a
-            # session itself can fence its own path slots. Ids are unique among objects of a
-            # cluster; sessions of clients are drawn from 2^53 and do not meet them.
-            volume=self._spec(plan.volume, plan.routes, rights, plan.export.id),
-        )
-
-    def _spec(
-        self, volume: Volume, routes: tuple[ShardRoute, ...], rights: Rights, session: int
-    ) -> VolumeSpec:
-        ticket = Ticket(
-            volume_id=volume.id,
-            attach_epoch=volume.attach_epoch,
-            session=session,
-            expires=self._clock.wall_ms() // 1000 + TICKET_S,
-            rights=rights,
-        )
-        return VolumeSpec(
-            cluster_id=self._identity.cluster_id,
-            volume_id=volume.id,
-            size_bytes=volume.size_bytes,
-            shard_size_bytes=volume.shard_size_bytes,
-            attach_epoch=volume.attach_epoch,
-            ticket=make_ticket(self._identity.cluster_key, ticket).hex(),
-            shards=routes,
-        )
 
     async def _settle(self, volume: Volume) -> None:
         """Wait until every shard of a volume serves, or for `SETTLE_TIMEOUT_S`."""
@@ -585,18 +542,13 @@ class Conductor:
 
     async def _write(self, writes: list[Write]) -> list[bool]:
         before = {write.key: self._subject(write) for write in writes}
-        changed = [write.record for write in writes if isinstance(write.record, ShardConf)]
-        places = [(conf.volume_id, conf.index) for conf in changed]
-        confs = {
-            keys.shard(*place): self.records.shards[place]
-            for place in places
-            if place in self.records.shards
-        }
+        confs = dict(self.records.shards)
         applied = await self.records.commit(writes)
         for write, is_applied in zip(writes, applied, strict=True):
-            if is_applied and isinstance(write.record, ShardConf) and write.key in confs:
-                now_ms = self._clock.now_ms()
-                self.observations.configured(confs[write.key], write.record, now_ms=now_ms)
+            conf = write.record
+            if is_applied and isinstance(conf, ShardConf) and (conf.volume_id, conf.index) in confs:
+                older = confs[conf.volume_id, conf.index]
+                self.observations.configured(older, conf, now_ms=self._clock.now_ms())
             if is_applied and write.key != keys.CLUSTER:
                 verb = "deleted" if write.record is None else "changed"
                 kind = f"{write.key.partition('/')[0]}.{verb}"

@@ -1,0 +1,79 @@
+"""What stores, gateways and clients are told: who is where, and tickets that prove it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from pureflash.conductor.planner import ExportPlan
+from pureflash.model.domain import Store, Volume
+from pureflash.model.messages import ExportSpec, Peer, ShardRoute, VolumeSpec
+from pureflash.model.ticket import Rights, Ticket, make_ticket
+
+TICKET_S: Final = 24 * 3600
+"""Life of a ticket in seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What the conductor is told about the cluster. `draw` gives a random number below 2^53."""
+
+    cluster_id: str
+    cluster_key: bytes
+    owner: str
+    overcommit_ratio: float
+    draw: Callable[[], int]
+
+
+def peers_of(stores: Iterable[Store]) -> tuple[Peer, ...]:
+    """Say where each store listens, in its newest registered life."""
+    return tuple(
+        Peer(store=store.id, incarnation=store.incarnation, address=store.address)
+        for store in stores
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Specs:
+    """Makes specifications of one cluster at one time."""
+
+    cluster_id: str
+    cluster_key: bytes
+    wall_ms: int
+
+    def export(self, plan: ExportPlan) -> ExportSpec:
+        """Describe an export for its gateway."""
+        rights = Rights.READ if plan.export.is_read_only else Rights.READ_WRITE
+        return ExportSpec(
+            id=plan.export.id,
+            name=plan.volume.name,
+            kind=plan.export.kind,
+            transport=plan.export.transport,
+            is_read_only=plan.export.is_read_only,
+            # An export is one session for all its life, also over restarts of its gateway: only a
+            # session itself can fence its own path slots. Ids are unique among objects of a
+            # cluster; sessions of clients are drawn from 2^53 and do not meet them.
+            volume=self.volume(plan.volume, plan.routes, rights, plan.export.id),
+        )
+
+    def volume(
+        self, volume: Volume, routes: tuple[ShardRoute, ...], rights: Rights, session: int
+    ) -> VolumeSpec:
+        """Describe a volume for a session with these rights."""
+        ticket = Ticket(
+            volume_id=volume.id,
+            attach_epoch=volume.attach_epoch,
+            session=session,
+            expires=self.wall_ms // 1000 + TICKET_S,
+            rights=rights,
+        )
+        return VolumeSpec(
+            cluster_id=self.cluster_id,
+            volume_id=volume.id,
+            size_bytes=volume.size_bytes,
+            shard_size_bytes=volume.shard_size_bytes,
+            attach_epoch=volume.attach_epoch,
+            ticket=make_ticket(self.cluster_key, ticket).hex(),
+            shards=routes,
+        )
