@@ -11,5 +11,7 @@ pub mod heartbeat;
 pub mod mutant;
 pub mod paths;
 pub mod replica;
+#[cfg(test)]
+mod seeded;
 pub mod session;
 mod table;

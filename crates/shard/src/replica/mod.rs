@@ -20,6 +20,8 @@ mod resync;
 mod serve;
 mod settle;
 mod stored;
+#[cfg(test)]
+pub(crate) mod tests;
 mod verify;
 
 use crate::client::{Answer, ClientRequest};
