@@ -8,7 +8,17 @@ from pureflash.testing.swarm import Total, report, run_seeds
 REFINED = 10
 """Every tenth world is also judged by the executable specification."""
 FAULTS = (
-    *("conductor", "connection", "crash", "crash_all", "crash_in_recovery", "drop", "duplicate"),
+    *(
+        "ambush",
+        "client",
+        "conductor",
+        "connection",
+        "crash",
+        "crash_all",
+        "crash_in_recovery",
+        "drop",
+        "duplicate",
+    ),
     *("eio_read", "eio_write", "flap", "frame_hold", "long_pause", "lose_unflushed", "partition"),
     *("partition_begins", "pause", "slow_disk", "slow_message", "storm", "stuck_disk", "torn"),
 )

@@ -188,7 +188,10 @@ impl Bench {
                 }
                 Effect::Unclaim => self.claimed = None,
                 Effect::Note(note) => self.notes.push(note),
-                Effect::FetchConf { .. } | Effect::Promise { .. } | Effect::Wake(_) => {}
+                Effect::FetchConf { .. }
+                | Effect::Promise { .. }
+                | Effect::Wake(_)
+                | Effect::Verified { .. } => {}
             }
         }
     }
