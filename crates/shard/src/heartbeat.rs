@@ -663,4 +663,4 @@ impl Leases for Heartbeats {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

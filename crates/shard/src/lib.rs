@@ -12,5 +12,7 @@ pub mod mutant;
 pub mod paths;
 pub mod primary;
 pub mod replica;
+#[cfg(test)]
+mod seeded;
 pub mod session;
 mod table;

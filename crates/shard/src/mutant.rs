@@ -1,6 +1,7 @@
-//! Seeded bugs of replication: each removes one rule of docs/internals/replication.md. The simulator
-//! must catch every one, which proves that its checks work. They exist only with the `mutants`
-//! feature, which the wheel refuses; without it `is` is constant false and costs nothing.
+//! Seeded bugs of replication: each removes one rule of docs/internals/replication.md. Every one must
+//! be caught, by the simulator or by a test of one machine, which proves that their checks work. They
+//! exist only with the `mutants` feature, which the wheel refuses; without it `is` is constant false
+//! and costs nothing.
 
 /// True when the seeded bugs are compiled in.
 pub const MUTANTS: bool = cfg!(feature = "mutants");
@@ -88,6 +89,24 @@ impl Mutant {
         Mutant::AckDuplicateEarly,
         Mutant::NoRegionLock,
         Mutant::NoPathFencing,
+    ];
+
+    /// Those that random worlds catch soon and surely (crates/sim/tests/mutants.rs). Each of the others
+    /// breaks a rule that one machine by itself shows (`seeded.rs`).
+    pub const OF_WORLDS: [Mutant; 13] = [
+        Mutant::SettleOwnTailOnly,
+        Mutant::PromiseNotPersisted,
+        Mutant::PrepareUnorderedAtLearner,
+        Mutant::LeaseIgnored,
+        Mutant::ParkWithLock,
+        Mutant::NoRedirty,
+        Mutant::DelayedCopy,
+        Mutant::CommitAlone,
+        Mutant::AdmitNotRequired,
+        Mutant::DirtyRead,
+        Mutant::NoEpochCheck,
+        Mutant::AckDuplicateEarly,
+        Mutant::NoRegionLock,
     ];
 
     /// True when this is the seeded bug `which` and seeded bugs are compiled in.

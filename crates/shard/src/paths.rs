@@ -262,4 +262,4 @@ fn openings(upto: OpeningKey) -> RangeInclusive<OpeningKey> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,6 +2,7 @@
 //! that lose, repeat and delay, with clocks that disagree.
 
 use super::*;
+use crate::seeded::{Rule, demand};
 use proptest::prelude::*;
 use proto::VolumeId;
 
@@ -579,16 +580,27 @@ fn time_never_goes_back() {
     step(&mut a, 9, Event::Tick);
 }
 
-#[cfg(feature = "mutants")]
-#[test]
-fn the_seeded_bug_renews_a_deposed_primarys_promise() {
+/// The rules of this file that a seeded bug breaks.
+pub(crate) const RULES: [Rule; 1] = [Rule::new(
+    Mutant::HeartbeatAnyEpoch,
+    "heartbeat: a deposed primary renews nothing",
+    a_deposed_primary_renews_nothing,
+)];
+
+/// "Having promised a newer epoch it refuses and answers with that epoch" (section 4).
+fn a_deposed_primary_renews_nothing(mutant: Mutant) -> Result<(), String> {
     let mut a = machine(A, 1);
-    let mutant = Mutant::HeartbeatAnyEpoch;
     let mut b = Heartbeats::new(B, 1, ms(0), Timing::default(), mutant);
-    step(&mut b, 5, Event::Promise { shard: shard(0), epoch: Epoch(6) });
     step(&mut a, 10, claim(0, 5));
     let reply = answer(&mut b, 20, &sent(&mut a, 10));
-    assert_eq!((promise(&b, 0), reply.entries.len()), (ms(20 + G), 0));
+    pong(&mut a, 30, &reply);
+    step(&mut b, 100, Event::Promise { shard: shard(0), epoch: Epoch(6) });
+    let reply = answer(&mut b, 220, &sent(&mut a, 210));
+    pong(&mut a, 230, &reply);
+    demand(promise(&b, 0) == ms(20 + G), "a promise to a deposed primary was renewed")?;
+    demand(lease(&a, 0) == ms(10 + L), "a deposed primary's lease was renewed")?;
+    let refused: Vec<Epoch> = reply.entries.iter().map(|entry| entry.epoch).collect();
+    demand(refused == [Epoch(6)], "it was not told the epoch that deposed it")
 }
 
 // ------------------------------------------------------------------------------ two stores' world --

@@ -2,6 +2,7 @@
 //! against books kept the slow way.
 
 use super::*;
+use crate::seeded::{Rule, demand};
 use proptest::prelude::*;
 use proto::wire::{HEADER_BYTES, Request, RequestOp};
 use proto::{Epoch, Seq, ShardId, VolumeId};
@@ -212,18 +213,27 @@ fn a_request_ends_once() {
     paths.finish(100, None, Status::Ok);
 }
 
-#[cfg(feature = "mutants")]
-#[test]
-fn the_seeded_bug_answers_at_once_and_closes_nothing() {
-    let mut paths = Paths::with_mutant(Mutant::NoPathFencing);
+/// The rules of this file that a seeded bug breaks.
+pub(crate) const RULES: [Rule; 1] = [Rule::new(
+    Mutant::NoPathFencing,
+    "paths: nothing of a fenced slot begins or is forgotten",
+    a_fence_holds,
+)];
+
+/// "The primary closes A, drops A's requests without lsn, answers with the outcome of those that have
+/// one. Only then the rest is re-sent" (section 6).
+fn a_fence_holds(mutant: Mutant) -> Result<(), String> {
+    let mut paths = Paths::with_mutant(mutant);
     paths.hello(1, SESSION, 0, 1).expect("nothing is fenced");
     paths.hello(2, SESSION, 1, 2).expect("nothing is fenced");
-    assert!(paths.begin(1, &header(10), 100));
-    assert_eq!(paths.fence(2, header(13), 0, 1), []);
-    assert_eq!(paths.ready_fences(), [(2, header(13), vec![])]);
-    assert!(paths.begin(1, &header(11), 101));
+    demand(paths.begin(1, &header(10), 100), "an open path took no request")?;
+    demand(paths.fence(2, header(13), 0, 1) == [1], "the fenced path stayed open")?;
+    demand(paths.ready_fences().is_empty(), "answered while a request was open")?;
+    demand(!paths.begin(1, &header(11), 101), "a request of a fenced path began")?;
+    demand(paths.hello(3, SESSION, 0, 1).is_err(), "a fenced path was opened again")?;
     paths.finish(100, lsn(5), Status::Ok);
-    paths.finish(101, lsn(6), Status::Ok);
+    let told = vec![outcome(10, 5, Status::Ok)];
+    demand(paths.ready_fences() == [(2, header(13), told)], "the outcome was not told")
 }
 
 // --------------------------------------------------------------------------- random histories --

@@ -20,6 +20,8 @@ mod resync;
 mod serve;
 mod settle;
 mod stored;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use crate::client::{Answer, ClientRequest};
 use crate::conf::transition::Transition;

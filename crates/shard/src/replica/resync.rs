@@ -485,7 +485,10 @@ impl Replica {
             let is_refusal_believed = self.mutant(Mutant::RefusalIsOutcome);
             let reign = self.reign();
             if is_refusal_believed && reign.resyncs[&store].is_proposed {
-                // Seeded bug: no configuration has come, so the proposal must have failed.
+                // Seeded bug: no configuration has come, so the proposal must have failed. All of it is
+                // tried again, and until then the learner counts for nothing.
+                let resync = reign.resyncs.get_mut(&store).expect("just listed");
+                (resync.is_known, resync.is_proposed) = (false, false);
                 reign.pending_admit = None;
             }
             self.poke(ctx, store);

@@ -1,0 +1,361 @@
+//! Which role a configuration gives, what outlives a restart, and what each role refuses.
+
+use super::bench::{
+    B, BLOCKS, Bench, C, FOREVER, ME, conf, context, copy, life, lsn, prepare, shard,
+};
+use crate::conf::ShardConf;
+use crate::conf::transition::Transition;
+use crate::mutant::Mutant;
+use crate::replica::{Event, Role, context_of};
+use lane::{Op, REGION_BLOCKS};
+use proto::wire::{Opcode, PeerContext, RequestOp};
+use proto::{Epoch, Seq, Status};
+
+const NONE: Mutant = Mutant::None;
+
+fn follower(conf: ShardConf) -> Bench {
+    Bench::follower(NONE, conf)
+}
+
+fn primary(conf: ShardConf) -> Bench {
+    Bench::primary(NONE, conf)
+}
+
+/// Settling as primary of {A, B} with operations of the last reign in blocks 0 and 10.
+fn settling() -> Bench {
+    let mut bench = Bench::new(NONE);
+    bench.has(lsn(4, 1), 0, 0);
+    bench.has(lsn(4, 2), 10, 0);
+    bench.learn(conf(5, 0, &[0, 1], &[]));
+    bench.obey(B);
+    bench.run_lane(|_| true);
+    bench
+}
+
+fn commit_of(op: &RequestOp) -> Seq {
+    context_of(op).expect("replicas ask with a context").commit_lsn.seq
+}
+
+// -------------------------------------------------------------------------------------- restarts --
+
+#[test]
+fn a_restarted_replica_is_out_and_keeps_its_promise() {
+    let mut bench = follower(conf(5, 1, &[0, 1, 2], &[]));
+    bench.learn(conf(6, 1, &[0, 1, 2], &[]));
+    bench.restart(21);
+    assert_eq!((bench.replica.role(), bench.replica.promised()), (Role::Out, Epoch(6)));
+    bench.asks(B, 1, 5, prepare(context(lsn(5, 1), 0), 0));
+    assert_eq!(bench.refused(1), Some(Status::StaleEpoch), "promised in an earlier life");
+    assert_eq!(bench.answers[&1].epoch, Epoch(6), "and told why");
+    bench.asks(B, 2, 6, prepare(context(lsn(6, 1), 0), 0));
+    assert_eq!(bench.refused(2), Some(Status::Fenced), "meant for the earlier life");
+    let peer = PeerContext { incarnation: 21, ..context(lsn(6, 1), 0) };
+    bench.asks(B, 3, 6, prepare(peer, 0));
+    assert_eq!(bench.refused(3), Some(Status::NotPrimary), "it is no member");
+    assert!(bench.lane.is_empty());
+}
+
+#[test]
+fn a_promise_that_is_not_stored_is_not_followed() {
+    let mut bench = follower(conf(5, 1, &[0, 1, 2], &[]));
+    bench.step(Event::Conf(conf(6, 1, &[0, 1, 2], &[])));
+    assert!(bench.is_asked(|op| matches!(op, Op::Conf { .. })));
+    assert_eq!(bench.replica.promised(), Epoch(6), "nothing older is accepted from here on");
+    bench.asks(B, 1, 5, prepare(context(lsn(5, 1), 0), 0));
+    assert_eq!(bench.refused(1), Some(Status::StaleEpoch));
+    bench.asks(B, 2, 6, prepare(context(lsn(5, 1), 0), 0));
+    assert!(!bench.is_asked(|op| matches!(op, Op::Discard { .. })), "nor anything newer yet");
+    assert_eq!(bench.replica.conf().map(|conf| conf.epoch), Some(Epoch(5)));
+    bench.run_lane(|_| true);
+    assert!(bench.answers[&2].result.is_ok(), "stored: what was held is carried out");
+}
+
+#[test]
+fn a_watermark_learnt_outside_the_isr_is_not_its_own() {
+    let mut bench = Bench::new(NONE);
+    bench.learn(conf(5, 1, &[0, 1, 2], &[]));
+    bench.has(lsn(5, 3), 0, 3);
+    bench.learn(conf(6, 1, &[1, 2], &[]));
+    assert_eq!(bench.replica.role(), Role::Out);
+    bench.learn(conf(7, 1, &[1, 2], &[0]));
+    bench.asks(B, 1, 7, prepare(context(lsn(5, 10), 9), 5));
+    bench.run_lane(|_| true);
+    bench.asks(B, 2, 7, RequestOp::Tails(context(lsn(5, 10), 9)));
+    let tails = bench.tails(2).expect("answered at once");
+    assert_eq!(tails.complete_lsn.seq, Seq(3), "complete up to where it left");
+    bench.restart(21);
+    let mut again = conf(8, 1, &[1, 2], &[0]);
+    again.members[0].incarnation = 21;
+    bench.learn(again);
+    let peer = PeerContext { incarnation: 21, ..context(lsn(5, 10), 9) };
+    bench.asks(B, 3, 8, RequestOp::Tails(peer));
+    let tails = bench.tails(3).expect("answered at once");
+    assert_eq!(tails.complete_lsn.seq, Seq(3), "also across a restart");
+}
+
+// ----------------------------------------------------------------------------------- transitions --
+
+#[test]
+fn t1_parked_writes_go_on_when_the_removal_is_known() {
+    let mut bench = primary(conf(5, 0, &[0, 1, 2], &[]));
+    bench.write(1, 0);
+    bench.run_lane(|_| true);
+    bench.obey(B);
+    bench.pass(1_999);
+    assert_eq!(bench.proposals, [], "two seconds are not over");
+    bench.obey(B);
+    bench.pass(100);
+    assert_eq!(bench.proposals, [Transition::Remove { copy: 2 }]);
+    assert!(!bench.is_done(1), "proposed is not known");
+    bench.learn(conf(6, 0, &[0, 1], &[]));
+    assert!(bench.is_done(1));
+    assert_eq!(bench.replica.role(), Role::Active);
+    assert_eq!(bench.claimed, Some(vec![B]), "its lease is no longer needed");
+}
+
+#[test]
+fn writes_park_below_min_write_and_reads_do_not() {
+    let mut bench = primary(conf(5, 0, &[0, 1], &[]));
+    bench.learn(conf(6, 0, &[0], &[]));
+    bench.write(1, 0);
+    bench.read(2, 9);
+    bench.run_lane(|_| true);
+    assert!(!bench.replies.contains_key(&1) && bench.is_done(2));
+    // Parked requests are of an older epoch by then, which the client learns.
+    bench.learn(conf(7, 0, &[0, 1], &[]));
+    assert_eq!(bench.refusal(1), Some(Status::StaleEpoch), "a definite \"no effect\"");
+}
+
+#[test]
+fn t2_a_secondary_proposes_itself_after_the_grace_or_a_death() {
+    let mut bench = follower(conf(5, 1, &[0, 1, 2], &[]));
+    let promote = [Transition::Promote { copy: 0 }];
+    bench.pass(2_249);
+    assert_eq!(bench.proposals, []);
+    bench.pass(1);
+    assert_eq!(bench.proposals, promote);
+
+    let mut bench = follower(conf(5, 1, &[0, 1, 2], &[]));
+    bench.pass(2_000);
+    bench.leases.heard.insert(B, bench.now);
+    bench.pass(2_000);
+    assert_eq!(bench.proposals, [], "it was heard");
+    bench.step(Event::Dead { store: B, incarnation: life(B) - 1 });
+    assert_eq!(bench.proposals, [], "of an earlier life");
+    bench.step(Event::Dead { store: B, incarnation: life(B) });
+    assert_eq!(bench.proposals, promote);
+    bench.learn(conf(6, 0, &[0, 2], &[]));
+    assert_eq!(bench.replica.role(), Role::Settling);
+    let asked = |bench: &mut Bench, store| {
+        bench.sent_to(store).iter().any(|request| request.op.opcode() == Opcode::Tails)
+    };
+    assert!(!asked(&mut bench, B) && asked(&mut bench, C), "who is left in the ISR is asked");
+}
+
+#[test]
+fn t2_the_old_primary_is_fenced() {
+    let mut bench = primary(conf(5, 0, &[0, 1, 2], &[]));
+    bench.write(1, 0);
+    bench.run_lane(|_| true);
+    let (to_b, to_c) = (bench.operation_to(B, 1), bench.operation_to(C, 1));
+    bench.acknowledge(B, &to_b);
+    bench.learn(conf(6, 1, &[1, 2], &[]));
+    assert_eq!(bench.replica.role(), Role::Out);
+    assert_eq!(bench.claimed, None);
+    assert_eq!(bench.refusal(1), Some(Status::NotPrimary), "its outcome is unknown here");
+    bench.acknowledge(C, &to_c);
+    bench.write(2, 0);
+    assert_eq!(bench.refusal(2), Some(Status::NotPrimary));
+    let is_fenced = |note| matches!(note, &super::super::Note::Role { role: Role::Fenced, .. });
+    assert!(bench.notes.iter().any(is_fenced), "serving has ended before the promise is stored");
+}
+
+#[test]
+fn a_refused_primary_is_fenced_by_a_configuration_that_names_another() {
+    let mut bench = primary(conf(5, 0, &[0, 1, 2], &[]));
+    bench.write(1, 0);
+    let to_b = bench.operation_to(B, 1);
+    bench.nack(B, &to_b, 5);
+    assert_eq!(bench.replica.role(), Role::Active, "its own epoch is no newer one");
+    bench.step(Event::Newer { epoch: Epoch(6) });
+    assert_eq!(bench.replica.role(), Role::Suspended, "a refused heartbeat says the same");
+    bench.learn(conf(6, 1, &[0, 1, 2], &[]));
+    assert_eq!(bench.replica.role(), Role::Secondary);
+}
+
+#[test]
+fn t4_an_admitted_learner_is_in_doubt_of_nothing() {
+    let mut bench = Bench::new(NONE);
+    bench.suspects(1);
+    bench.learn(conf(5, 1, &[1, 2], &[0]));
+    assert_eq!(bench.replica.role(), Role::Learner);
+    bench.asks(B, 1, 5, RequestOp::Tails(context(lsn(5, 0), 0)));
+    let tails = bench.tails(1).expect("answered at once");
+    let ranges: Vec<(u64, u32)> =
+        tails.records.iter().map(|record| (record.range.offset(), record.range.length())).collect();
+    let bytes = REGION_BLOCKS * 4096;
+    assert_eq!(ranges, [(u64::from(bytes), bytes)], "it says what it is in doubt of");
+    bench.learn(conf(6, 1, &[0, 1, 2], &[]));
+    assert_eq!(bench.replica.role(), Role::Secondary);
+    let suspects = |bench: &Bench| {
+        let shard = bench.tables.shard(0).expect("created");
+        shard.regions.iter().filter(|value| **value & 1 == 1).count()
+    };
+    assert_eq!(suspects(&bench), 0);
+}
+
+#[test]
+fn t5_a_transfer_keeps_the_old_primary_in_the_isr() {
+    let mut bench = primary(conf(5, 0, &[0, 1, 2], &[]));
+    bench.learn(conf(6, 1, &[0, 1, 2], &[]));
+    assert_eq!(bench.replica.role(), Role::Secondary);
+    bench.asks(B, 1, 6, prepare(context(lsn(6, 1), 0), 0));
+    bench.run_lane(|_| true);
+    assert!(bench.answers[&1].result.is_ok());
+}
+
+#[test]
+fn t6_reopens_with_the_new_life_only() {
+    for (is_renamed, role) in [(true, Role::Secondary), (false, Role::Out)] {
+        let mut bench = follower(conf(5, 1, &[0, 1, 2], &[]));
+        bench.restart(21);
+        let mut reopened = conf(6, 2, &[0, 2], &[]);
+        if is_renamed {
+            reopened.members[0].incarnation = 21;
+        }
+        bench.learn(reopened);
+        assert_eq!(bench.replica.role(), role);
+    }
+}
+
+#[test]
+fn t8_a_learner_that_is_given_up_takes_nothing_more() {
+    let mut bench = follower(conf(5, 1, &[1, 2], &[0]));
+    bench.learn(conf(6, 1, &[1, 2], &[]));
+    assert_eq!(bench.replica.role(), Role::Out);
+    bench.asks(B, 1, 6, copy(context(lsn(5, 1), 0), 1, 0));
+    bench.asks(B, 2, 6, prepare(context(lsn(5, 1), 0), 0));
+    assert_eq!(bench.refused(1), Some(Status::NotPrimary));
+    assert_eq!(bench.refused(2), Some(Status::NotPrimary));
+    assert!(bench.lane.is_empty());
+}
+
+#[test]
+fn older_and_foreign_configurations_change_nothing() {
+    let mut bench = primary(conf(5, 0, &[0, 1], &[]));
+    bench.learn(conf(4, 1, &[0, 1], &[]));
+    bench.learn(conf(5, 1, &[0, 1], &[]));
+    let mut foreign = conf(9, 1, &[0, 1], &[]);
+    foreign.shard.index = shard().index + 1;
+    bench.learn(foreign);
+    assert_eq!((bench.replica.role(), bench.replica.promised()), (Role::Active, Epoch(5)));
+}
+
+// ------------------------------------------------------------------------------------ each role --
+
+/// Simulator seed 1198: a member that was told of the first half of a beginning forgot its tail, and
+/// the next primary did not settle the second half.
+#[test]
+fn the_watermark_stands_until_the_whole_beginning_is_committed() {
+    let mut bench = settling();
+    let (first, second) = {
+        let sent = bench.sent_to(B);
+        assert_eq!(sent.len(), 2, "one SETTLE for each block");
+        assert!(sent.iter().all(|request| request.op.opcode() == Opcode::Settle));
+        assert!(sent.iter().all(|request| commit_of(&request.op) == Seq(0)));
+        (sent[0].clone(), sent[1].clone())
+    };
+    let seq = |op: &RequestOp| context_of(op).expect("a SETTLE has one").lsn;
+    let mut lsns = [seq(&first.op), seq(&second.op)];
+    lsns.sort_unstable();
+    assert_eq!(lsns, [lsn(5, 3), lsn(5, 4)], "new lsns of the new epoch");
+    let (low, high) = if seq(&first.op) == lsns[0] { (first, second) } else { (second, first) };
+    bench.acknowledge(B, &low);
+    assert_eq!(bench.replica.role(), Role::Settling);
+    bench.pass(500);
+    let again = bench.operation_to(B, 4);
+    assert_eq!(commit_of(&again.op), Seq(0), "the rest of the beginning is not committed");
+    bench.acknowledge(B, &high);
+    assert_eq!(bench.replica.role(), Role::Active);
+    bench.write(1, 20);
+    let write = bench.operation_to(B, 5);
+    assert_eq!(commit_of(&write.op), Seq(4));
+}
+
+#[test]
+fn clients_wait_for_the_beginning() {
+    let mut bench = settling();
+    bench.read(1, 0);
+    bench.write(2, 10);
+    bench.run_lane(|_| true);
+    assert!(bench.replies.is_empty() && bench.replica.role() == Role::Settling);
+    bench.obey(B);
+    assert_eq!(bench.replica.role(), Role::Active);
+    bench.run_lane(|_| true);
+    bench.obey(B);
+    assert!(bench.is_done(1) && bench.is_done(2));
+}
+
+#[test]
+fn a_duplicate_is_acknowledged_when_it_is_durable_and_the_same() {
+    let mut bench = follower(conf(5, 1, &[0, 1, 2], &[]));
+    let peer = context(lsn(5, 1), 0);
+    bench.asks(B, 1, 5, prepare(peer, 4));
+    bench.asks(B, 2, 5, prepare(peer, 4));
+    assert!(bench.answers.is_empty(), "neither is durable");
+    assert_eq!(bench.lane.len(), 1, "it is written once");
+    bench.asks(B, 3, 5, prepare(peer, 5));
+    assert_eq!(bench.refused(3), Some(Status::Invalid), "another operation of the same lsn");
+    bench.run_lane(|_| true);
+    assert!(bench.answers[&1].result.is_ok() && bench.answers[&2].result.is_ok());
+    bench.asks(B, 4, 5, prepare(peer, 4));
+    assert!(bench.answers[&4].result.is_ok() && bench.lane.is_empty());
+    bench.asks(B, 5, 5, prepare(context(lsn(5, 2), 0), 4));
+    bench.run_lane(|_| true);
+    bench.asks(B, 6, 5, prepare(context(lsn(5, 3), 2), 4));
+    bench.asks(B, 7, 5, prepare(peer, 4));
+    assert_eq!(bench.refused(7), Some(Status::Cancelled), "committed, and overwritten since");
+}
+
+#[test]
+fn a_copy_never_replaces_what_is_newer() {
+    let mut bench = follower(conf(5, 1, &[1, 2], &[0]));
+    bench.asks(B, 1, 5, prepare(context(lsn(5, 9), 0), 3));
+    bench.run_lane(|_| true);
+    bench.asks(B, 2, 5, copy(context(lsn(5, 4), 0), 7, 0));
+    assert_eq!(bench.refused(2), Some(Status::Busy), "read before the live write");
+    bench.asks(B, 3, 5, copy(context(lsn(5, 9), 0), 7, 0));
+    bench.run_lane(|_| true);
+    assert!(bench.answers[&3].result.is_ok());
+    bench.asks(B, 4, 5, copy(context(lsn(5, 9), 0), 6, REGION_BLOCKS));
+    assert_eq!(bench.refused(4), Some(Status::Cancelled), "of a resync that is over");
+    bench.asks(B, 5, 5, prepare(context(lsn(5, 8), 0), 200));
+    assert_eq!(bench.refused(5), Some(Status::Cancelled), "what the COPY has brought already");
+    bench.asks(B, 6, 5, prepare(context(lsn(5, 10), 0), BLOCKS));
+    assert_eq!(bench.refused(6), Some(Status::OutOfRange));
+}
+
+#[test]
+fn only_the_primary_of_the_epoch_is_obeyed() {
+    let mut bench = follower(conf(5, 1, &[0, 1, 2], &[]));
+    bench.asks(C, 1, 5, prepare(context(lsn(5, 1), 0), 0));
+    assert_eq!(bench.refused(1), Some(Status::NotPrimary));
+    let peer = PeerContext { history_id: 99, ..context(lsn(5, 1), 0) };
+    bench.asks(B, 2, 5, prepare(peer, 0));
+    assert_eq!(bench.refused(2), Some(Status::Fenced), "of another history");
+    assert!(bench.lane.is_empty());
+}
+
+#[test]
+fn a_read_begun_under_a_lease_is_answered_under_one() {
+    let mut bench = primary(conf(5, 0, &[0, 1], &[]));
+    bench.read(1, 0);
+    assert!(bench.is_asked(|op| matches!(op, Op::Read { .. })));
+    bench.leases.leases.insert((B, life(B)), bench.now);
+    bench.run_lane(|_| true);
+    assert!(bench.replies.is_empty(), "the lease has ended while the lane was reading");
+    bench.leases.leases.insert((B, life(B)), FOREVER);
+    bench.pass(100);
+    assert!(bench.is_done(1));
+    assert!(bench.sent_to(ME).is_empty(), "a primary asks itself nothing");
+}
