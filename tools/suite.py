@@ -20,10 +20,15 @@ from pathlib import Path
 
 CARGO_TEST = ("cargo", "test", "--release", "--locked")
 WORKSPACE = ("--workspace", "--exclude", "pureflash-py")  # the extension has no tests of its own
-MUTANTS = ("--package", "pureflash-lane", "--features", "mutants")
+MUTANTS = (
+    *("--package", "pureflash-lane"),
+    *("--package", "pureflash-shard"),
+    *("--package", "pureflash-sim"),
+    *("--features", "mutants", "--tests"),
+)
 # With the seeded bugs compiled in, what matters is that each is caught; the rest ran before. The
-# table that the test prints belongs into the log.
-SEEDED_BUGS = ("--test", "crash", "every_seeded", "--", "--nocapture")
+# tables that the tests print (crash explorer, machines, worlds) belong into the log.
+SEEDED_BUGS = ("every_seeded", "--", "--nocapture")
 PYTEST = (sys.executable, "-m", "pytest", "--color=no")
 
 _CARGO_SUMMARY = re.compile(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored")

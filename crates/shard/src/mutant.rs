@@ -93,11 +93,10 @@ impl Mutant {
 
     /// Those that random worlds catch soon and surely (crates/sim/tests/mutants.rs). Each of the others
     /// breaks a rule that one machine by itself shows (`seeded.rs`).
-    pub const OF_WORLDS: [Mutant; 13] = [
+    pub const OF_WORLDS: [Mutant; 11] = [
         Mutant::SettleOwnTailOnly,
         Mutant::PromiseNotPersisted,
         Mutant::PrepareUnorderedAtLearner,
-        Mutant::LeaseIgnored,
         Mutant::ParkWithLock,
         Mutant::NoRedirty,
         Mutant::DelayedCopy,
@@ -106,7 +105,6 @@ impl Mutant {
         Mutant::DirtyRead,
         Mutant::NoEpochCheck,
         Mutant::AckDuplicateEarly,
-        Mutant::NoRegionLock,
     ];
 
     /// True when this is the seeded bug `which` and seeded bugs are compiled in.

@@ -1,12 +1,14 @@
-//! Each seeded bug of `shard` is caught by some world: the checks work.
+//! The seeded bugs of `shard` that random worlds catch: the simulator's checks work. The others are
+//! caught by one machine by itself (crates/shard/src/seeded.rs, which also asserts that each is in one
+//! of the two tables).
 #![cfg(feature = "mutants")]
 
 use shard::mutant::Mutant;
 use sim::World;
-use std::fmt::Write;
 
-/// Worlds that a seeded bug may live through.
-const SEEDS_MAX: u64 = 400;
+/// Worlds that a seeded bug may live through: ten times what the most patient of them takes now. One
+/// that needs more is a matter of luck, and belongs into the other table.
+const SEEDS_MAX: u64 = 200;
 
 fn run(seed: u64, number: usize) -> Option<String> {
     let options = format!("{{\"mutant\": {number}}}");
@@ -15,7 +17,9 @@ fn run(seed: u64, number: usize) -> Option<String> {
     world.violation().map(str::to_owned)
 }
 
-fn caught(number: usize) -> Option<(u64, String)> {
+fn caught(mutant: Mutant) -> Option<(u64, String)> {
+    let index = Mutant::ALL.iter().position(|&other| other == mutant);
+    let number = index.expect("every seeded bug is listed") + 1;
     (0..SEEDS_MAX).find_map(|seed| {
         // What breaks without the seeded bug too says nothing about it.
         let why = run(seed, number).filter(|_| run(seed, 0).is_none())?;
@@ -25,18 +29,16 @@ fn caught(number: usize) -> Option<(u64, String)> {
 
 #[test]
 fn every_seeded_bug_is_caught() {
-    let mut table = String::from("mutant | caught by | seeds\n");
+    println!("mutant | caught by | worlds");
     let mut alive = Vec::new();
-    for (index, &mutant) in Mutant::ALL.iter().enumerate() {
-        match caught(index + 1) {
-            Some((seeds, why)) => {
-                let name = why.split(':').next().unwrap_or_default().to_owned();
-                writeln!(table, "{mutant:?} | {name} | {seeds}").expect("a String grows");
-                println!("{mutant:?} | {seeds} | {}", why.chars().take(200).collect::<String>());
+    for mutant in Mutant::OF_WORLDS {
+        match caught(mutant) {
+            Some((worlds, why)) => {
+                let why: String = why.chars().take(100).collect();
+                println!("{mutant:?} | {why} | {worlds}");
             }
             None => alive.push(mutant),
         }
     }
-    println!("{table}");
-    assert!(alive.is_empty(), "not caught in {SEEDS_MAX} worlds: {alive:?}\n{table}");
+    assert!(alive.is_empty(), "not caught in {SEEDS_MAX} worlds: {alive:?}");
 }

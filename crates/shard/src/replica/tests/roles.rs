@@ -1,8 +1,6 @@
 //! Which role a configuration gives, what outlives a restart, and what each role refuses.
 
-use super::bench::{
-    B, BLOCKS, Bench, C, FOREVER, ME, conf, context, copy, life, lsn, prepare, shard,
-};
+use super::bench::{B, BLOCKS, Bench, C, conf, context, copy, life, lsn, prepare, shard};
 use crate::conf::ShardConf;
 use crate::conf::transition::Transition;
 use crate::mutant::Mutant;
@@ -344,18 +342,4 @@ fn only_the_primary_of_the_epoch_is_obeyed() {
     bench.asks(B, 2, 5, prepare(peer, 0));
     assert_eq!(bench.refused(2), Some(Status::Fenced), "of another history");
     assert!(bench.lane.is_empty());
-}
-
-#[test]
-fn a_read_begun_under_a_lease_is_answered_under_one() {
-    let mut bench = primary(conf(5, 0, &[0, 1], &[]));
-    bench.read(1, 0);
-    assert!(bench.is_asked(|op| matches!(op, Op::Read { .. })));
-    bench.leases.leases.insert((B, life(B)), bench.now);
-    bench.run_lane(|_| true);
-    assert!(bench.replies.is_empty(), "the lease has ended while the lane was reading");
-    bench.leases.leases.insert((B, life(B)), FOREVER);
-    bench.pass(100);
-    assert!(bench.is_done(1));
-    assert!(bench.sent_to(ME).is_empty(), "a primary asks itself nothing");
 }

@@ -1,7 +1,7 @@
 //! Rules that a seeded bug breaks. Each is a function of the bug: it holds without it, and says what
 //! went wrong with it (`crate::seeded` asserts both).
 
-use super::bench::{B, Bench, C, ME, conf, context, life, lsn, prepare};
+use super::bench::{B, Bench, C, FOREVER, ME, conf, context, life, lsn, prepare};
 use crate::conf::transition::Transition;
 use crate::mutant::Mutant;
 use crate::replica::follower::blocks_of;
@@ -12,15 +12,17 @@ use proto::wire::{Opcode, Request, RequestOp};
 use proto::{Epoch, Status, Tick};
 
 /// Every rule of this file with the seeded bug that breaks it.
-pub(crate) const RULES: [Rule; 9] = [
+pub(crate) const RULES: [Rule; 11] = [
     Rule::new(Mutant::NackedGoesOn, "replica: a NACK ends the epoch", nack),
     Rule::new(Mutant::NoQuiesceAtPromise, "replica: a promise waits for operations", quiesce),
+    Rule::new(Mutant::LeaseIgnored, "replica: a read needs the lease twice", lease),
     Rule::new(Mutant::LeaseByIsr, "replica: reads need the learner's lease", pending_lease),
     Rule::new(Mutant::NoPromiseWait, "replica: an own promise is kept", promise_wait),
     Rule::new(Mutant::NoBootWait, "replica: an earlier life's promise is kept", boot_wait),
     Rule::new(Mutant::RefusalIsOutcome, "replica: silence is no outcome", refusal),
     Rule::new(Mutant::NoIncarnationCheck, "replica: lives are told apart", incarnations),
     Rule::new(Mutant::RejoinByRegionOnly, "replica: a learner's doubt counts", doubt),
+    Rule::new(Mutant::NoRegionLock, "replica: a region is read as of one lsn", region_lock),
     Rule::new(Mutant::LateCopied, "replica: a late COPIED cleans nothing", late_copied),
 ];
 
@@ -75,6 +77,23 @@ fn quiesce(mutant: Mutant) -> Result<(), String> {
     let tails = bench.tails(2).ok_or("TAILS was not answered in the end")?;
     let blocks: Vec<u64> = tails.records.iter().map(|record| record.range.offset()).collect();
     demand(blocks == [4 * 4096], "the tail did not hold the operation")
+}
+
+/// "Lease -> local read -> verified -> unlock": held when the read begins, and still when its data
+/// have come, because the process may have been paused in between (section 4).
+fn lease(mutant: Mutant) -> Result<(), String> {
+    let mut bench = Bench::primary(mutant, conf(5, 0, &[0, 1], &[]));
+    bench.read(1, 0);
+    demand(bench.is_asked(|op| matches!(op, Op::Read { .. })), "it did not read with the lease")?;
+    bench.leases.leases.insert((B, life(B)), bench.now);
+    bench.run_lane(|_| true);
+    demand(!bench.is_done(1), "a read was answered whose lease had ended meanwhile")?;
+    bench.read(2, 9);
+    demand(bench.lane.is_empty(), "a read began without lease")?;
+    bench.leases.leases.insert((B, life(B)), FOREVER);
+    bench.pass(100);
+    bench.run_lane(|_| true);
+    demand(bench.is_done(1) && bench.is_done(2), "they were not answered with the lease")
 }
 
 /// A primary of {A, B} whose learner C has everything: its admission is proposed.
@@ -200,6 +219,30 @@ fn copies(sent: &[Request]) -> Vec<u32> {
         Some(blocks_of(copy.content.range()).0)
     };
     sent.iter().filter_map(first).collect()
+}
+
+/// "Region read under a region lock (stops new lsns only)" (section 5): a write that came between the
+/// read and its lsn would be neither in the COPY nor above it.
+fn region_lock(mutant: Mutant) -> Result<(), String> {
+    let is_change = |op: &Op| matches!(op, Op::Discard { .. });
+    let mut bench = Bench::primary(mutant, conf(5, 0, &[0, 1], &[2]));
+    bench.write(1, 5);
+    bench.pass(100);
+    bench.learner_tails(C, 0, &[0]);
+    let is_read = bench.is_asked(|op| matches!(op, Op::Read { .. }));
+    demand(!is_read, "a region was read in which an operation is not durable at both ends")?;
+    bench.run_lane(is_change);
+    bench.obey(B);
+    demand(bench.is_done(1), "a learner was waited for")?;
+    demand(bench.is_asked(|op| matches!(op, Op::Read { .. })), "the region was not read")?;
+    bench.write(2, 3);
+    demand(!bench.is_asked(is_change), "an lsn was given in a region that is being read")?;
+    bench.write(3, REGION_BLOCKS);
+    demand(bench.is_asked(is_change), "the lock reached further than its region")?;
+    bench.run_lane(|_| true);
+    demand(copies(&bench.sent_to(C)) == [0], "the region was not copied")?;
+    bench.obey(B);
+    demand(bench.is_done(2) && bench.is_done(3), "the lock was not taken off")
 }
 
 /// "A write that commits *without* R's ack re-dirties its region first; a late COPIED
