@@ -22,8 +22,6 @@ mod settle;
 mod stored;
 #[cfg(test)]
 pub(crate) mod tests;
-#[cfg(test)]
-pub(crate) mod tests;
 mod verify;
 
 use crate::client::{Answer, ClientRequest};
