@@ -157,6 +157,7 @@ def test_stores_are_killed_and_stopped_again_and_again(three: RealCluster) -> No
                     ),
                 )
             wait_whole(three)
+            assert "3 copies are equal" in three.pf("volume", "verify", "v1")
 
 
 @pytest.mark.timeout(600)

@@ -63,6 +63,7 @@ class FakeStoreNode:
         self.peers: list[tuple[int, int, str]] = []
         self.over: set[tuple[int, int]] = set()
         self.resyncs: dict[tuple[int, int], list[dict[str, int]]] = {}
+        self.found: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
         self._listen = listen
         self._path = Path(disks[0]["path"])
         self._events = _Events()
@@ -121,6 +122,15 @@ class FakeStoreNode:
             self._events.push("failed", request_id, 23, "no such replica")
         else:
             self._follow(request_id, known, conf)
+
+    def verify_replica(self, request_id: int, volume_id: int, index: int) -> None:
+        known = self._read()["replicas"].get(f"{volume_id}/{index}")
+        if known is None:
+            self._events.push("failed", request_id, 23, "no such replica")
+        else:
+            different, unreadable = self.found
+            regions = -(-int(known["size_bytes"]) // (1 << 20))
+            self._events.push("verified", request_id, regions, 3, different, unreadable)
 
     def set_peers(self, peers: list[tuple[int, int, str]]) -> None:
         self.peers = peers

@@ -129,3 +129,38 @@ async def test_too_few_stores_are_named(tmp_path: Path) -> None:
             await served.call("create_volume", CreateVolume(name="v1", size_bytes=GIB, replicas=3))
         assert no.value.code is Code.UNAVAILABLE
         assert served.conductor.view().volumes == {}
+
+
+async def test_a_verification_says_what_the_primary_found(tmp_path: Path) -> None:
+    async with three_stores(tmp_path) as (served, nodes, _):
+
+        async def verified() -> tuple[str, str, int]:
+            job = await served.call("verify_volume", "v1")
+            assert await served.conductor.wait_for(
+                lambda view: view.jobs[job.id].is_finished, timeout_s=WAIT_S
+            )
+            ended = await served.call("job", job.id)
+            return ended.state, ended.reason, ended.done
+
+        assert await verified() == ("succeeded", "3 copies are equal", 1024)
+        nodes[2].found = ([(7, 1)], [(9, 3), (10, 3)])
+        state, reason, _ = await verified()
+        assert state == "failed"
+        assert reason == (
+            "1 region(s) differ, the first: MiB 7 of shard 0 on s1; 2 region(s) cannot be read, the"
+            " first: MiB 9 of shard 0 on s3"
+        )
+
+
+async def test_a_verification_without_a_primary_waits_for_one(tmp_path: Path) -> None:
+    async with three_stores(tmp_path) as (served, nodes, ends):
+        await ends[2].aclose()
+        job = await served.call("verify_volume", "v1")
+        again = await served.call("verify_volume", "v1")
+        assert again.id == job.id
+        assert await served.conductor.wait_for(
+            lambda view: view.jobs[job.id].is_finished, timeout_s=4 * WAIT_S
+        )
+        ended = await served.call("job", job.id)
+        assert ended.state == "succeeded"
+        assert nodes[2].is_closed

@@ -180,6 +180,12 @@ async def delete_volume(
     return states.job_view(job)
 
 
+@post("/v1/volumes/{reference:str}/verify", status_code=202)
+async def verify_volume(conductor: Leader, reference: Reference) -> JobView:
+    """Compare all in-sync replicas of a volume, block by block; gives the job that does it."""
+    return states.job_view(await conductor.verify_volume(reference))
+
+
 @get("/v1/volumes/{reference:str}/explain")
 async def explain_volume(conductor: Leader, reference: Reference) -> Page[ExplainLine]:
     """Say why a volume is as it is, shard by shard."""
@@ -360,6 +366,7 @@ HANDLERS: Final = (
     show_volume,
     change_volume,
     delete_volume,
+    verify_volume,
     explain_volume,
     attach_volume,
     list_stores,

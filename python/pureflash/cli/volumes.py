@@ -149,6 +149,24 @@ def delete(
 
 
 @app.command()
+def verify(
+    volume: VolumeArgument,
+    wait: Annotated[bool, typer.Option(help="Wait until everything was compared.")] = True,
+    output: OutputOption = Output.TABLE,
+    server: ServerOption = None,
+    data: DataOption = None,
+) -> None:
+    """Read every in-sync copy of a volume and compare them, while it is in use."""
+    from pureflash.cli.jobs import print_job, wait_for_job
+
+    with connected(server, data) as api:
+        job = api.verify_volume(volume)
+        if wait:
+            job = wait_for_job(api, job)
+    print_job(job, output)
+
+
+@app.command()
 def explain(
     volume: VolumeArgument,
     output: OutputOption = Output.TABLE,

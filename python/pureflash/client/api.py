@@ -111,6 +111,10 @@ class Api:
         path = f"/v1/volumes/{_quoted(reference)}"
         return self._call("DELETE", path, JobView, headers=_if_match(if_version))
 
+    def verify_volume(self, reference: str) -> JobView:
+        """Begin to compare all in-sync replicas of a volume; gives the job."""
+        return self._call("POST", f"/v1/volumes/{_quoted(reference)}/verify", JobView)
+
     def explain_volume(self, reference: str) -> list[ExplainLine]:
         """Say why a volume is as it is."""
         return self._list(f"/v1/volumes/{_quoted(reference)}/explain", Page[ExplainLine])

@@ -11,7 +11,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Final
 
-from pureflash.conductor.planner import ExportPlan, Tell
+from pureflash.conductor.planner import ExportPlan
+from pureflash.conductor.tell import Tell
 from pureflash.model.messages import Message, encode
 
 OUTBOX_MAX: Final = 4_096

@@ -8,13 +8,14 @@ from typing import Final
 
 from pureflash.conductor import detector
 from pureflash.conductor.agents import Session
-from pureflash.conductor.planner import Tell
+from pureflash.conductor.tell import Tell
 from pureflash.conductor.view import (
     Asked,
     Failure,
     GatewayObservation,
     ShardKey,
     StoreObservation,
+    View,
 )
 from pureflash.errors import Code
 from pureflash.model.domain import ShardConf, StoreEvent, next_store_state
@@ -25,6 +26,7 @@ from pureflash.model.messages import (
     Proposal,
     RegisterStore,
     ReplicaReport,
+    Verified,
 )
 
 RETRY_FIRST_MS: Final = 1_000
@@ -42,6 +44,7 @@ class Observations:
         self.failures: dict[tuple[int, int, int], Failure] = {}
         self.proposals: list[Asked] = []
         self.backoffs: dict[tuple[int, int, int], int] = {}
+        self.verified: dict[tuple[int, int], Verified] = {}
         self._given_up: dict[tuple[int, int, int], int] = {}
 
     def register_store(self, message: RegisterStore, *, now_ms: int) -> None:
@@ -146,6 +149,19 @@ class Observations:
                 self._given_up[place] = attempts
                 delay_ms = min(RETRY_LAST_MS, RETRY_FIRST_MS << min(attempts - 1, 10))
                 self.backoffs[place] = now_ms + delay_ms
+
+    def verify(self, tell: Tell | None, message: Verified, view: View) -> None:
+        """Keep what a primary found, for every verification of its volume that is under way."""
+        if tell is None:
+            return  # an answer to a question of an earlier session
+        command = tell.command
+        self.failures.pop((tell.store, command.volume_id, command.index), None)
+        running = {job.id for job in view.jobs.values() if not job.is_finished}
+        for job in view.jobs.values():
+            if job.id in running and job.volume_id == command.volume_id:
+                self.verified[job.id, command.index] = message
+        for place in [place for place in self.verified if place[0] not in running]:
+            del self.verified[place]
 
     def watch(self, *, now_ms: int) -> Iterator[tuple[int, StoreObservation, StoreObservation]]:
         """Judge all silences; gives (store, before, after) of those that changed."""

@@ -23,6 +23,8 @@ from pureflash.conductor.failover import plan_failover
 from pureflash.conductor.first_conf import first_conf
 from pureflash.conductor.placement import place_shard, rooms
 from pureflash.conductor.requests import DELETE_JOB
+from pureflash.conductor.tell import Tell
+from pureflash.conductor.verify import plan_verify
 from pureflash.conductor.view import View
 from pureflash.errors import ClusterError, MediaError
 from pureflash.metastore import keys
@@ -40,7 +42,6 @@ from pureflash.model.domain import (
 from pureflash.model.messages import (
     CreateReplica,
     DeleteReplica,
-    ReplicaCommand,
     ReplicaReport,
     ResizeReplica,
     SetConf,
@@ -51,21 +52,6 @@ FIRST_EPOCH: Final = 1
 """Of a shard whose replicas have yet to be made."""
 JOBS_KEPT: Final = 100
 """Finished jobs that stay visible; older ones are forgotten."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """Send a command to a store; `id` and `term` are filled in by the sender."""
-
-    store: int
-    command: ReplicaCommand
-    reason: str
-
-    @property
-    def key(self) -> tuple[int, str, int, int]:
-        """Name the command for "in flight": one of a kind per replica at a time."""
-        kind = type(self.command).__name__
-        return (self.store, kind, self.command.volume_id, self.command.index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +83,7 @@ def plan(view: View) -> list[Action]:
         *plan_failover(view),
         *_plan_replicas(view),
         *_plan_ends(view),
+        *plan_verify(view),
         *_plan_exports(view),
     ]
 

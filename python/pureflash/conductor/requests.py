@@ -37,6 +37,9 @@ from pureflash.model.names import check_name
 from pureflash.units import BLOCK_BYTES, SIZE_BYTES_MAX, format_size
 
 DELETE_JOB: Final = "volume.delete"
+VERIFY_JOB: Final = "volume.verify"
+REGION_BYTES: Final = 1 << 20
+"""What replicas compare at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +177,41 @@ def delete_job(view: View, volume: Volume, *, if_version: int | None) -> Job | N
         unit="shards",
         reason="",
         created_at_ms=view.wall_ms,
+    )
+
+
+def verify_job(view: View, volume: Volume) -> Job | None:
+    """Judge a verification; gives the job that carries it out, None when one is under way."""
+    if volume.intent is not VolumeIntent.PRESENT:
+        raise CallerError(Code.NOT_FOUND, f"{volume.name} is being deleted")
+    if any(
+        job.volume_id == volume.id and job.kind == VERIFY_JOB and not job.is_finished
+        for job in view.jobs.values()
+    ):
+        return None
+    regions = sum(
+        -(-volume.shard_bytes(index) // REGION_BYTES) for index in range(volume.shard_count)
+    )
+    return Job(
+        id=view.cluster.next_id,
+        kind=VERIFY_JOB,
+        target=volume.name,
+        volume_id=volume.id,
+        state=JobState.QUEUED,
+        done=0,
+        total=regions,
+        unit="MiB",
+        reason="",
+        created_at_ms=view.wall_ms,
+    )
+
+
+def running_job(view: View, volume: Volume, kind: str) -> Job:
+    """Give the job of this kind that is under way for a volume, which the caller knows to be."""
+    return next(
+        job
+        for job in view.jobs.values()
+        if job.volume_id == volume.id and job.kind == kind and not job.is_finished
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -23,12 +23,13 @@ from pureflash.conductor import detector, planner, requests, states
 from pureflash.conductor.agents import Session
 from pureflash.conductor.events import EventLog
 from pureflash.conductor.observations import Observations
-from pureflash.conductor.planner import Offer, Tell
-from pureflash.conductor.specs import TICKET_S, Identity, Specs, peers_of
+from pureflash.conductor.planner import Offer
+from pureflash.conductor.specs import TICKET_S, Clock, Identity, Specs, peers_of
+from pureflash.conductor.tell import Tell
 from pureflash.conductor.view import View
 from pureflash.errors import ClusterError, Code, SecurityError
 from pureflash.metastore import keys
-from pureflash.metastore.lease import renew_lease, take_leadership
+from pureflash.metastore.lease import Lead, take_leadership
 from pureflash.metastore.records import Records, Write
 from pureflash.model.domain import (
     Cluster,
@@ -47,6 +48,7 @@ from pureflash.model.messages import (
     ExportsApplied,
     FetchConf,
     Heartbeat,
+    Message,
     Proposal,
     Registered,
     RegisterGateway,
@@ -56,6 +58,7 @@ from pureflash.model.messages import (
     SetExports,
     SetPeers,
     Up,
+    Verified,
     VolumeSpec,
 )
 from pureflash.model.ticket import Rights
@@ -66,17 +69,6 @@ PASSES_MAX: Final = 64
 """Plans in one reconciliation; more means that two rules undo one another."""
 SETTLE_TIMEOUT_S: Final = 10.0
 """How long a request waits for the stores before it answers with what is so far."""
-LEASE_RENEW_MS: Final = 3_000
-
-
-class Clock(Protocol):
-    """Two clocks: `now_ms` only grows, `wall_ms` counts from 1970."""
-
-    def now_ms(self) -> int:
-        """Give monotonic milliseconds."""
-
-    def wall_ms(self) -> int:
-        """Give milliseconds since 1970."""
 
 
 class Conductor:
@@ -105,7 +97,7 @@ class Conductor:
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._news = asyncio.Condition()
-        self._lease_until_ms = 0
+        self._lead = Lead(records.metastore, owner=identity.owner)
         self._started_ms = clock.now_ms()
         self._trouble = ""
 
@@ -171,6 +163,7 @@ class Conductor:
             failures=self.observations.failures,
             proposals=tuple(self.observations.proposals),
             backoffs=self.observations.backoffs,
+            verified=self.observations.verified,
             started_ms=self._started_ms,
         )
 
@@ -178,7 +171,8 @@ class Conductor:
         """Plan and act until there is nothing to write; a metastore that fails is tried later."""
         try:
             async with self._lock:
-                await self._renew_lease()
+                now_ms, wall_ms = self._clock.now_ms(), self._clock.wall_ms()
+                await self._lead.keep(now_ms=now_ms, wall_ms=wall_ms)
                 self._watch_silence()
                 for _ in range(PASSES_MAX):
                     actions = planner.plan(self.view())
@@ -258,11 +252,7 @@ class Conductor:
             volume = requests.find_volume(view, reference)
             job = requests.delete_job(view, volume, if_version=if_version)
             if job is None:
-                return next(
-                    job
-                    for job in view.jobs.values()
-                    if job.volume_id == volume.id and not job.is_finished
-                )
+                return requests.running_job(view, volume, requests.DELETE_JOB)
             await self._take_id()
             await self._write_all([Write(keys.job(job.id), job, "a request")])
         self.kick()
@@ -271,6 +261,19 @@ class Conductor:
             timeout_s=self._settle_timeout_s,
         )
         return self.records.jobs[job.id]
+
+    async def verify_volume(self, reference: str) -> Job:
+        """Begin to compare all in-sync replicas; gives the job, also when one is under way."""
+        async with self._lock:
+            view = self.view()
+            volume = requests.find_volume(view, reference)
+            job = requests.verify_job(view, volume)
+            if job is None:
+                return requests.running_job(view, volume, requests.VERIFY_JOB)
+            await self._take_id()
+            await self._write_all([Write(keys.job(job.id), job, "a request")])
+        self.kick()
+        return job
 
     async def create_export(
         self,
@@ -335,9 +338,8 @@ class Conductor:
         seen = self.view().observation(store_id)
         self.observations.stores[store_id] = detector.exited(seen)
         self.events.add(self._clock.wall_ms(), "store.exited", store.name, "its process ended")
-        for session in self._store_sessions():
-            head = {"id": self._message_id(), "term": self.term}
-            session.send(Dead(store=store_id, incarnation=incarnation, **head))
+        head = {"id": self._message_id(), "term": self.term}
+        self._to_stores(Dead(store=store_id, incarnation=incarnation, **head))
         self.kick()
 
     # Agents.
@@ -358,6 +360,9 @@ class Conductor:
             self.observations.heartbeat(session, message, now_ms=self._clock.now_ms())
         elif isinstance(message, Applied):
             self._applied(session, message)
+        elif isinstance(message, Verified):
+            self.observations.verify(session.in_flight.pop(message.id, None), message, self.view())
+            self.kick()
         elif isinstance(message, Proposal) and session.store is not None:
             self.observations.proposed(session, message)
             self.kick()
@@ -453,11 +458,12 @@ class Conductor:
     def _tell_peers(self) -> None:
         """Tell every store where the others are, in which life."""
         peers = peers_of(self.records.stores.values())
-        for session in self._store_sessions():
-            session.send(SetPeers(id=self._message_id(), term=self.term, peers=peers))
+        self._to_stores(SetPeers(id=self._message_id(), term=self.term, peers=peers))
 
-    def _store_sessions(self) -> list[Session]:
-        return [session for session in self._sessions.values() if session.store is not None]
+    def _to_stores(self, message: Message) -> None:
+        for session in self._sessions.values():
+            if session.store is not None:
+                session.send(message)
 
     def _applied(self, session: Session, message: Applied) -> None:
         tell = session.in_flight.pop(message.id, None)
@@ -562,17 +568,6 @@ class Conductor:
             volume = self.records.volumes.get(int(write.key.partition("/")[2]))
             return volume.name if volume else write.key
         return states.subject_of(write.key, write.record)
-
-    async def _renew_lease(self) -> None:
-        now_ms = self._clock.now_ms()
-        if now_ms < self._lease_until_ms:
-            return
-        wall_ms = self._clock.wall_ms()
-        if not await renew_lease(
-            self.records.metastore, owner=self._identity.owner, now_ms=wall_ms
-        ):
-            raise ClusterError(Code.UNAVAILABLE, "another conductor took the lead")
-        self._lease_until_ms = now_ms + LEASE_RENEW_MS
 
     def _watch_silence(self) -> None:
         for store_id, before, after in self.observations.watch(now_ms=self._clock.now_ms()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from pureflash.conductor.planner import ExportPlan
 from pureflash.model.domain import Store, Volume
@@ -13,6 +13,16 @@ from pureflash.model.ticket import Rights, Ticket, make_ticket
 
 TICKET_S: Final = 24 * 3600
 """Life of a ticket in seconds."""
+
+
+class Clock(Protocol):
+    """Two clocks: `now_ms` only grows, `wall_ms` counts from 1970."""
+
+    def now_ms(self) -> int:
+        """Give monotonic milliseconds."""
+
+    def wall_ms(self) -> int:
+        """Give milliseconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

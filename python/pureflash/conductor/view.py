@@ -27,6 +27,7 @@ from pureflash.model.messages import (
     ExportReport,
     ReplicaReport,
     ReplicaTransition,
+    Verified,
 )
 
 RESERVE_PERCENT: Final = 5
@@ -86,7 +87,8 @@ class View:
     """One reading of the world. `in_flight` are commands that are not answered yet.
 
     `backoffs`: (volume, index, copy) of a learner that was given up, and when it may be tried again
-    (monotonic). `started_ms`: when this conductor began.
+    (monotonic). `verified`: what was found, by job and shard index. `started_ms`: when this
+    conductor began.
     """
 
     now_ms: int
@@ -105,6 +107,7 @@ class View:
     failures: Mapping[tuple[int, int, int], Failure] = field(default_factory=dict)
     proposals: tuple[Asked, ...] = ()
     backoffs: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
+    verified: Mapping[tuple[int, int], Verified] = field(default_factory=dict)
     started_ms: int = 0
 
     def observation(self, store_id: int) -> StoreObservation:

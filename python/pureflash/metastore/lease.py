@@ -14,10 +14,12 @@ from typing import Final
 
 import msgspec
 
+from pureflash.errors import ClusterError, Code
 from pureflash.metastore import keys
 from pureflash.metastore.interface import Cas, Metastore
 
 LEASE_MS: Final = 10_000
+RENEW_MS: Final = 3_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +58,24 @@ async def renew_lease(store: Metastore, *, owner: str, now_ms: int) -> bool:
     value = msgspec.json.encode(Lease(owner, now_ms + LEASE_MS))
     (result,) = await store.commit([Cas(keys.LEASE, entry.revision if entry else 0, value)])
     return result.is_applied
+
+
+class Lead:
+    """The lead of one conductor, renewed from time to time; both clocks are the caller's."""
+
+    def __init__(self, store: Metastore, *, owner: str) -> None:
+        """Keep the lease of `owner`, who has taken it."""
+        self._store = store
+        self._owner = owner
+        self._renew_at_ms = 0
+
+    async def keep(self, *, now_ms: int, wall_ms: int) -> None:
+        """Renew the lease if it is time. `now_ms` monotonic, `wall_ms` since 1970.
+
+        Errors: ClusterError UNAVAILABLE when another conductor leads.
+        """
+        if now_ms < self._renew_at_ms:
+            return
+        if not await renew_lease(self._store, owner=self._owner, now_ms=wall_ms):
+            raise ClusterError(Code.UNAVAILABLE, "another conductor took the lead")
+        self._renew_at_ms = now_ms + RENEW_MS

@@ -62,6 +62,8 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     complete_seq: int = 0
     role: str = "out"
     resyncs: tuple[ResyncReport, ...] = ()
+    verifying: tuple[int, int] | None = None
+    """As primary: regions compared of a verification under way, and of how many."""
 
 
 class DiskReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +120,19 @@ class Applied(Message, frozen=True, kw_only=True, tag="applied"):
     code: int
     message: str = ""
     replica: ReplicaReport | None = None
+
+
+class Verified(Message, frozen=True, kw_only=True, tag="verified"):
+    """Up: the answer to `VerifyReplica` with the same `id`.
+
+    `different` and `unreadable` are (region of 1 MiB, store) pairs: content that is not the
+    primary's, and blocks that cannot be read there.
+    """
+
+    regions: int
+    copies: int
+    different: tuple[tuple[int, int], ...]
+    unreadable: tuple[tuple[int, int], ...]
 
 
 class Proposal(Message, frozen=True, kw_only=True, tag="proposal"):
@@ -219,6 +234,13 @@ class ResizeReplica(Message, frozen=True, kw_only=True, tag="replica_resize"):
     size_bytes: int
 
 
+class VerifyReplica(Message, frozen=True, kw_only=True, tag="verify"):
+    """Down: as primary, compare all in-sync replicas region by region; `Verified` answers."""
+
+    volume_id: int
+    index: int
+
+
 class SetConf(Message, frozen=True, kw_only=True, tag="conf"):
     """Down: follow a newer configuration."""
 
@@ -264,7 +286,16 @@ class SetExports(Message, frozen=True, kw_only=True, tag="exports"):
     exports: tuple[ExportSpec, ...]
 
 
-Up = RegisterStore | RegisterGateway | Heartbeat | Applied | Proposal | FetchConf | ExportsApplied
+Up = (
+    RegisterStore
+    | RegisterGateway
+    | Heartbeat
+    | Applied
+    | Verified
+    | Proposal
+    | FetchConf
+    | ExportsApplied
+)
 Down = (
     Registered
     | Refused
@@ -272,11 +303,12 @@ Down = (
     | DeleteReplica
     | ResizeReplica
     | SetConf
+    | VerifyReplica
     | SetPeers
     | Dead
     | SetExports
 )
-ReplicaCommand = CreateReplica | DeleteReplica | ResizeReplica | SetConf
+ReplicaCommand = CreateReplica | DeleteReplica | ResizeReplica | SetConf | VerifyReplica
 
 _M = TypeVar("_M", bound=Message)
 _UP: Final = msgspec.json.Decoder(Up)

@@ -32,6 +32,7 @@ from pureflash.model.messages import (
     Refused,
     Registered,
     RegisterStore,
+    ReplicaCommand,
     ReplicaReport,
     ReplicaTransition,
     ResizeReplica,
@@ -39,6 +40,8 @@ from pureflash.model.messages import (
     SetConf,
     SetExports,
     SetPeers,
+    Verified,
+    VerifyReplica,
 )
 from pureflash.process.logs import Log
 from pureflash.store.core import StoreNode
@@ -61,7 +64,7 @@ class StoreFacts:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    command: CreateReplica | DeleteReplica | ResizeReplica | SetConf
+    command: ReplicaCommand
     send: Callable[[Message], None]
 
 
@@ -132,6 +135,9 @@ class StoreAgent:
         request = self._next_request
         self._next_request += 1
         self._questions[request] = _Question(command, send)
+        self._ask(request, command)
+
+    def _ask(self, request: int, command: ReplicaCommand) -> None:
         match command:
             case CreateReplica():
                 self._node.create_replica(
@@ -149,6 +155,8 @@ class StoreAgent:
                 self._node.resize_replica(
                     request, command.volume_id, command.index, command.size_bytes
                 )
+            case VerifyReplica():
+                self._node.verify_replica(request, command.volume_id, command.index)
             case SetConf():
                 self._node.set_conf(
                     request, command.volume_id, command.index, encode_conf(command.conf)
@@ -162,6 +170,18 @@ class StoreAgent:
                     self._answer(request, code=int(Code.OK), message="")
                 case ("failed", int(request), int(code), str(message)):
                     self._answer(request, code=code, message=message)
+                case ("verified", int(request), int(regions), int(copies), different, unreadable):
+                    question = self._questions.pop(request)
+                    question.send(
+                        Verified(
+                            id=question.command.id,
+                            term=question.command.term,
+                            regions=regions,
+                            copies=copies,
+                            different=tuple(different),
+                            unreadable=tuple(unreadable),
+                        )
+                    )
                 case ("proposal", int(volume_id), int(index), int(epoch), dict(transition)):
                     wanted = msgspec.convert(transition, ReplicaTransition)
                     self._say(
@@ -230,6 +250,7 @@ def replica_report(found: Mapping[str, Any]) -> ReplicaReport:
         complete_seq=found["complete_seq"],
         role=found["role"],
         resyncs=tuple(ResyncReport(**resync) for resync in found["resyncs"]),
+        verifying=found.get("verifying"),
     )
 
 

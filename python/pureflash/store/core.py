@@ -31,7 +31,8 @@ class StoreNode(Protocol):
 
         ("done", request_id, result | None), ("failed", request_id, code, message),
         ("disk_failed", disk_index, message), ("proposal", volume_id, index, epoch, {"kind": ..}),
-        ("fetch_conf", volume_id, index, newer_than_epoch).
+        ("fetch_conf", volume_id, index, newer_than_epoch),
+        ("verified", request_id, regions, copies, [(region, store)] different, [..] unreadable).
         """
 
     def create_replica(
@@ -54,6 +55,9 @@ class StoreNode(Protocol):
 
     def set_conf(self, request_id: int, volume_id: int, index: int, conf: bytes) -> None:
         """Follow a newer configuration, as `conf_encode` wrote it; done when it does, durably."""
+
+    def verify_replica(self, request_id: int, volume_id: int, index: int) -> None:
+        """As primary, compare all in-sync replicas of a shard; answered by "verified"."""
 
     def set_peers(self, peers: list[tuple[int, int, str]]) -> None:
         """Take over (store, incarnation, host:port) of every store; earlier lives are over."""
