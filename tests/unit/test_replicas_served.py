@@ -164,3 +164,13 @@ async def test_a_verification_without_a_primary_waits_for_one(tmp_path: Path) ->
         ended = await served.call("job", job.id)
         assert ended.state == "succeeded"
         assert nodes[2].is_closed
+
+
+async def test_a_volume_has_a_copy_on_each_of_three_stores_unless_told_otherwise(
+    tmp_path: Path,
+) -> None:
+    async with three_stores(tmp_path) as (served, _, _):
+        made = await served.call("create_volume", CreateVolume(name="v2", size_bytes=GIB))
+        assert made.replicas == 3
+        one = CreateVolume(name="v3", size_bytes=GIB, replicas=1)
+        assert (await served.call("create_volume", one)).replicas == 1

@@ -33,7 +33,10 @@ app = typer.Typer(help="Volumes: create, look at, resize, delete.", no_args_is_h
 def create(
     name: Annotated[str, typer.Argument(help="Name: a-z 0-9 . _ -")],
     size: Annotated[str, typer.Argument(help="Size with a unit, such as 5G.")],
-    replicas: Annotated[int, typer.Option(help="Copies of the data.")] = 1,
+    replicas: Annotated[
+        int | None,
+        typer.Option(help="Copies of the data; if not given, as many as stores, at most 3."),
+    ] = None,
     shard_size: Annotated[
         str | None, typer.Option("--shard-size", help="1G to 64G, a power of two; default 16G.")
     ] = None,

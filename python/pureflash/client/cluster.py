@@ -1,7 +1,7 @@
 """`pureflash.connect()`: volumes of a cluster as Python objects.
 
 cluster = pureflash.connect()
-volume = cluster.volumes.create("v1", "20GiB", replicas=1)
+volume = cluster.volumes.create("v1", "20GiB", replicas=3)
 with volume.open() as device:
 device.pwrite(bytes(4096), offset=0)
 """
@@ -71,7 +71,7 @@ class Volumes:
         name: str,
         size: int | str,
         *,
-        replicas: int = 1,
+        replicas: int | None = None,
         shard_size: int | str | None = None,
     ) -> Volume:
         """Make a volume; sizes are bytes, or text such as 20GiB.

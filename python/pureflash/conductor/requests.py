@@ -88,6 +88,11 @@ def find_volume(view: View, reference: str) -> Volume:
     return volume
 
 
+def default_replicas(view: View) -> int:
+    """Give the replicas of a volume for which nobody said how many: the most there can be."""
+    return max(1, min(REPLICAS_MAX, len(view.stores)))
+
+
 def new_volume(
     view: View,
     *,

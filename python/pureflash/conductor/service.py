@@ -209,17 +209,18 @@ class Conductor:
         *,
         name: str,
         size_bytes: int,
-        replicas: int,
+        replicas: int | None,
         shard_size_bytes: int | None,
         is_dry_run: bool = False,
     ) -> Volume:
         """Make a volume and wait until its stores have it; errors as `requests.new_volume`."""
         async with self._lock:
+            view = self.view()
             volume = requests.new_volume(
-                self.view(),
+                view,
                 name=name,
                 size_bytes=size_bytes,
-                replicas=replicas,
+                replicas=requests.default_replicas(view) if replicas is None else replicas,
                 shard_size_bytes=shard_size_bytes,
             )
             if is_dry_run:

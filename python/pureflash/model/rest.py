@@ -87,7 +87,7 @@ class CreateVolume(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     name: str
     size_bytes: int
-    replicas: int = 1
+    replicas: int | None = None
     shard_size_bytes: int | None = None
     dry_run: bool = False
 

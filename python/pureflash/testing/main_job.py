@@ -215,7 +215,11 @@ def load_under_kills(cluster: Cluster, uri: str, summary: Summary) -> None:
     with (
         output.open("w") as stream,
         subprocess.Popen(
-            command, env=cluster.environment, stdout=stream, stderr=subprocess.STDOUT
+            command,
+            cwd=cluster.directory,  # fio leaves a state file where it stands
+            env=cluster.environment,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
         ) as fio,
     ):
         try:
@@ -258,8 +262,11 @@ def load_under_kills(cluster: Cluster, uri: str, summary: Summary) -> None:
 
 
 def is_back(cluster: Cluster, name: str, pid: int) -> bool:
-    """Whether a store has a new process."""
-    return cluster.pid_of(name) != pid
+    """Whether a store has a new process; between two processes it has no ready file."""
+    try:
+        return cluster.pid_of(name) != pid
+    except FileNotFoundError:
+        return False
 
 
 def fio_report(path: Path) -> Any:
