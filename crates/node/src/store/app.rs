@@ -84,6 +84,14 @@ struct Conn {
     is_paused: bool,
 }
 
+impl Conn {
+    /// Whether as much is in flight as a connection may have.
+    fn is_full(&self) -> bool {
+        let limits = Limits::DEFAULT;
+        self.requests >= limits.requests_max || self.bytes >= u64::from(limits.inflight_bytes_max)
+    }
+}
+
 /// A client's request that a shard works on.
 struct Pending {
     conn: ConnId,
@@ -428,10 +436,7 @@ impl StoreApp {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         conn.requests += 1;
         conn.bytes += bytes;
-        let limits = Limits::DEFAULT;
-        let is_full = conn.requests >= limits.requests_max
-            || conn.bytes >= u64::from(limits.inflight_bytes_max);
-        if is_full && !conn.is_paused {
+        if conn.is_full() && !conn.is_paused {
             conn.is_paused = true;
             ctx.pause(id);
         }
@@ -544,7 +549,8 @@ impl StoreApp {
         if let Some(conn) = self.conns.get_mut(&pending.conn) {
             conn.requests -= 1;
             conn.bytes -= pending.bytes;
-            if std::mem::replace(&mut conn.is_paused, false) {
+            if conn.is_paused && !conn.is_full() {
+                conn.is_paused = false;
                 ctx.resume(pending.conn);
             }
         }
@@ -866,6 +872,9 @@ impl Application for StoreApp {
     }
 
     fn accepted(&mut self, ctx: &mut Context, _listener: ListenerId, socket: OwnedFd) {
+        if self.closing.is_some() {
+            return;
+        }
         let opener = Opener::default();
         let framing = opener.framing(Side::Called);
         // A socket that cannot be taken over is closed by being dropped, and counted.
@@ -891,8 +900,14 @@ impl Application for StoreApp {
             Ok(Request { op: RequestOp::Hello(hello), .. }) => self.hello(ctx, id, &header, &hello),
             Ok(request) => self.request(ctx, id, header, request),
             Err(problem) => {
-                self.refuse(ctx, id, &header, problem.status());
                 let said_hello = self.conns.get(&id).is_some_and(|conn| conn.opener.is_open());
+                if said_hello {
+                    self.refuse(ctx, id, &header, problem.status());
+                } else {
+                    // Epochs are nobody's business before that.
+                    let reply = Reply::refuse(&header, Epoch(0), problem.status(), 0);
+                    self.send(ctx, id, &reply);
+                }
                 if !problem.is_answerable() || !said_hello {
                     ctx.finish(id);
                 }
