@@ -1,11 +1,12 @@
-//! A store node's data side: lanes, the shards they serve, and the connections of clients.
+//! A store node's data side: lanes, the replicas in them, and connections with clients and stores.
 //!
-//! One reactor thread runs all lanes of the store and its listener; each shard has its machine
-//! (`shard::primary`). A connection begins with HELLO and a ticket that the cluster key has signed;
-//! its requests go to the shard's machine, from there to the lane, and the reply leaves when the lane
-//! says that the operation is durable. The control plane speaks through `StoreNode`: commands go in
-//! through the reactor's queue, results come out of a bounded queue with an eventfd. Nothing here
-//! calls Python.
+//! One reactor thread (`app`) runs all lanes of the store and its listener; each replica has its
+//! machine (`shard::replica`). A client's connection begins with HELLO and a ticket that the cluster
+//! key has signed; a store's with a proof of that key (`identity`), and `links` are those that this
+//! store begins. Heartbeats have a thread of their own (`heart`). A client's request goes to the
+//! shard's machine, from there to the lane and the other replicas, and the reply leaves when it is
+//! committed. The control plane speaks through `StoreNode`: commands go in through the reactor's
+//! queue, results come out of a queue with an eventfd. Nothing here calls Python.
 //!
 //! **Path slots.** A session's requests of one slot are known by (session, slot, generation) also
 //! after their connection has ended; FENCE_PATH is answered when the last of them is over, with the

@@ -12,7 +12,7 @@
 //! from the moment it is required every region that was shown to be equal stays equal, so no lock on
 //! the whole shard is needed (ADR 6).
 
-use super::follower::digest_of;
+use super::follower::{digest_of, regions_of};
 use super::reign::Reign;
 use super::{Command, Ctx, Effect, Kind, Mutant, Note, REPEAT_MS, Replica, SILENT_MS, Work};
 use crate::conf::transition::Transition;
@@ -170,7 +170,7 @@ impl Replica {
             for record in &tails.records {
                 let first = (record.range.offset() / BLOCK) as u32;
                 let count = (u64::from(record.range.length()) / BLOCK) as u32;
-                resync.dirty.extend(super::follower::regions_of(first, count));
+                resync.dirty.extend(regions_of(first, count));
             }
         }
         let regions = shard.regions.len() as u32;
@@ -197,7 +197,7 @@ impl Replica {
     }
 
     fn poke(&mut self, ctx: &mut Ctx<'_, '_>, store: StoreId) {
-        let no_redirect = self.mutant(Mutant::NoRegionLock);
+        let no_hold = self.mutant(Mutant::NoRegionLock);
         let waits_for_commit = self.mutant(Mutant::ParkWithLock);
         let now = ctx.now;
         let reign = self.reign.as_mut().expect("checked by the caller");
@@ -227,7 +227,7 @@ impl Replica {
             self.jobs = self.jobs.wrapping_add(1);
             let (number, stage) = (self.jobs, Stage::Waiting);
             resync.job = Some(Job { number, region, is_digest, began: now, stage });
-            if !no_redirect {
+            if !no_hold {
                 reign.hold(region);
             }
         }
@@ -235,7 +235,7 @@ impl Replica {
         let job = resync.job.as_ref().expect("just begun");
         let (number, region, is_digest) = (job.number, job.region, job.is_digest);
         let is_ready = matches!(job.stage, Stage::Waiting)
-            && (no_redirect
+            && (no_hold
                 || if waits_for_commit {
                     reign.is_quiet(region)
                 } else {
