@@ -15,7 +15,7 @@ use crate::format::{Durability, Geometry, Pages, Run, RunKind};
 use crate::journal::{Journal, Owner};
 use crate::locks::{OpIx, RangeLocks};
 use crate::mutant::Mutant;
-use crate::record::{Body, CONF_BYTES_MAX, Record, ShardChange};
+use crate::record::{Body, CONF_BYTES_MAX, RangeKind, Record, ShardChange};
 use crate::recover::Mounted;
 use crate::tables::{SHARDS_MAX, Tables};
 use crate::{REGION_BLOCKS, SHARD_BLOCKS_MAX, SLOT_BLOCKS};
@@ -27,7 +27,7 @@ use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use write::{Part, Plan};
 
-pub use request::{Counters, Effects, Event, Op, Outcome, Problem, Reply, Request};
+pub use request::{Counters, Effects, Event, Op, Outcome, POISON_CRC, Problem, Reply, Request};
 
 /// Largest read or write, in blocks (1 MiB, the wire's payload limit).
 pub const REQUEST_BLOCKS_MAX: u32 = 256;
@@ -60,7 +60,8 @@ pub(crate) enum Kind {
         crcs: SmallVec<[u32; 4]>,
         solo: bool,
     },
-    Discard {
+    Range {
+        range: RangeKind,
         parts: Vec<Part>,
     },
     Read(Reading),
@@ -356,19 +357,19 @@ impl Lane {
                 (running.lsn, running.commit, running.flags) = (lsn, commit, flags);
                 self.admit_write(op);
             }
-            Op::Discard { shard_ix, lsn, commit, first, count, flags } => {
+            Op::Range { shard_ix, lsn, commit, first, count, kind, flags } => {
                 self.check_range(shard_ix, first, count, SHARD_BLOCKS_MAX)?;
-                let kind = Kind::Discard { parts: Vec::new() };
+                let kind = Kind::Range { range: kind, parts: Vec::new() };
                 let op = self.new_op(Some(token), shard_ix, first..first + count, kind);
                 let running = self.op_mut(op);
                 (running.lsn, running.commit, running.flags) = (lsn, commit, flags);
                 self.lock_and_start(op, true);
             }
-            Op::Read { shard_ix, first, count } => {
+            Op::Read { shard_ix, first, count, with_poison } => {
                 self.check_range(shard_ix, first, count, REQUEST_BLOCKS_MAX)?;
                 self.counters.reads += 1;
                 self.counters.blocks_read += u64::from(count);
-                let kind = Kind::Read(Reading::default());
+                let kind = Kind::Read(Reading::new(with_poison));
                 let op = self.new_op(Some(token), shard_ix, first..first + count, kind);
                 self.lock_and_start(op, false);
             }
@@ -445,7 +446,7 @@ impl Lane {
     ) -> Result<(), Problem> {
         let creating = |op: &Running| match &op.kind {
             Kind::Control(part) => part.creates() == Some(replica.shard),
-            Kind::Write { .. } | Kind::Discard { .. } | Kind::Read(_) => false,
+            Kind::Write { .. } | Kind::Range { .. } | Kind::Read(_) => false,
         };
         if self.tables.find(replica.shard).is_some() || self.ops.iter().flatten().any(creating) {
             return Err(Problem::AlreadyExists { replica });
@@ -554,7 +555,7 @@ impl Lane {
         match &self.op(ix).kind {
             Kind::Read(_) => self.start_read(ix),
             Kind::Control(_) => self.start_control(ix),
-            Kind::Write { .. } | Kind::Discard { .. } => {
+            Kind::Write { .. } | Kind::Range { .. } => {
                 if self.must_stall() || !self.stalled.is_empty() || !self.start_data(ix) {
                     self.stalled.push_back(ix);
                 }
@@ -583,7 +584,7 @@ impl Lane {
             Kind::Control(part) if part.creates().is_some() => {
                 Outcome::Created { shard_ix: op.shard_ix }
             }
-            Kind::Control(_) | Kind::Read(_) | Kind::Write { .. } | Kind::Discard { .. } => {
+            Kind::Control(_) | Kind::Read(_) | Kind::Write { .. } | Kind::Range { .. } => {
                 Outcome::Done
             }
         };
@@ -716,7 +717,7 @@ impl Lane {
         while let Some(&ix) = self.stalled.front() {
             let is_new = match &self.op(ix).kind {
                 Kind::Write { plan, .. } => plan.is_none(),
-                Kind::Discard { .. } | Kind::Read(_) | Kind::Control(_) => true,
+                Kind::Range { .. } | Kind::Read(_) | Kind::Control(_) => true,
             };
             if self.stage == Stage::Opening || (is_new && self.must_stall()) {
                 return;

@@ -25,7 +25,7 @@ pub mod tables;
 pub mod tags;
 
 pub use formatter::{FormatRequest, format_disk};
-pub use lane::{Effects, Event, Lane, Op, Outcome, Problem, Reply, Request};
+pub use lane::{Effects, Event, Lane, Op, Outcome, POISON_CRC, Problem, Reply, Request};
 pub use mutant::{MUTANTS, Mutant};
 pub use recover::{Fault, Mount, MountParameters, MountStep};
 

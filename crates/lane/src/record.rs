@@ -107,6 +107,8 @@ pub enum RangeKind {
     Inherit,
     /// Show zeros although an ancestor shows something.
     Zero,
+    /// Known to be lost: an error until they are overwritten.
+    Poison,
 }
 
 /// Creation, deletion or growth of a replica.
@@ -294,6 +296,7 @@ impl Record {
                 out.push(match kind {
                     RangeKind::Inherit => 0,
                     RangeKind::Zero => 2,
+                    RangeKind::Poison => 3,
                 });
             }
             Body::Resolve(part) => {
@@ -494,6 +497,7 @@ impl<'a> Cursor<'a> {
         let kind = match self.u8()? {
             0 => RangeKind::Inherit,
             2 => RangeKind::Zero,
+            3 => RangeKind::Poison,
             _ => return Err(self.fail("unknown range kind")),
         };
         if count == 0 || count > RANGE_BLOCKS_MAX || first.checked_add(count).is_none() {
@@ -552,18 +556,16 @@ mod tests {
             })
     }
 
+    fn range_kind() -> impl Strategy<Value = RangeKind> {
+        prop_oneof![Just(RangeKind::Inherit), Just(RangeKind::Zero), Just(RangeKind::Poison)]
+    }
+
     fn body() -> impl Strategy<Value = Body> {
         prop_oneof![
             data_part().prop_map(Body::Intent),
             data_part().prop_map(Body::Redo),
-            (any::<u32>(), 0u32..1 << 30, 1..=RANGE_BLOCKS_MAX, any::<bool>()).prop_map(
-                |(layer, first, count, zero)| Body::Range {
-                    layer,
-                    kind: if zero { RangeKind::Zero } else { RangeKind::Inherit },
-                    first,
-                    count
-                }
-            ),
+            (any::<u32>(), 0u32..1 << 30, 1..=RANGE_BLOCKS_MAX, range_kind())
+                .prop_map(|(layer, first, count, kind)| Body::Range { layer, kind, first, count }),
             (data_part(), prop::collection::vec(state(), 256)).prop_map(|(part, states)| {
                 Body::Resolve(ResolvePart {
                     layer: part.layer,

@@ -29,6 +29,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Disk operations of one batch.
 const BATCH_MAX: usize = 32;
+/// Times that a read is tried before its failure is believed: a device's error may pass.
+const READ_TRIES: u32 = 5;
 /// Bytes of one read of the ring.
 const RING_READ_PAGES: u32 = 64;
 
@@ -199,12 +201,51 @@ enum Phase {
     Place,
 }
 
+/// Operations under way. Reads that the device fails are tried again, writes and flushes are not.
+#[derive(Default)]
+struct Batch {
+    ops: Vec<DiskOp>,
+    results: Vec<MountResult>,
+    /// Which of `ops` the next results are for.
+    asked: Vec<usize>,
+    tries: u32,
+}
+
+impl Batch {
+    fn begin(&mut self, ops: &[DiskOp]) {
+        self.ops = ops.to_vec();
+        self.asked = (0..ops.len()).collect();
+    }
+
+    fn add(&mut self, results: Vec<MountResult>) {
+        assert_eq!(self.asked.len(), results.len(), "one result for each operation");
+        self.tries += 1;
+        if self.results.is_empty() {
+            self.results = results;
+            return;
+        }
+        for (&at, result) in self.asked.iter().zip(results) {
+            self.results[at] = result;
+        }
+    }
+
+    /// Reads that are worth another try.
+    fn failed_reads(&mut self) -> Option<Vec<DiskOp>> {
+        let is_failed =
+            |&at: &usize| self.results[at].is_err() && matches!(self.ops[at], DiskOp::Read { .. });
+        self.asked = (0..self.ops.len()).filter(is_failed).collect();
+        let is_over = self.asked.is_empty() || self.tries >= READ_TRIES;
+        (!is_over).then(|| self.asked.iter().map(|&at| self.ops[at].clone()).collect())
+    }
+}
+
 /// The recovery machine of one lane.
 pub struct Mount {
     parameters: MountParameters,
     geometry: Geometry,
     pool: Pool,
     phase: Option<Phase>,
+    batch: Batch,
     superblock: Option<Superblock>,
     tables: Tables,
     runs: BTreeMap<(RunKind, u64), Run>,
@@ -252,6 +293,7 @@ impl Mount {
             geometry,
             pool,
             phase: None,
+            batch: Batch::default(),
             superblock: None,
             tables,
             runs: BTreeMap::new(),
@@ -265,6 +307,19 @@ impl Mount {
 
     /// Go on with the results of the last batch (empty at first).
     pub fn next(&mut self, results: Vec<MountResult>) -> MountStep {
+        self.batch.add(results);
+        if let Some(again) = self.batch.failed_reads() {
+            return MountStep::Io(again);
+        }
+        let results = std::mem::take(&mut self.batch).results;
+        let step = self.advance(results);
+        if let MountStep::Io(ops) = &step {
+            self.batch.begin(ops);
+        }
+        step
+    }
+
+    fn advance(&mut self, results: Vec<MountResult>) -> MountStep {
         let step = match self.phase.take() {
             None => Ok(self.read_superblocks()),
             Some(Phase::Superblocks) => self.superblocks_read(&results),
@@ -700,7 +755,8 @@ impl Mount {
         }
         // Committed: every in-sync replica had it in place, this one included.
         let committed = candidate.lsn.seq > Seq(0) && candidate.lsn.seq <= shard.commit;
-        if !committed {
+        // What could not be read at all may have been acknowledged: nothing older may stand for it.
+        if !committed && found.is_some() {
             if candidate.before != BlockState::Data {
                 self.report.restored_blocks += 1;
                 return Decided { state: candidate.before, tag: 0 };

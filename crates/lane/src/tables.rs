@@ -178,6 +178,16 @@ impl Tables {
         is_mapped || shard.unplaced.iter().any(is_in)
     }
 
+    /// Whether a block of a shard is known to be lost.
+    #[must_use]
+    pub fn is_poisoned(&self, ix: u32, block: u32) -> bool {
+        let Some(shard) = self.shard(ix) else { return false };
+        let extent = self.extent(shard.head, block / EXTENT_BLOCKS);
+        let is_in = |&(first, count): &(u32, u32)| (first..first + count).contains(&block);
+        extent.is_some_and(|extent| extent.state(block % EXTENT_BLOCKS) == BlockState::Poison)
+            && !shard.unplaced.iter().any(is_in)
+    }
+
     /// Count the slots of every shard.
     pub fn count_slots(&mut self) {
         for shard in self.shards.iter_mut().flatten() {
@@ -226,6 +236,7 @@ impl Tables {
                 let state = match kind {
                     RangeKind::Inherit => BlockState::Inherit,
                     RangeKind::Zero => BlockState::Zero,
+                    RangeKind::Poison => BlockState::Poison,
                 };
                 self.apply_range(*layer, state, *first, *count, &mut changes)?;
                 self.raise_regions(record, *first, *count)?;

@@ -5,6 +5,7 @@ use crate::disk::{self, DiskProblem};
 use crate::lanes::Lanes;
 use crossbeam_channel::{Sender, bounded};
 use lane::lane::Counters;
+use lane::record::RangeKind;
 use lane::recover::RecoveryReport;
 use lane::{Op, Outcome, Problem};
 use proto::disk::DiskDone;
@@ -207,13 +208,21 @@ impl DirectLane {
     ) -> Result<(), DirectProblem> {
         let lsn = Lsn { epoch: Epoch(1), seq: Seq(seq) };
         let commit = Seq(commit);
-        self.ask(Op::Discard { shard_ix, lsn, commit, first, count, flags: 0 })?;
+        self.ask(Op::Range {
+            shard_ix,
+            lsn,
+            commit,
+            first,
+            count,
+            kind: RangeKind::Inherit,
+            flags: 0,
+        })?;
         Ok(())
     }
 
     /// Read whole blocks.
     pub fn read(&self, shard_ix: u32, first: u32, count: u32) -> Result<Vec<u8>, DirectProblem> {
-        match self.ask(Op::Read { shard_ix, first, count })? {
+        match self.ask(Op::Read { shard_ix, first, count, with_poison: false })? {
             Outcome::Read { data, .. } => Ok(data.iter().flat_map(|buf| buf.to_vec()).collect()),
             Outcome::Done | Outcome::Created { .. } => unreachable!("a read brings data"),
         }

@@ -53,12 +53,13 @@ pub fn tag_mask(
 /// XXH3-128 of the visible content of some blocks, by which two replicas are shown to be equal.
 ///
 /// Each block counts as its own hash, a block of zeros as a hash of nothing: whether zeros are
-/// stored or merely not there makes no difference.
+/// stored or merely not there makes no difference. Blocks that are known to be lost are not zeros.
 ///
-/// Shapes: `data` are whole blocks in order, however they are cut into buffers.
+/// Shapes: `data` are whole blocks in order, however they are cut into buffers; `poisoned` are the
+/// indices of lost ones, ascending.
 #[must_use]
-pub fn content_digest<'a>(data: impl Iterator<Item = &'a [u8]>) -> u128 {
-    let mut hashes = Vec::new();
+pub fn content_digest<'a>(data: impl Iterator<Item = &'a [u8]>, poisoned: &[u32]) -> u128 {
+    let mut hashes: Vec<u8> = poisoned.iter().flat_map(|index| index.to_le_bytes()).collect();
     for block in data.flat_map(|bytes| bytes.chunks_exact(BLOCK_BYTES)) {
         let hash = if block.iter().all(|&byte| byte == 0) {
             0
@@ -78,11 +79,11 @@ mod tests {
     fn digests_see_content_and_place_and_not_how_it_is_cut() {
         let mut bytes = vec![0; 3 * BLOCK_BYTES];
         bytes[BLOCK_BYTES] = 1;
-        let whole = content_digest([&bytes[..]].into_iter());
-        let cut = content_digest(bytes.chunks_exact(BLOCK_BYTES));
+        let whole = content_digest([&bytes[..]].into_iter(), &[]);
+        let cut = content_digest(bytes.chunks_exact(BLOCK_BYTES), &[]);
         assert_eq!(whole, cut);
         bytes.rotate_left(BLOCK_BYTES);
-        assert_ne!(whole, content_digest([&bytes[..]].into_iter()), "elsewhere");
+        assert_ne!(whole, content_digest([&bytes[..]].into_iter(), &[]), "elsewhere");
     }
 
     #[test]

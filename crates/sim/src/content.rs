@@ -9,6 +9,9 @@ fn word(value: u64, index: u64) -> u64 {
     if index == 0 { value } else { value.wrapping_mul(MIX) ^ index << 48 }
 }
 
+/// The value of a block that is known to be lost.
+pub const LOST: u64 = u64::MAX;
+
 /// A buffer with one block per value; 0 makes zeros.
 #[must_use]
 pub fn fill(pool: &Pool, values: &[u64]) -> Buf {

@@ -6,11 +6,11 @@
 //! recovery (`Mount`, one batch of disk operations after the other) and ends when the world drops it.
 
 use crate::codec;
-use crate::content::{name_of, value_of};
+use crate::content::{LOST, name_of, value_of};
 use lane::lane::Counters;
-use lane::record::FLAG_COPY;
+use lane::record::{FLAG_COPY, RangeKind};
 use lane::recover::{MountResult, Mounted};
-use lane::{Effects, Lane, Mount, MountParameters, MountStep, Op, Outcome, Problem};
+use lane::{Effects, Lane, Mount, MountParameters, MountStep, Op, Outcome, POISON_CRC, Problem};
 use proto::disk::{DiskDone, DiskOp, DiskRequest, IoId};
 use proto::frame::Frame;
 use proto::seam::Machine;
@@ -704,7 +704,7 @@ impl Up {
             out.push(Output::Audited { token, result });
             return;
         };
-        let op = Op::Read { shard_ix, first: block, count: 1 };
+        let op = Op::Read { shard_ix, first: block, count: 1, with_poison: true };
         let own = self.token();
         self.waiters.insert(own, Waiter::Audit(token));
         self.lane_step(now, lane::Event::Request(lane::Request { token: own, op }), out);
@@ -913,6 +913,7 @@ pub fn shard_id(index: u32) -> ShardId {
 
 fn audited(result: Result<Outcome, Problem>) -> Result<Option<u64>, String> {
     match result {
+        Ok(Outcome::Read { crcs, .. }) if crcs[0] == POISON_CRC => Ok(Some(LOST)),
         Ok(Outcome::Read { data, .. }) => Ok(value_of(&data[0])),
         Ok(Outcome::Done | Outcome::Created { .. }) => unreachable!("a read brings data"),
         Err(problem) => Err(problem.to_string()),
@@ -928,12 +929,13 @@ fn tell_logged(shard: u32, request: &Op, out: &mut Vec<Output>) {
             let values = blocks.map(name_of).collect();
             out.push(Output::Logged { shard, lsn: *lsn, first: *first, values });
         }
-        Op::Discard { lsn, first, count, flags, .. } if flags & FLAG_COPY == 0 => {
-            let values = vec![0; *count as usize];
+        Op::Range { lsn, first, count, kind, flags, .. } if flags & FLAG_COPY == 0 => {
+            let value = if *kind == RangeKind::Poison { LOST } else { 0 };
+            let values = vec![value; *count as usize];
             out.push(Output::Logged { shard, lsn: *lsn, first: *first, values });
         }
         Op::Write { .. }
-        | Op::Discard { .. }
+        | Op::Range { .. }
         | Op::Read { .. }
         | Op::Create { .. }
         | Op::Delete { .. }

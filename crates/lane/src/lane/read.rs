@@ -6,7 +6,7 @@
 //! not in memory are loaded first. Every block from the disk is verified against its tag.
 
 use super::write::slice_list;
-use super::{Io, Kind, Lane, Problem};
+use super::{Io, Kind, Lane, POISON_CRC, Problem};
 use crate::format::physical_block;
 use crate::locks::OpIx;
 use crate::map::BlockState;
@@ -43,9 +43,14 @@ pub(crate) struct Reading {
     crcs: SmallVec<[u32; 4]>,
     io_left: u32,
     zero: Option<Buf>,
+    with_poison: bool,
 }
 
 impl Reading {
+    pub(super) fn new(with_poison: bool) -> Reading {
+        Reading { with_poison, ..Reading::default() }
+    }
+
     pub(super) fn into_reply(self) -> (BufList, SmallVec<[u32; 4]>) {
         let mut data = BufList::new();
         for piece in self.pieces {
@@ -74,6 +79,7 @@ impl Lane {
     pub(super) fn start_read(&mut self, ix: OpIx) {
         let op = self.op(ix);
         let (shard_ix, first, count) = (op.shard_ix, op.first, op.count);
+        let Kind::Read(Reading { with_poison, .. }) = op.kind else { unreachable!("a read") };
         let mut places: SmallVec<[Place; 4]> = SmallVec::new();
         let mut crcs: SmallVec<[u32; 4]> = SmallVec::new();
         for block in first..first + count {
@@ -87,6 +93,10 @@ impl Lane {
                     self.load_tag_page(page, ix);
                     return;
                 }
+                Err(Problem::Poisoned { .. }) if with_poison => {
+                    places.push(Place::Zero);
+                    crcs.push(POISON_CRC);
+                }
                 Err(problem) => {
                     self.suspect(shard_ix, block);
                     self.op_mut(ix).problem = Some(problem);
@@ -95,7 +105,8 @@ impl Lane {
                 }
             }
         }
-        let mut reading = Reading { crcs, zero: Some(self.zero.clone()), ..Reading::default() };
+        let mut reading =
+            Reading { crcs, zero: Some(self.zero.clone()), ..Reading::new(with_poison) };
         let mut reads: SmallVec<[(u32, u64, u32); 4]> = SmallVec::new();
         let mut at = 0;
         while at < places.len() {

@@ -1,8 +1,12 @@
 //! What goes into a lane and what comes out: requests, replies, problems, events, effects, counters.
 
+use crate::record::RangeKind;
 use proto::disk::{BufList, DiskDone, DiskError, DiskRequest};
 use proto::{Lsn, ReplicaId, Seq, Tick, VolumeId};
 use smallvec::SmallVec;
+
+/// The CRC with which poisoned blocks are read: not that of zeros, which they come as.
+pub const POISON_CRC: u32 = 0;
 
 /// What a caller may ask of a lane. Blocks are 4 KiB and counted from the start of the shard.
 #[derive(Clone, Debug)]
@@ -26,8 +30,8 @@ pub enum Op {
         /// This is the only replica: a torn overwrite could not be repaired from elsewhere.
         solo: bool,
     },
-    /// Make blocks read as zeros and give their space back.
-    Discard {
+    /// Take the data from blocks and give their space back.
+    Range {
         /// Shard index.
         shard_ix: u32,
         /// Position of the operation.
@@ -38,6 +42,8 @@ pub enum Op {
         first: u32,
         /// Number of blocks.
         count: u32,
+        /// What they show from now on.
+        kind: RangeKind,
         /// `record::FLAG_LEARNER`, `record::FLAG_COPY`.
         flags: u8,
     },
@@ -49,6 +55,9 @@ pub enum Op {
         first: u32,
         /// Number of blocks.
         count: u32,
+        /// Poisoned blocks come as zeros with `POISON_CRC` instead of failing the read: for the
+        /// making of copies, which must be poisoned where their source is.
+        with_poison: bool,
     },
     /// Create a replica; the outcome carries its shard index.
     Create {

@@ -117,7 +117,7 @@ impl Part {
 impl Running {
     fn parts_mut(&mut self) -> &mut [Part] {
         match &mut self.kind {
-            Kind::Write { parts, .. } | Kind::Discard { parts } => parts,
+            Kind::Write { parts, .. } | Kind::Range { parts, .. } => parts,
             Kind::Control(part) => std::slice::from_mut(part),
             Kind::Read(_) => &mut [],
         }
@@ -175,14 +175,14 @@ impl Lane {
                 }
                 self.log_parts(ix)
             }
-            Kind::Discard { .. } => {
+            Kind::Range { .. } => {
                 // At least 40 records of 48 B share a frame.
                 let pages = 1 + self.op(ix).count.div_ceil(RANGE_BLOCKS_MAX) / 40;
                 if !self.journal.has_room_for_data(pages) {
                     return false;
                 }
                 self.data_running += 1;
-                self.start_discard(ix);
+                self.start_range(ix);
                 true
             }
             Kind::Read(_) | Kind::Control(_) => unreachable!("only data operations stall"),
@@ -197,15 +197,15 @@ impl Lane {
         (op.open_parts, op.undurable_parts) = (1, 1);
     }
 
-    fn start_discard(&mut self, ix: OpIx) {
+    fn start_range(&mut self, ix: OpIx) {
         let op = self.op(ix);
+        let Kind::Range { range, .. } = op.kind else { unreachable!("takes data from blocks") };
         let layer = self.tables.shard(op.shard_ix).expect("checked by start").head;
         let (mut first, end) = (op.first, op.first + op.count);
         let mut records = Vec::new();
         while first < end {
             let count = RANGE_BLOCKS_MAX.min(end - first);
-            // Without an ancestor there is nothing that a ZERO state would hide.
-            let body = Body::Range { layer, kind: RangeKind::Inherit, first, count };
+            let body = Body::Range { layer, kind: range, first, count };
             records.push(self.record_of(ix, body, first + count == end));
             first += count;
         }
@@ -219,7 +219,7 @@ impl Lane {
         }
         let op = self.op_mut(ix);
         (op.open_parts, op.undurable_parts) = (parts.len() as u32, parts.len() as u32);
-        op.kind = Kind::Discard { parts };
+        op.kind = Kind::Range { range, parts };
     }
 
     /// Seeded bug: slots become reusable before their free is durable.
@@ -528,7 +528,7 @@ impl Lane {
             return;
         }
         let (shard_ix, is_data) =
-            (op.shard_ix, matches!(op.kind, Kind::Write { .. } | Kind::Discard { .. }));
+            (op.shard_ix, matches!(op.kind, Kind::Write { .. } | Kind::Range { .. }));
         if is_data {
             self.data_running -= 1;
             if let Some(list) = self.placing.get_mut(&shard_ix) {

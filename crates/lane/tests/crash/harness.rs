@@ -2,16 +2,16 @@
 
 use crate::disk::{Disk, Fate};
 use crate::random::Random;
-use lane::format::{DiskHeader, Durability};
-use lane::record::FLAG_LEARNER;
+use lane::format::{DiskHeader, Durability, Geometry};
+use lane::record::{FLAG_LEARNER, RangeKind};
 use lane::{
     Effects, Event, FormatRequest, Lane, Mount, MountParameters, MountStep, Mutant, Op, Outcome,
     Problem, REGION_BLOCKS, Request, format_disk,
 };
-use proto::disk::{BufList, DiskOp, DiskRequest, IoId};
+use proto::disk::{BufList, DiskError, DiskOp, DiskRequest, IoId};
 use proto::seam::Machine;
 use proto::{BLOCK_BYTES, Epoch, Lsn, Pool, ReplicaId, Seq, ShardId, Tick, VolumeId, checksum};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Blocks of the test shard: two extents, so that writes across the edge exist.
 pub const SHARD_BLOCKS: u32 = 1024 + 64;
@@ -51,6 +51,8 @@ pub const JOURNAL_START: u64 = (2 << 20) + (256 << 10);
 
 /// Value 0 is zeros; any other names the write that made it.
 pub type Value = u64;
+/// The value of a block that was poisoned on purpose.
+pub const POISONED: Value = u64::MAX;
 
 #[derive(Clone, Debug)]
 struct Attempt {
@@ -256,7 +258,7 @@ impl Harness {
         for (first, count, value) in self.oracle.unanswered.clone().into_iter().take(count) {
             match value {
                 Some(value) => self.write_values(first, count, false, value),
-                None => self.discard(first, count),
+                None => self.take_data(first, count, RangeKind::Inherit),
             }
             self.turn();
         }
@@ -288,18 +290,20 @@ impl Harness {
         self.step(Event::Request(Request { token, op }));
     }
 
-    pub fn discard(&mut self, first: u32, count: u32) {
+    pub fn take_data(&mut self, first: u32, count: u32, kind: RangeKind) {
+        let value = if kind == RangeKind::Poison { POISONED } else { 0 };
         let token = self.token(Asked::Write { first, count, value: None });
         let seq = self.take_seq();
         for block in first..first + count {
-            self.attempt(block, Attempt { value: 0, seq, learner: false, token });
+            self.attempt(block, Attempt { value, seq, learner: false, token });
         }
-        let op = Op::Discard {
+        let op = Op::Range {
             shard_ix: 0,
             lsn: Lsn { epoch: Epoch(1), seq: Seq(seq) },
             commit: Seq(self.oracle.commit),
             first,
             count,
+            kind,
             flags: 0,
         };
         self.step(Event::Request(Request { token, op }));
@@ -308,7 +312,8 @@ impl Harness {
     pub fn read(&mut self, first: u32, count: u32) {
         let before = (first..first + count).map(|block| self.allowed(block)).collect();
         let token = self.token(Asked::Read { first, before });
-        self.step(Event::Request(Request { token, op: Op::Read { shard_ix: 0, first, count } }));
+        let op = Op::Read { shard_ix: 0, first, count, with_poison: false };
+        self.step(Event::Request(Request { token, op }));
     }
 
     fn take_seq(&mut self) -> u64 {
@@ -399,6 +404,9 @@ impl Harness {
                 }
             }
             (Asked::Read { .. }, Err(Problem::BadChecksum { .. })) => self.stats.refused_reads += 1,
+            (Asked::Read { first, before }, Err(Problem::Poisoned { block }))
+                if before[(block - first) as usize].contains(&POISONED)
+                    || self.allowed(block).contains(&POISONED) => {}
             (Asked::Read { first, before }, Err(problem)) => {
                 let lost = (first..first + before.len() as u32)
                     .any(|block| self.oracle.blocks.get(&block).is_some_and(|known| known.lost));
@@ -457,8 +465,7 @@ impl Harness {
 
     /// Byte of the disk where a block of the shard lies.
     pub fn place_of(&self, block: u32) -> u64 {
-        let geometry =
-            lane::format::Geometry::new(&self.header.lanes[0]).expect("the lane is open");
+        let geometry = Geometry::new(&self.header.lanes[0]).expect("the lane is open");
         let extent = self.lane().tables().extent(0, block / 1024).expect("inside the shard");
         let slot = extent.slot(block % 1024 / 16).expect("the block was written");
         geometry.slot(slot, block % 16) + 5
@@ -600,6 +607,9 @@ impl Harness {
         // What is there after a crash is decided.
         known.failed.clear();
         let in_flight = known.attempts.last().cloned();
+        let mut values = known.attempts.iter().map(|attempt| attempt.value);
+        let is_poisoned = known.certain == POISONED || values.any(|value| value == POISONED);
+        let found = found.or(is_poisoned.then_some(POISONED));
         match found {
             None if known.lost || (may_poison && in_flight.is_some()) => {
                 if region & 1 == 0 {
@@ -625,7 +635,8 @@ impl Harness {
                 let oldest = known.attempts.iter().find(|attempt| attempt.value == value);
                 let seq = oldest.filter(|_| known.certain != value);
                 let seq = seq.map_or(known.certain_seq, |a| if a.learner { 0 } else { a.seq });
-                if region >> 1 < seq && value != 0 {
+                // Zeros and poison do not tell which of several operations left them.
+                if region >> 1 < seq && value != 0 && value != POISONED {
                     return Err(format!(
                         "block {block} holds a write with seq {seq}, its region says {}",
                         region >> 1
@@ -673,7 +684,7 @@ impl Harness {
     /// Read one block to the end; `None` when it is known to be lost.
     fn read_now(&mut self, block: u32) -> Result<Option<Value>, Violation> {
         let (now, mut out) = (Tick(self.now), Effects::default());
-        let op = Op::Read { shard_ix: 0, first: block, count: 1 };
+        let op = Op::Read { shard_ix: 0, first: block, count: 1, with_poison: false };
         let token = self.oracle.next_token;
         self.oracle.next_token += 1;
         self.lane_mut().step(now, Event::Request(Request { token, op }), &mut out);
@@ -751,12 +762,23 @@ fn mount(
     };
     let parameters = lane_parameters(config, header, nonce);
     let mut machine = Mount::new(parameters, pool.clone()).map_err(|fault| fault.to_string())?;
+    // The first read of some blocks that recovery verifies fails: a device's error may pass.
+    let slots = Geometry::new(&header.lanes[0]).map_err(|fault| fault.to_string())?.slot(0, 0);
+    let mut failed = BTreeSet::new();
     let mut results = Vec::new();
     let mounted = loop {
         match machine.next(std::mem::take(&mut results)) {
             MountStep::Io(batch) => {
                 for op in batch {
                     let is_write = matches!(op, DiskOp::Write { .. });
+                    if let DiskOp::Read { offset, .. } = op
+                        && offset >= slots
+                        && (offset / BLOCK_BYTES as u64 + nonce).is_multiple_of(3)
+                        && failed.insert(offset)
+                    {
+                        results.push(Err(DiskError::Errno(5)));
+                        continue;
+                    }
                     disk.submit(DiskRequest { id: IoId(0), op });
                     if is_write && interrupted(disk, &mut random) {
                         return Ok(None);

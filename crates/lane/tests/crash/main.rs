@@ -14,6 +14,7 @@ mod random;
 use disk::Fate;
 use harness::{Config, Harness, SHARD_BLOCKS, Stats, random_fate};
 use lane::Op;
+use lane::record::RangeKind;
 use random::Random;
 
 /// The store's alphabet for exhaustive workloads: touch, overwrite, small and large, across slots
@@ -22,11 +23,12 @@ use random::Random;
 enum Action {
     Write(u32, u32),
     Discard(u32, u32),
+    Poison(u32, u32),
     Checkpoint,
     Idle,
 }
 
-const ALPHABET: [Action; 9] = [
+const ALPHABET: [Action; 10] = [
     Action::Write(0, 1),
     Action::Write(1, 1),
     Action::Write(0, 2),
@@ -34,6 +36,7 @@ const ALPHABET: [Action; 9] = [
     Action::Write(1022, 4),
     Action::Discard(0, 1),
     Action::Discard(0, 20),
+    Action::Poison(1, 2),
     Action::Checkpoint,
     Action::Idle,
 ];
@@ -41,7 +44,8 @@ const ALPHABET: [Action; 9] = [
 fn act(harness: &mut Harness, action: Action) {
     match action {
         Action::Write(first, count) => harness.write(first, count, false),
-        Action::Discard(first, count) => harness.discard(first, count),
+        Action::Discard(first, count) => harness.take_data(first, count, RangeKind::Inherit),
+        Action::Poison(first, count) => harness.take_data(first, count, RangeKind::Poison),
         Action::Checkpoint => harness.control(Op::Checkpoint),
         Action::Idle => harness.idle(),
     }
@@ -205,7 +209,8 @@ fn random_action(harness: &mut Harness, random: &mut Random, hot: u32, learners:
     .min(SHARD_BLOCKS - first);
     match random.below(100) {
         0..=29 => harness.write(first, count, learners && random.percent(30)),
-        30..=36 => harness.discard(first, count),
+        30..=35 => harness.take_data(first, count, RangeKind::Inherit),
+        36 => harness.take_data(first, count, RangeKind::Poison),
         37..=42 => harness.read(first, count),
         43..=44 => harness.control(Op::Checkpoint),
         45 => harness.idle(),

@@ -9,8 +9,8 @@ use super::{Asked, Ctx, Mutant, Note, Replica, Role, Work};
 use crate::client::status_of;
 use crate::conf::StoreId;
 use crate::replica::Effect;
-use lane::record::FLAG_COPY;
-use lane::{Op, Outcome, Problem, REGION_BLOCKS};
+use lane::record::{FLAG_COPY, RangeKind};
+use lane::{Op, Outcome, POISON_CRC, Problem, REGION_BLOCKS};
 use proto::disk::BufList;
 use proto::wire::{
     BlockState, ByteRange, CheckedData, Content, Copy, Digest, Opcode, PeerContext, PrepareOp,
@@ -27,15 +27,27 @@ const TAIL_RECORDS_MAX: usize = 10_000;
 /// An operation on whole blocks.
 #[derive(Clone, Debug)]
 pub(super) enum Body {
-    Write { first: u32, crcs: SmallVec<[u32; 4]>, data: BufList },
-    Discard { first: u32, count: u32 },
+    Write {
+        first: u32,
+        crcs: SmallVec<[u32; 4]>,
+        data: BufList,
+    },
+    Discard {
+        first: u32,
+        count: u32,
+    },
+    /// Nobody has the content: an error until it is overwritten, never guessed data.
+    Poison {
+        first: u32,
+        count: u32,
+    },
 }
 
 impl Body {
     pub(super) fn range(&self) -> (u32, u32) {
         match self {
             Body::Write { first, crcs, .. } => (*first, crcs.len() as u32),
-            Body::Discard { first, count } => (*first, *count),
+            Body::Discard { first, count } | Body::Poison { first, count } => (*first, *count),
         }
     }
 
@@ -52,22 +64,30 @@ impl Body {
                 Op::Write { shard_ix, lsn, commit, first, crcs, data, flags, solo }
             }
             Body::Discard { first, count } => {
-                Op::Discard { shard_ix, lsn, commit, first, count, flags }
+                let kind = RangeKind::Inherit;
+                Op::Range { shard_ix, lsn, commit, first, count, kind, flags }
+            }
+            Body::Poison { first, count } => {
+                let kind = RangeKind::Poison;
+                Op::Range { shard_ix, lsn, commit, first, count, kind, flags }
             }
         }
     }
 
-    fn of_content(content: Content) -> Option<Body> {
+    fn of_content(content: Content) -> Body {
         match content {
             Content::Data(data) => {
                 let (range, crcs, data) = data.into_parts();
-                Some(Body::Write { first: blocks_of(range).0, crcs, data })
+                Body::Write { first: blocks_of(range).0, crcs, data }
             }
             Content::Inherit(range) | Content::Zero(range) => {
                 let (first, count) = blocks_of(range);
-                Some(Body::Discard { first, count })
+                Body::Discard { first, count }
             }
-            Content::Poison(_) => None,
+            Content::Poison(range) => {
+                let (first, count) = blocks_of(range);
+                Body::Poison { first, count }
+            }
         }
     }
 
@@ -154,10 +174,10 @@ impl Replica {
                 let prepare = *prepare;
                 self.accept(ctx, asked, prepare.peer, Body::of_prepare(prepare.op));
             }
-            RequestOp::Settle(settle) => match Body::of_content(settle.content.clone()) {
-                Some(body) => self.accept(ctx, asked, settle.peer, body),
-                None => self.answer(ctx, asked, Seq(0), Err(Status::Unsupported)),
-            },
+            RequestOp::Settle(settle) => {
+                let settle = *settle;
+                self.accept(ctx, asked, settle.peer, Body::of_content(settle.content));
+            }
             RequestOp::Tails(peer) => {
                 self.follower.commit_to(peer.commit_lsn.seq);
                 self.tails(ctx, asked);
@@ -192,7 +212,7 @@ impl Replica {
         }
         let crcs = match &body {
             Body::Write { crcs, .. } => crcs.clone(),
-            Body::Discard { .. } => SmallVec::new(),
+            Body::Discard { .. } | Body::Poison { .. } => SmallVec::new(),
         };
         let early = self.mutant(Mutant::AckDuplicateEarly);
         if let Some(same) = self.follower.accepted.get_mut(&lsn) {
@@ -364,13 +384,11 @@ impl Replica {
         if let Some(status) = refusal {
             return self.answer(ctx, asked, lsn.seq, Err(status));
         }
-        let Some(body) = Body::of_content(copy.content) else {
-            return self.answer(ctx, asked, lsn.seq, Err(Status::Unsupported));
-        };
         for region in regions_of(first, count) {
             self.follower.learning.copied.insert(region, lsn.seq);
         }
         let work = Work::Copy { asked, lsn, resync_id: copy.resync_id };
+        let body = Body::of_content(copy.content);
         let request =
             body.into_op(self.options.shard_ix, (lsn, self.follower.commit), FLAG_COPY, false);
         self.lane(ctx, work, request);
@@ -419,8 +437,8 @@ impl Replica {
         }
         let count = REGION_BLOCKS.min(self.blocks - first);
         let work = Work::DigestFor { asked, lsn: digest.peer.lsn, resync_id: digest.resync_id };
-        let request = Op::Read { shard_ix: self.options.shard_ix, first, count };
-        self.lane(ctx, work, request);
+        let shard_ix = self.options.shard_ix;
+        self.lane(ctx, work, Op::Read { shard_ix, first, count, with_poison: true });
     }
 
     pub(super) fn digest_for(
@@ -458,7 +476,8 @@ impl Replica {
         if !self.fits((first, count)) || count > lane::lane::REQUEST_BLOCKS_MAX {
             return self.answer(ctx, asked, Seq(0), Err(Status::OutOfRange));
         }
-        let request = Op::Read { shard_ix: self.options.shard_ix, first, count };
+        let shard_ix = self.options.shard_ix;
+        let request = Op::Read { shard_ix, first, count, with_poison: false };
         self.lane(ctx, Work::ReadFor { asked }, request);
     }
 
@@ -483,7 +502,11 @@ impl Replica {
 /// Digest of what a read of the lane has brought.
 pub(super) fn digest_of(outcome: &Outcome) -> u128 {
     match outcome {
-        Outcome::Read { data, .. } => checksum::content_digest(data.iter().map(|buf| &buf[..])),
+        Outcome::Read { data, crcs } => {
+            let is_poison = |&(_, &crc): &(u32, &u32)| crc == POISON_CRC;
+            let poisoned: Vec<u32> = (0..).zip(crcs).filter(is_poison).map(|(at, _)| at).collect();
+            checksum::content_digest(data.iter().map(|buf| &buf[..]), &poisoned)
+        }
         Outcome::Done | Outcome::Created { .. } => unreachable!("a read brings data"),
     }
 }

@@ -28,6 +28,8 @@ const OPEN_MAX: usize = 256;
 /// "highest lsn - commit_lsn <= 1,024, else no new lsn" (section 1).
 const SEQ_WINDOW: u64 = 1_024;
 const BLOCK: u64 = BLOCK_BYTES as u64;
+/// Times that a block must have been readable nowhere to be given up; RESEND_MS lie between them.
+const READ_TRIES: u32 = 20;
 
 /// Who waits for an operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,6 +94,8 @@ pub(super) struct Reign {
     pub(super) verify: Option<Verify>,
     /// Members that have reported an error of their own.
     failed: BTreeSet<StoreId>,
+    /// Times that nobody could read a block.
+    unreadable: BTreeMap<u32, u32>,
     pub(super) began: Tick,
 }
 
@@ -110,6 +114,7 @@ impl Reign {
             pending_admit: None,
             verify: None,
             failed: BTreeSet::new(),
+            unreadable: BTreeMap::new(),
             began: now,
         }
     }
@@ -152,6 +157,19 @@ impl Reign {
     /// Whether nothing uncommitted is in a region.
     pub(super) fn is_quiet(&self, region: u32) -> bool {
         !self.open.values().any(|open| open.touches(region))
+    }
+
+    /// Nobody could read a block, this time; whether it is lost for good. A device's error may pass,
+    /// so may that of a member; what is damaged here and is nowhere else is lost.
+    pub(super) fn is_lost(&mut self, block: u32, problem: &Problem, is_alone: bool) -> bool {
+        let tries = self.unreadable.entry(block).or_default();
+        *tries += 1;
+        let is_damaged = matches!(problem, Problem::BadChecksum { .. } | Problem::Poisoned { .. });
+        let is_lost = *tries >= READ_TRIES || (is_damaged && is_alone);
+        if is_lost {
+            self.unreadable.remove(&block);
+        }
+        is_lost
     }
 
     pub(super) fn is_serving(&self) -> bool {
@@ -275,6 +293,10 @@ impl Replica {
                 let content = Content::Inherit(range(count));
                 RequestOp::Settle(Box::new(Settle { peer, layer_snap_seq: 0, content }))
             }
+            (Owner::Settling | Owner::Task(_), Body::Poison { .. }) => {
+                let content = Content::Poison(range(count));
+                RequestOp::Settle(Box::new(Settle { peer, layer_snap_seq: 0, content }))
+            }
         });
     }
 
@@ -324,9 +346,14 @@ impl Replica {
         match (kind, op) {
             (Kind::Prepare, ReplyOp::Prepare(_) | ReplyOp::Settle(_)) => {
                 let reign = self.reign();
-                let seq = Seq(number);
-                let Some(open) = reign.open.get_mut(&seq) else { return };
-                let life = (from, ack.incarnation);
+                let (seq, life) = (Seq(number), (from, ack.incarnation));
+                let is_of_reign = ack.lsn_epoch == reign.epoch;
+                let Some(open) = reign.open.get_mut(&seq) else {
+                    if is_of_reign {
+                        self.owed_answered(ctx, life, seq, true);
+                    }
+                    return;
+                };
                 if ack.lsn_epoch == open.lsn.epoch && !open.acked.contains(&life) {
                     open.acked.push(life);
                     self.heard_learner(ctx.now, from);
@@ -392,6 +419,12 @@ impl Replica {
             self.reign().failed.insert(from);
             self.proposed_at = None;
             self.tick_reign(ctx);
+        } else if kind == Kind::Prepare {
+            let conf = self.stored.conf.as_ref();
+            let life = conf.and_then(|conf| conf.on_store(from)).map(|m| (from, m.incarnation));
+            if let Some(life) = life {
+                self.owed_answered(ctx, life, Seq(number), false);
+            }
         } else if kind == Kind::Read {
             self.content_came(ctx, number, None);
         } else if kind == Kind::Repair {
@@ -417,10 +450,9 @@ impl Replica {
         if let Local::Failed(status) = open.local {
             // With others in the ISR the own disk must go (T2); alone there is nobody to ask.
             if required.is_empty() {
-                let owner = open.owner;
-                reign.open.remove(&seq);
+                let open = reign.open.remove(&seq).expect("looked at above");
                 reign.advance_commit();
-                self.operation_over(ctx, owner, Err(status));
+                self.operation_over(ctx, &open, Err(status));
             }
             return;
         }
@@ -438,7 +470,7 @@ impl Replica {
         for resync in reign.resyncs.values_mut() {
             // "A write that commits *without* R's ack re-dirties its region first."
             if !open.acked.contains(&resync.life()) && !no_redirty {
-                resync.redirty(regions_of(first, count));
+                resync.committed_without(ctx.now, seq, (first, count));
             }
         }
         reign.advance_commit();
@@ -447,14 +479,14 @@ impl Replica {
         acked.sort_unstable();
         acked.dedup();
         ctx.out.push(Effect::Note(Note::Committed { lsn: open.lsn, acked }));
-        self.operation_over(ctx, open.owner, Ok(seq));
+        self.operation_over(ctx, &open, Ok(seq));
         self.start_waiting(ctx);
     }
 
-    fn operation_over(&mut self, ctx: &mut Ctx<'_, '_>, owner: Owner, result: Result<Seq, Status>) {
-        match owner {
+    fn operation_over(&mut self, ctx: &mut Ctx<'_, '_>, open: &Open, result: Result<Seq, Status>) {
+        match open.owner {
             Owner::Task(task) => self.change_over(ctx, task, result),
-            Owner::Settling => self.settle_more(ctx),
+            Owner::Settling => self.settled(ctx, open.body.range(), result.is_ok()),
         }
     }
 

@@ -14,6 +14,7 @@
 
 use super::follower::{digest_of, regions_of};
 use super::reign::Reign;
+use super::settle::Shown;
 use super::{Command, Ctx, Effect, Kind, Mutant, Note, REPEAT_MS, Replica, SILENT_MS, Work};
 use crate::conf::transition::Transition;
 use crate::conf::{Incarnation, Member, StoreId};
@@ -29,6 +30,11 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 const PART_BITS: u32 = 16;
 /// Digests that may differ before the resync begins again from nothing.
 const MISMATCHES_MAX: u32 = 3;
+
+/// Operations whose acknowledgement by a learner is waited for after their commitment.
+const OWED_MAX: usize = 4_096;
+/// How long it is waited for.
+const OWED_MS: u64 = 1_000;
 
 /// One region on its way, or being compared.
 struct Job {
@@ -60,6 +66,8 @@ pub(super) struct Resync {
     heard: Tick,
     /// Regions to copy.
     dirty: BTreeSet<u32>,
+    /// Committed without its acknowledgement, which may still come: first block, number, when.
+    owed: BTreeMap<Seq, (u32, u32, Tick)>,
     /// Regions copied and not compared.
     unverified: BTreeSet<u32>,
     job: Option<Job>,
@@ -70,9 +78,34 @@ pub(super) struct Resync {
 }
 
 impl Resync {
-    /// These regions were written without the learner.
-    pub(super) fn redirty(&mut self, regions: std::ops::Range<u32>) {
-        self.dirty.extend(regions);
+    /// An operation was committed without the learner. It was sent to it and is often just a little
+    /// later; its regions are needed again only if no acknowledgement comes.
+    pub(super) fn committed_without(&mut self, now: Tick, seq: Seq, (first, count): (u32, u32)) {
+        if self.is_known && self.owed.len() < OWED_MAX {
+            self.owed.insert(seq, (first, count, now));
+        } else {
+            self.dirty.extend(regions_of(first, count));
+        }
+    }
+
+    /// The learner has an operation after all; whether that was owed.
+    fn settle_owed(&mut self, seq: Seq) -> bool {
+        self.owed.remove(&seq).is_some()
+    }
+
+    /// The learner will not acknowledge an operation any more.
+    fn redirty(&mut self, seq: Seq) {
+        if let Some((first, count, _)) = self.owed.remove(&seq) {
+            self.dirty.extend(regions_of(first, count));
+        }
+    }
+
+    /// What was owed too long is copied instead.
+    fn redirty_late(&mut self, now: Tick) {
+        let is_late = |since: &Tick| now >= since.after_millis(OWED_MS);
+        let late: Vec<Seq> =
+            self.owed.iter().filter(|(_, (_, _, since))| is_late(since)).map(|(&s, _)| s).collect();
+        late.into_iter().for_each(|seq| self.redirty(seq));
     }
 
     /// The learner, in the life that is being made equal.
@@ -142,6 +175,7 @@ impl Replica {
                 asked: None,
                 heard: now,
                 dirty: BTreeSet::new(),
+                owed: BTreeMap::new(),
                 unverified: BTreeSet::new(),
                 job: None,
                 copied: 0,
@@ -178,6 +212,27 @@ impl Replica {
         self.poke_resyncs(ctx);
     }
 
+    /// A learner has an operation that was committed without it, or will never have it.
+    pub(super) fn owed_answered(
+        &mut self,
+        ctx: &mut Ctx<'_, '_>,
+        life: (StoreId, Incarnation),
+        seq: Seq,
+        is_done: bool,
+    ) {
+        let Some(resync) = self.reign().resyncs.get_mut(&life.0).filter(|r| r.to == life) else {
+            return;
+        };
+        if is_done {
+            if resync.settle_owed(seq) {
+                resync.heard = ctx.now;
+            }
+        } else {
+            resync.redirty(seq);
+        }
+        self.poke_resyncs(ctx);
+    }
+
     pub(super) fn heard_learner(&mut self, now: Tick, from: StoreId) {
         if let Some(resync) = self.reign().resyncs.get_mut(&from) {
             resync.heard = now;
@@ -206,19 +261,24 @@ impl Replica {
         };
         if resync.job.is_none() {
             let is_digest = resync.dirty.is_empty();
-            let next = if is_digest { resync.unverified.first() } else { resync.dirty.first() };
-            let Some(&region) = next else {
-                return self.caught_up(ctx, store);
-            };
             if is_digest && reign.pending_admit != Some(store) {
                 if reign.pending_admit.is_some() {
                     // One admission at a time.
                     return;
                 }
+                // From now on nothing is committed without it.
                 reign.pending_admit = Some(store);
                 self.claim(ctx);
                 return self.poke(ctx, store);
             }
+            if is_digest && !resync.owed.is_empty() {
+                // What was committed without it is still on its way.
+                return;
+            }
+            let next = if is_digest { resync.unverified.first() } else { resync.dirty.first() };
+            let Some(&region) = next else {
+                return self.caught_up(ctx, store);
+            };
             if is_digest {
                 resync.unverified.remove(&region);
             } else {
@@ -289,7 +349,7 @@ impl Replica {
         } else {
             Work::CopyRead { reign, store, job }
         };
-        self.lane(ctx, work, Op::Read { shard_ix, first, count });
+        self.lane(ctx, work, Op::Read { shard_ix, first, count, with_poison: true });
     }
 
     // ------------------------------------------------------------------------------------ copy --
@@ -305,9 +365,14 @@ impl Replica {
     ) {
         let resync = self.reign().resyncs.get_mut(&store);
         let Some(region) = resync.and_then(|r| Some(r.job_numbered(job)?.region)) else { return };
-        let Ok(Outcome::Read { data, crcs }) = result else {
-            // Unreadable here: it stays needed, and is tried again.
-            return self.abandon_job(ctx, store, u64::from(job) << PART_BITS);
+        let (data, crcs) = match result {
+            Ok(Outcome::Read { data, crcs }) => (data, crcs),
+            Ok(Outcome::Done | Outcome::Created { .. }) => unreachable!("a read brings data"),
+            Err(problem) => {
+                // Unreadable here: it is healed if it can be, stays needed, and is tried again.
+                self.heal(ctx, &problem);
+                return self.abandon_job(ctx, store, u64::from(job) << PART_BITS);
+            }
         };
         let shard = ctx.view.tables.shard(self.options.shard_ix).expect("the lane holds it");
         let seq = Seq(shard.regions[region as usize] >> 1);
@@ -316,15 +381,17 @@ impl Replica {
         let mut parts = Vec::new();
         let mut at = 0;
         while at < count {
-            let (here, has_content) = self.run_of(ctx, first + at, count - at);
+            let (here, shown) = self.run_of(ctx, first + at, count - at);
             let offset = u64::from(first + at) * BLOCK;
             let range = ByteRange::new(offset, here * BLOCK_BYTES as u32).expect("whole blocks");
-            parts.push(if has_content {
-                let piece = blocks_in(&data, at, here);
-                let crcs = SmallVec::from_slice(&crcs[at as usize..(at + here) as usize]);
-                Content::Data(RangeData::join(range, CheckedData::assume(0, crcs, piece)))
-            } else {
-                Content::Inherit(range)
+            parts.push(match shown {
+                Shown::Data => {
+                    let piece = blocks_in(&data, at, here);
+                    let crcs = SmallVec::from_slice(&crcs[at as usize..(at + here) as usize]);
+                    Content::Data(RangeData::join(range, CheckedData::assume(0, crcs, piece)))
+                }
+                Shown::Nothing => Content::Inherit(range),
+                Shown::Poison => Content::Poison(range),
             });
             at += here;
         }
@@ -394,7 +461,10 @@ impl Replica {
     ) {
         match result {
             Ok(outcome) => self.digest_known(ctx, store, job, Some(digest_of(&outcome)), None),
-            Err(_) => self.abandon_job(ctx, store, u64::from(job)),
+            Err(problem) => {
+                self.heal(ctx, &problem);
+                self.abandon_job(ctx, store, u64::from(job));
+            }
         }
     }
 
@@ -440,11 +510,6 @@ impl Replica {
 
     /// Nothing is needed and everything was compared: propose admission, until the outcome is read.
     fn caught_up(&mut self, ctx: &mut Ctx<'_, '_>, store: StoreId) {
-        let reign = self.reign.as_mut().expect("a primary reigns");
-        if reign.pending_admit.is_none() {
-            reign.pending_admit = Some(store);
-            self.claim(ctx);
-        }
         let reign = self.reign.as_mut().expect("a primary reigns");
         let resync = reign.resyncs.get_mut(&store).expect("caught up");
         if reign.pending_admit != Some(store) || resync.is_proposed {
@@ -501,6 +566,7 @@ impl Replica {
                 self.ask_tails_of(ctx, to);
                 continue;
             }
+            resync.redirty_late(now);
             let is_late = |job: &Job| now >= job.began.after_millis(SILENT_MS);
             if resync.job.as_ref().is_some_and(is_late) {
                 self.drop_job(ctx, store);

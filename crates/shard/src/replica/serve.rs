@@ -167,7 +167,7 @@ impl Replica {
     fn read(&mut self, ctx: &mut Ctx<'_, '_>, task: u32, first: u32, count: u32) {
         let (reign, shard_ix) = (self.reign().epoch, self.options.shard_ix);
         let work = Work::Client { reign, task, first, count };
-        self.lane(ctx, work, Op::Read { shard_ix, first, count });
+        self.lane(ctx, work, Op::Read { shard_ix, first, count, with_poison: false });
     }
 
     fn change(&mut self, ctx: &mut Ctx<'_, '_>, task: u32, body: Body) {
@@ -233,14 +233,23 @@ impl Replica {
 
     // --------------------------------------------------------------------------------- repair --
 
-    /// Ask the next member for blocks that are damaged here; with nobody left it is an error.
+    /// Ask the next member for blocks that are damaged here; with nobody left it is an error. A
+    /// block that was to be healed, and cannot be, is poisoned in the end, so that it is the same
+    /// everywhere and does not stand against new copies.
     fn ask_elsewhere(&mut self, ctx: &mut Ctx<'_, '_>, task: u32) {
         let required = self.required(false);
-        let Some(repair) = self.reign().clients.repairs.get_mut(&task) else { return };
-        let next = required.into_iter().find(|(store, _)| !repair.asked.contains(store));
-        let Some((to, _)) = next else {
-            let status = status_of(&repair.problem);
-            return self.finish(ctx, task, Err(status));
+        let reign = self.reign.as_mut().expect("a primary reigns");
+        let Some(repair) = reign.clients.repairs.get_mut(&task) else { return };
+        let next = required.iter().find(|(store, _)| !repair.asked.contains(store));
+        let Some(&(to, _)) = next else {
+            let repair = reign.clients.repairs.remove(&task).expect("looked at above");
+            let is_healing = self.task(task).token.is_none();
+            let block = repair.first;
+            if is_healing && self.reign().is_lost(block, &repair.problem, required.is_empty()) {
+                ctx.out.push(Effect::Note(Note::Lost { block }));
+                return self.change(ctx, task, Body::Poison { first: block, count: 1 });
+            }
+            return self.finish(ctx, task, Err(status_of(&repair.problem)));
         };
         repair.asked.push(to);
         repair.since = ctx.now;
@@ -276,7 +285,7 @@ impl Replica {
     }
 
     /// Write a damaged block again, under its exclusive lock and with an lsn of its own.
-    fn heal(&mut self, ctx: &mut Ctx<'_, '_>, problem: &Problem) {
+    pub(super) fn heal(&mut self, ctx: &mut Ctx<'_, '_>, problem: &Problem) {
         let (Problem::BadChecksum { block }
         | Problem::Poisoned { block }
         | Problem::Media { block, .. }) = *problem

@@ -4,7 +4,9 @@
 //! new primary asks every ISR member for the records above its watermark and writes, for each block
 //! in the *union* of all tails, its own present content to every member as a new operation with a new
 //! lsn; old lsns are never sent again. So such a write is everywhere or nowhere before anybody reads
-//! (section 5). A block that cannot be read here is taken from a member that can.
+//! (section 5). A block that cannot be read here is taken from a member that can; one that nobody can
+//! read for a while is poisoned on all of them: an error until it is overwritten, never guessed data,
+//! and never something else on the next primary.
 
 use super::Effect;
 use super::follower::{Body, blocks_of};
@@ -20,9 +22,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// Settling operations and reads at a time.
 const PARALLEL_MAX: usize = 64;
 
-/// Own reads of one block before it is given up, if nobody else has it.
-const READ_TRIES: u32 = 5;
-
 /// How far the beginning has come.
 pub(super) struct Settling {
     /// Members whose tails have come; all of them when `is_asking` is over.
@@ -36,10 +35,26 @@ pub(super) struct Settling {
     stash: Vec<Body>,
     /// Own reads under way.
     reading: usize,
-    /// Blocks that cannot be read here, with the members that were asked for them.
-    unreadable: BTreeMap<u32, Vec<StoreId>>,
-    /// Own reads that the device has failed, per block.
-    failures: BTreeMap<u32, u32>,
+    /// Blocks that cannot be read here.
+    unreadable: BTreeMap<u32, Unreadable>,
+    /// Blocks that are tried again with the next tick: first, number.
+    later: Vec<(u32, u32)>,
+}
+
+/// What blocks of the own copy show.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shown {
+    Data,
+    /// Zeros that are not stored.
+    Nothing,
+    /// Known to be lost.
+    Poison,
+}
+
+struct Unreadable {
+    problem: Problem,
+    /// Members that were asked for it.
+    asked: Vec<StoreId>,
 }
 
 impl Settling {
@@ -90,7 +105,7 @@ impl Replica {
             stash: Vec::new(),
             reading: 0,
             unreadable: BTreeMap::new(),
-            failures: BTreeMap::new(),
+            later: Vec::new(),
         };
         settling.add(&self.tail_records(ctx));
         self.reign = Some(Reign::new(self.epoch(), ctx.now, commit, settling));
@@ -174,15 +189,16 @@ impl Replica {
                 continue;
             }
             let Some((first, count)) = settling.queue.pop_front() else { break };
-            let (here, has_content) = self.run_of(ctx, first, count);
+            let (here, shown) = self.run_of(ctx, first, count);
             let settling = self.settling().expect("just looked at");
             if here < count {
                 settling.queue.push_front((first + here, count - here));
             }
-            if has_content {
+            // What is poisoned here another member may have.
+            if shown != Shown::Nothing {
                 settling.reading += 1;
                 let (reign, shard_ix) = (self.reign().epoch, self.options.shard_ix);
-                let request = Op::Read { shard_ix, first, count: here };
+                let request = Op::Read { shard_ix, first, count: here, with_poison: false };
                 self.lane(ctx, Work::Settle { reign, first, count: here }, request);
             } else if !self.settle(ctx, Body::Discard { first, count: here }) {
                 return;
@@ -191,14 +207,20 @@ impl Replica {
         self.try_activate(ctx);
     }
 
-    /// How many blocks from `first` have content, or have none.
-    pub(super) fn run_of(&self, ctx: &Ctx<'_, '_>, first: u32, count: u32) -> (u32, bool) {
-        let shard_ix = self.options.shard_ix;
-        let has_content = |block: u32| ctx.view.tables.has_content(shard_ix, block);
-        let is_content = has_content(first);
-        let most = count.min(REQUEST_BLOCKS_MAX);
-        let same = (first..first + most).take_while(|&block| has_content(block) == is_content);
-        (same.count() as u32, is_content)
+    /// How many blocks from `first` show the same kind of thing.
+    pub(super) fn run_of(&self, ctx: &Ctx<'_, '_>, first: u32, count: u32) -> (u32, Shown) {
+        let (tables, shard_ix) = (ctx.view.tables, self.options.shard_ix);
+        let shown = |block: u32| {
+            if tables.is_poisoned(shard_ix, block) {
+                Shown::Poison
+            } else if tables.has_content(shard_ix, block) {
+                Shown::Data
+            } else {
+                Shown::Nothing
+            }
+        };
+        let (kind, most) = (shown(first), count.min(REQUEST_BLOCKS_MAX));
+        ((first..first + most).take_while(|&block| shown(block) == kind).count() as u32, kind)
     }
 
     /// Give a content its new lsn; false when it has to wait.
@@ -210,6 +232,14 @@ impl Replica {
                 false
             }
         }
+    }
+
+    /// A settling operation is committed, or the own disk has failed it and there is nobody else.
+    pub(super) fn settled(&mut self, ctx: &mut Ctx<'_, '_>, blocks: (u32, u32), is_done: bool) {
+        if let Some(settling) = self.settling().filter(|_| !is_done) {
+            settling.later.push(blocks);
+        }
+        self.settle_more(ctx);
     }
 
     pub(super) fn settle_read(
@@ -229,10 +259,7 @@ impl Replica {
                 (first..first + count).for_each(|block| settling.queue.push_back((block, 1)));
             }
             Err(problem) => {
-                if matches!(problem, Problem::Media { .. }) {
-                    *settling.failures.entry(first).or_default() += 1;
-                }
-                settling.unreadable.insert(first, Vec::new());
+                settling.unreadable.insert(first, Unreadable { problem, asked: Vec::new() });
                 self.ask_content(ctx, first);
             }
         }
@@ -244,23 +271,22 @@ impl Replica {
         let required = self.required(false);
         let reign = self.reign().epoch.0;
         let Some(settling) = self.settling() else { return };
-        let Some(asked) = settling.unreadable.get_mut(&block) else { return };
-        match required.into_iter().find(|(store, _)| !asked.contains(store)) {
-            Some((to, _)) => {
-                asked.push(to);
+        let Some(unreadable) = settling.unreadable.get_mut(&block) else { return };
+        match required.iter().find(|(store, _)| !unreadable.asked.contains(store)) {
+            Some(&(to, _)) => {
+                unreadable.asked.push(to);
                 let number = (reign & 0xff_ffff) << 32 | u64::from(block);
                 let command = Command { kind: Kind::Read, number };
                 self.ask_blocks(ctx, to, command, block, 1);
             }
             None => {
-                settling.unreadable.remove(&block);
-                let failures = settling.failures.get(&block).copied().unwrap_or_default();
-                if (1..READ_TRIES).contains(&failures) {
-                    // A device's error may pass; damaged content does not.
-                    settling.queue.push_back((block, 1));
-                } else {
-                    // Nobody has it: an error until it is overwritten, never guessed data.
+                let Unreadable { problem, .. } =
+                    settling.unreadable.remove(&block).expect("looked at above");
+                if self.reign().is_lost(block, &problem, required.is_empty()) {
                     ctx.out.push(Effect::Note(Note::Lost { block }));
+                    self.settle(ctx, Body::Poison { first: block, count: 1 });
+                } else {
+                    self.settling().expect("looked at above").later.push((block, 1));
                 }
                 self.settle_more(ctx);
             }
@@ -301,6 +327,7 @@ impl Replica {
             && settling.stash.is_empty()
             && settling.reading == 0
             && settling.unreadable.is_empty()
+            && settling.later.is_empty()
             && reign.open.is_empty();
         if !is_settled || !may_serve || reign.is_suspended {
             return;
@@ -346,10 +373,11 @@ impl Replica {
         let is_due = now >= settling.asked.after_millis(RESEND_MS);
         if is_due && settling.is_asking {
             self.ask_tails(ctx);
-        } else if is_due && !settling.unreadable.is_empty() {
+        } else if is_due {
             settling.asked = now;
+            settling.queue.extend(settling.later.drain(..));
             // An answer may have been lost: begin again with the first member.
-            settling.unreadable.values_mut().for_each(Vec::clear);
+            settling.unreadable.values_mut().for_each(|unreadable| unreadable.asked.clear());
             let blocks: Vec<u32> = settling.unreadable.keys().copied().collect();
             blocks.into_iter().for_each(|block| self.ask_content(ctx, block));
         }

@@ -121,7 +121,8 @@ impl Replica {
             });
         }
         let (first, count) = self.region_range(region);
-        let request = Op::Read { shard_ix: self.options.shard_ix, first, count };
+        let shard_ix = self.options.shard_ix;
+        let request = Op::Read { shard_ix, first, count, with_poison: false };
         self.lane(ctx, Work::VerifyRead { reign: epoch, number }, request);
     }
 

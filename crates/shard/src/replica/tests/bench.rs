@@ -228,8 +228,7 @@ impl Bench {
         let shard_ix = 0;
         let (flags, lsn, commit, body) = match op {
             Op::Read { count, .. } => return nothing(count, &self.options.pool),
-            Op::Discard { lsn, commit, first, count, flags, .. } => {
-                let kind = RangeKind::Inherit;
+            Op::Range { lsn, commit, first, count, kind, flags, .. } => {
                 (flags, lsn, commit, Body::Range { layer: 0, kind, first, count })
             }
             Op::Conf { blob, .. } => (0, Lsn::default(), Seq(0), Body::Conf(blob)),

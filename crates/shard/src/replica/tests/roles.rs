@@ -62,7 +62,7 @@ fn a_promise_that_is_not_stored_is_not_followed() {
     bench.asks(B, 1, 5, prepare(context(lsn(5, 1), 0), 0));
     assert_eq!(bench.refused(1), Some(Status::StaleEpoch));
     bench.asks(B, 2, 6, prepare(context(lsn(5, 1), 0), 0));
-    assert!(!bench.is_asked(|op| matches!(op, Op::Discard { .. })), "nor anything newer yet");
+    assert!(!bench.is_asked(|op| matches!(op, Op::Range { .. })), "nor anything newer yet");
     assert_eq!(bench.replica.conf().map(|conf| conf.epoch), Some(Epoch(5)));
     bench.run_lane(|_| true);
     assert!(bench.answers[&2].result.is_ok(), "stored: what was held is carried out");

@@ -36,7 +36,7 @@ fn nack(mutant: Mutant) -> Result<(), String> {
     bench.read(2, 9);
     let to_b = bench.operation_to(B, 1);
     let to_c = bench.operation_to(C, 1);
-    bench.run_lane(|op| matches!(op, Op::Discard { .. }));
+    bench.run_lane(|op| matches!(op, Op::Range { .. }));
     bench.acknowledge(C, &to_c);
     bench.nack(B, &to_b, 6);
     // Said before the promise, and overtaken by the refusal.
@@ -224,7 +224,7 @@ fn copies(sent: &[Request]) -> Vec<u32> {
 /// "Region read under a region lock (stops new lsns only)" (section 5): a write that came between the
 /// read and its lsn would be neither in the COPY nor above it.
 fn region_lock(mutant: Mutant) -> Result<(), String> {
-    let is_change = |op: &Op| matches!(op, Op::Discard { .. });
+    let is_change = |op: &Op| matches!(op, Op::Range { .. });
     let mut bench = Bench::primary(mutant, conf(5, 0, &[0, 1], &[2]));
     bench.write(1, 5);
     bench.pass(100);
@@ -260,6 +260,8 @@ fn late_copied(mutant: Mutant) -> Result<(), String> {
     bench.obey(B);
     demand(bench.is_done(1), "a learner was waited for")?;
     bench.sent_to(C);
+    // The learner's acknowledgement is waited for, and does not come.
+    bench.pass(SECOND);
     let copy = sent.iter().find(|request| request.op.opcode() == Opcode::Copy).expect("seen above");
     bench.acknowledge(C, copy);
     bench.run_lane(|_| true);
