@@ -233,18 +233,26 @@ impl Lane {
     }
 
     pub(super) fn tag_page_done(&mut self, page: u32, result: Result<Option<Buf>, DiskError>) {
-        let loaded = match result {
-            Ok(Some(bytes)) => self.tables.tags.load(page, &bytes),
-            Ok(None) | Err(_) => false,
+        let (loaded, error) = match result {
+            Ok(Some(bytes)) => (self.tables.tags.load(page, &bytes), None),
+            Ok(None) => unreachable!("a read brings data"),
+            Err(error) => (false, Some(error)),
         };
         self.checkpoint_page_loaded(page, loaded);
         for ix in self.tag_waiters.remove(&page).unwrap_or_default() {
             if loaded {
                 self.start_read(ix);
             } else {
-                self.counters.checksum_errors += 1;
                 let block = self.op(ix).first;
-                self.op_mut(ix).problem = Some(Problem::BadChecksum { block });
+                // The device's error may pass; damaged tags verify nothing any more.
+                let problem = if let Some(error) = error {
+                    self.counters.media_errors += 1;
+                    Problem::Media { block, error }
+                } else {
+                    self.counters.checksum_errors += 1;
+                    Problem::BadChecksum { block }
+                };
+                self.op_mut(ix).problem = Some(problem);
                 self.finish(ix);
             }
         }

@@ -5,7 +5,8 @@
 
 use super::super::*;
 use crate::client::ClientOp;
-use lane::record::{Body, RangeKind, Record, ShardChange};
+use lane::EXTENT_BLOCKS;
+use lane::record::{Body, DataPart, RangeKind, Record, ShardChange};
 use proto::wire::{Content, Digest, Prepare, PrepareOp, TailRecord, Tails};
 use proto::{ReplicaId, VolumeId};
 
@@ -219,6 +220,14 @@ impl Bench {
         }
     }
 
+    /// The lane cannot do an operation that is wanted and under way.
+    pub(crate) fn fail_lane(&mut self, problem: &Problem, is_wanted: impl Fn(&Op) -> bool) {
+        let found = self.lane.iter().find(|(_, request)| is_wanted(request));
+        let op = *found.expect("such an operation is under way").0;
+        self.lane.remove(&op);
+        self.step(Event::Lane { op, result: Err(problem.clone()) });
+    }
+
     /// Whether the lane has been asked for such an operation and not answered.
     pub(crate) fn is_asked(&self, is_wanted: impl Fn(&Op) -> bool) -> bool {
         self.lane.values().any(is_wanted)
@@ -236,8 +245,11 @@ impl Bench {
             Op::Region { region, value, .. } => {
                 (0, Lsn::default(), Seq(0), Body::Region { region, value })
             }
-            Op::Write { .. }
-            | Op::Create { .. }
+            Op::Write { lsn, commit, first, crcs, flags, .. } => {
+                assert_eq!(crcs.len(), 1, "no test writes more than a block with content");
+                (flags, lsn, commit, stored(first))
+            }
+            Op::Create { .. }
             | Op::Delete { .. }
             | Op::Resize { .. }
             | Op::Checkpoint
@@ -256,6 +268,12 @@ impl Bench {
         let kind = RangeKind::Inherit;
         let body = Body::Range { layer: 0, kind, first: block, count: 1 };
         self.record(Record { flags: 0, shard_ix: 0, lsn, commit: Seq(commit), body });
+    }
+
+    /// The same, with content of its own.
+    pub(crate) fn holds(&mut self, lsn: Lsn, block: u32) {
+        let body = stored(block);
+        self.record(Record { flags: 0, shard_ix: 0, lsn, commit: Seq(0), body });
     }
 
     /// The lane is in doubt about a region.
@@ -381,6 +399,13 @@ impl Bench {
             other => panic!("not the answer to TAILS: {other:?}"),
         }
     }
+}
+
+/// A block's content in the slot that is its own by number.
+fn stored(block: u32) -> Body {
+    let (extent, first) = (block / EXTENT_BLOCKS, block % EXTENT_BLOCKS);
+    let (slots, tags) = (vec![first / lane::SLOT_BLOCKS], vec![0]);
+    Body::Intent(DataPart { layer: 0, extent, first, slots: slots.into(), tags: tags.into() })
 }
 
 fn place(block: u32) -> (u64, u32) {

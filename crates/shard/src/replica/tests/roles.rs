@@ -4,9 +4,11 @@ use super::bench::{B, BLOCKS, Bench, C, conf, context, copy, life, lsn, prepare,
 use crate::conf::ShardConf;
 use crate::conf::transition::Transition;
 use crate::mutant::Mutant;
-use crate::replica::{Event, Role, context_of};
-use lane::{Op, REGION_BLOCKS};
-use proto::wire::{Opcode, PeerContext, RequestOp};
+use crate::replica::{Event, Note, Role, context_of};
+use lane::record::RangeKind;
+use lane::{Op, Problem, REGION_BLOCKS};
+use proto::disk::DiskError;
+use proto::wire::{Content, Opcode, PeerContext, RequestOp};
 use proto::{Epoch, Seq, Status};
 
 const NONE: Mutant = Mutant::None;
@@ -278,6 +280,107 @@ fn the_watermark_stands_until_the_whole_beginning_is_committed() {
     bench.write(1, 20);
     let write = bench.operation_to(B, 5);
     assert_eq!(commit_of(&write.op), Seq(4));
+}
+
+fn is_read(op: &Op) -> bool {
+    matches!(op, Op::Read { .. })
+}
+
+fn is_poison(op: &Op) -> bool {
+    matches!(op, Op::Range { kind: RangeKind::Poison, .. })
+}
+
+/// The only member of the ISR, settling, with an operation of the last reign in block 0.
+fn settling_alone() -> Bench {
+    let mut bench = Bench::new(NONE);
+    bench.holds(lsn(4, 1), 0);
+    bench.step(Event::Conf(conf(5, 0, &[0], &[])));
+    bench.run_lane(|op| !is_read(op));
+    assert!(bench.is_asked(is_read), "it reads the block to settle it");
+    bench
+}
+
+#[test]
+fn a_block_that_cannot_be_read_for_a_moment_is_settled_all_the_same() {
+    let problem = Problem::Media { block: 0, error: DiskError::Errno(5) };
+    let mut bench = settling_alone();
+    for _ in 0..10 {
+        bench.fail_lane(&problem, is_read);
+        assert_eq!(bench.replica.role(), Role::Settling, "a block is in doubt");
+        assert!(!bench.is_asked(is_read), "not again at once");
+        bench.pass(500);
+    }
+    bench.run_lane(|_| true);
+    assert_eq!(bench.replica.role(), Role::Active);
+    assert!(!bench.tables.is_poisoned(0, 0), "its content was written again");
+}
+
+#[test]
+fn a_block_that_nobody_can_read_is_poisoned_and_not_left_in_doubt() {
+    let problem = Problem::Media { block: 0, error: DiskError::Errno(5) };
+    let mut bench = settling_alone();
+    while !bench.is_asked(is_poison) {
+        assert_eq!(bench.replica.role(), Role::Settling);
+        bench.fail_lane(&problem, is_read);
+        bench.pass(500);
+    }
+    bench.run_lane(|_| true);
+    assert_eq!(bench.replica.role(), Role::Active);
+    assert!(bench.tables.is_poisoned(0, 0));
+    assert!(bench.notes.contains(&Note::Lost { block: 0 }));
+    // What is damaged here, with nobody else to ask, is lost without waiting.
+    let mut bench = settling_alone();
+    bench.fail_lane(&Problem::BadChecksum { block: 0 }, is_read);
+    bench.run_lane(|_| true);
+    assert_eq!(bench.replica.role(), Role::Active);
+    assert!(bench.tables.is_poisoned(0, 0));
+}
+
+#[test]
+fn a_poisoned_block_does_not_stand_against_a_new_copy() {
+    let mut bench = settling_alone();
+    bench.fail_lane(&Problem::BadChecksum { block: 0 }, is_read);
+    bench.run_lane(|_| true);
+    bench.learn(conf(6, 0, &[0], &[1]));
+    bench.pass(100);
+    bench.learner_tails(B, 0, &[0]);
+    bench.run_lane(|_| true);
+    let sent = bench.sent_to(B);
+    let contents: Vec<&Content> = sent.iter().filter_map(|request| copied(&request.op)).collect();
+    let [Content::Poison(lost), Content::Inherit(rest)] = contents[..] else {
+        panic!("a lost block and zeros, not {contents:?}");
+    };
+    assert_eq!((lost.offset(), lost.length()), (0, 4096));
+    assert_eq!(rest.offset(), 4096);
+}
+
+fn copied(op: &RequestOp) -> Option<&Content> {
+    if let RequestOp::Copy(copy) = op { Some(&copy.content) } else { None }
+}
+
+#[test]
+fn an_acknowledgement_that_comes_after_the_commitment_makes_no_copy() {
+    let mut bench = primary(conf(5, 0, &[0, 1], &[2]));
+    let regions_left = |bench: &Bench| bench.replica.resyncs()[0].regions_left;
+    bench.pass(100);
+    bench.learner_tails(C, 0, &[REGION_BLOCKS]);
+    bench.run_lane(|_| true);
+    assert_eq!(regions_left(&bench), 1, "its doubtful region is on its way");
+    bench.write(1, 3);
+    bench.run_lane(|_| true);
+    bench.obey(B);
+    assert!(bench.is_done(1), "a learner is not waited for");
+    let late = bench.operation_to(C, 1);
+    bench.acknowledge(C, &late);
+    bench.pass(1_000);
+    assert_eq!(regions_left(&bench), 1, "it has the write");
+    bench.write(2, 3);
+    bench.run_lane(|_| true);
+    bench.obey(B);
+    assert!(bench.is_done(2));
+    assert_eq!(regions_left(&bench), 1, "it may have it in a moment");
+    bench.pass(1_000);
+    assert_eq!(regions_left(&bench), 2, "it does not have the write");
 }
 
 #[test]
