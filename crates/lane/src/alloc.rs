@@ -165,13 +165,14 @@ impl Allocator {
         self.check();
     }
 
-    /// Take `count` credits for a client; false when that would touch the reserve.
-    pub fn take_credit(&mut self, count: u32) -> bool {
+    /// Take `count` credits; false when that would touch the reserve, or, for a write that may use
+    /// it, what the next checkpoints need.
+    pub fn take_credit(&mut self, count: u32, may_use_reserve: bool) -> bool {
         let now = self.space.free + self.space.soft;
         let ever = now + self.space.unmaterialised;
+        let is_in_reserve = ever < count.saturating_add(self.reserve());
         if count > 0
-            && (now < count.saturating_add(self.floor())
-                || ever < count.saturating_add(self.reserve()))
+            && (now < count.saturating_add(self.floor()) || (is_in_reserve && !may_use_reserve))
         {
             return false;
         }
@@ -371,10 +372,10 @@ mod tests {
     #[test]
     fn a_first_touch_reserves_its_neighbours_softly() {
         let mut allocator = Allocator::new(1024, 1024);
-        assert!(allocator.take_credit(1));
+        assert!(allocator.take_credit(1, false));
         let slot = allocator.pick(None, 5);
         assert_eq!((slot % 64, allocator.space().soft), (5, 63));
-        assert!(allocator.take_credit(1));
+        assert!(allocator.take_credit(1, false));
         assert_eq!(allocator.pick(Some(slot - 5), 6), slot + 1, "the neighbour is its own");
         assert_eq!(allocator.space().inflight, 2);
     }
@@ -383,7 +384,7 @@ mod tests {
     fn reservations_give_way_when_space_is_short_and_the_reserve_stays() {
         let mut allocator = Allocator::new(640, 640);
         let mut taken = 0;
-        while allocator.take_credit(1) {
+        while allocator.take_credit(1, false) {
             allocator.pick(None, 0);
             allocator.settle();
             taken += 1;
@@ -396,11 +397,11 @@ mod tests {
     #[test]
     fn nothing_above_the_limit_is_handed_out() {
         let mut allocator = Allocator::new(1024, 64);
-        while allocator.take_credit(1) {
+        while allocator.take_credit(1, false) {
             assert!(allocator.pick(None, 63) < 64);
         }
         allocator.materialise(128);
-        assert!(allocator.take_credit(1));
+        assert!(allocator.take_credit(1, false));
         assert!(allocator.pick(None, 0) < 128);
     }
 

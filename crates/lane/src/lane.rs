@@ -59,6 +59,7 @@ pub(crate) enum Kind {
         payload: BufList,
         crcs: SmallVec<[u32; 4]>,
         solo: bool,
+        is_granted: bool,
     },
     Range {
         range: RangeKind,
@@ -164,6 +165,8 @@ pub struct Lane {
     flushing: Option<Vec<Settle>>,
     materialising: Option<u32>,
     materialise_failed: bool,
+    /// The host's file system is nearly full: nothing more of it may be taken.
+    is_growth_held: bool,
     materialise_retry: Tick,
     /// Indices that must not be reused before a checkpoint has forgotten them.
     retired: BTreeMap<u32, u64>,
@@ -233,6 +236,7 @@ impl Lane {
             flushing: None,
             materialising: None,
             materialise_failed: false,
+            is_growth_held: false,
             materialise_retry: Tick(0),
             retired: BTreeMap::new(),
             busy_indices: BTreeSet::new(),
@@ -278,7 +282,17 @@ impl Lane {
     #[must_use]
     pub fn free_slots(&self) -> u32 {
         let space = self.allocator.space();
-        (space.free + space.soft + space.unmaterialised).saturating_sub(self.allocator.reserve())
+        let coming = if self.may_grow() { space.unmaterialised } else { 0 };
+        (space.free + space.soft + coming).saturating_sub(self.allocator.reserve())
+    }
+
+    /// Take nothing more of the host's file system, or do again. What was taken goes on working.
+    pub fn hold_growth(&mut self, is_held: bool) {
+        self.is_growth_held = is_held;
+    }
+
+    fn may_grow(&self) -> bool {
+        !self.materialise_failed && !self.is_growth_held
     }
 
     /// One line about what is under way, for logs and failing tests.
@@ -344,14 +358,15 @@ impl Lane {
 
     fn accept(&mut self, token: u64, op: Op) -> Result<(), Problem> {
         match op {
-            Op::Write { shard_ix, lsn, commit, first, crcs, data, flags, solo } => {
+            Op::Write { shard_ix, lsn, commit, first, crcs, data, flags, solo, is_granted } => {
                 let count = crcs.len() as u32;
                 self.check_range(shard_ix, first, count, REQUEST_BLOCKS_MAX)?;
                 let bytes: usize = data.iter().map(|buf| buf.len()).sum();
                 assert_eq!(bytes, count as usize * proto::BLOCK_BYTES, "one CRC per block");
                 self.counters.writes += 1;
                 self.counters.blocks_written += u64::from(count);
-                let kind = Kind::Write { plan: None, parts: Vec::new(), payload: data, crcs, solo };
+                let (plan, parts) = (None, Vec::new());
+                let kind = Kind::Write { plan, parts, payload: data, crcs, solo, is_granted };
                 let op = self.new_op(Some(token), shard_ix, first..first + count, kind);
                 let running = self.op_mut(op);
                 (running.lsn, running.commit, running.flags) = (lsn, commit, flags);
@@ -814,7 +829,10 @@ impl Lane {
         let space = self.allocator.space();
         let low = space.free + space.soft < self.allocator.floor() + 2 * MATERIALISE_SLOTS;
         let closing = matches!(self.stage, Stage::Closing { .. } | Stage::Closed);
-        if space.unmaterialised == 0 || !low || closing || self.materialise_failed {
+        if self.is_growth_held {
+            self.admit_waiting();
+        }
+        if space.unmaterialised == 0 || !low || closing || !self.may_grow() {
             return;
         }
         if self.materialising.is_some() {
@@ -853,15 +871,17 @@ impl Lane {
         let to = (from / MATERIALISE_SLOTS * MATERIALISE_SLOTS + MATERIALISE_SLOTS)
             .min(self.geometry.slots);
         self.allocator.materialise(to);
-        for ix in std::mem::take(&mut self.awaiting_space) {
-            self.admit_write(ix);
-        }
+        self.admit_waiting();
     }
 
     /// The host has no room for this disk file any more: what is materialised goes on working.
     fn materialise_error(&mut self, _error: DiskError) {
         self.materialise_failed = true;
         self.materialise_written();
+        self.admit_waiting();
+    }
+
+    fn admit_waiting(&mut self) {
         for ix in std::mem::take(&mut self.awaiting_space) {
             self.admit_write(ix);
         }

@@ -11,7 +11,7 @@ use crate::record::{
     put16, put32, put64,
 };
 use crate::tags::Tags;
-use crate::{EXTENT_BLOCKS, REGION_BLOCKS, SHARD_BLOCKS_MAX};
+use crate::{EXTENT_BLOCKS, EXTENT_SLOTS, REGION_BLOCKS, SHARD_BLOCKS_MAX};
 use proto::{Epoch, Lsn, ReplicaId, Seq, ShardId, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -186,6 +186,17 @@ impl Tables {
         let is_in = |&(first, count): &(u32, u32)| (first..first + count).contains(&block);
         extent.is_some_and(|extent| extent.state(block % EXTENT_BLOCKS) == BlockState::Poison)
             && !shard.unplaced.iter().any(is_in)
+    }
+
+    /// Slots that a write of these blocks could need: one for each position without.
+    #[must_use]
+    pub fn slots_needed(&self, ix: u32, first: u32, count: u32) -> u32 {
+        let Some(shard) = self.shard(ix) else { return 0 };
+        let has_none = |position: &u32| {
+            let (extent, position) = (position / EXTENT_SLOTS, position % EXTENT_SLOTS);
+            self.extent(shard.head, extent).is_none_or(|entry| entry.slot(position).is_none())
+        };
+        positions(first, count).filter(has_none).count() as u32
     }
 
     /// Count the slots of every shard.

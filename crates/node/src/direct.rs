@@ -194,6 +194,7 @@ impl DirectLane {
             data: proto::block::single(self.pool.copy_of(bytes).freeze()),
             flags: 0,
             solo: true,
+            is_granted: false,
         })?;
         Ok(())
     }

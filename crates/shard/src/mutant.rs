@@ -60,11 +60,13 @@ pub enum Mutant {
     NoRegionLock,
     /// Requests of a fenced path slot still run.
     NoPathFencing,
+    /// A write gets its lsn although a member has no room for it.
+    CreditIgnored,
 }
 
 impl Mutant {
     /// Every seeded bug.
-    pub const ALL: [Mutant; 24] = [
+    pub const ALL: [Mutant; 25] = [
         Mutant::SettleOwnTailOnly,
         Mutant::NoQuiesceAtPromise,
         Mutant::PromiseNotPersisted,
@@ -89,6 +91,7 @@ impl Mutant {
         Mutant::AckDuplicateEarly,
         Mutant::NoRegionLock,
         Mutant::NoPathFencing,
+        Mutant::CreditIgnored,
     ];
 
     /// Those that random worlds catch soon and surely (crates/sim/tests/mutants.rs). Each of the others

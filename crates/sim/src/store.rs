@@ -358,7 +358,7 @@ impl Process {
     pub fn report(&self, shard: u32) -> Option<(Seq, Epoch)> {
         let Stage::Up(up) = &self.stage else { return None };
         let replica = up.replicas.get(&shard)?;
-        let view = View { tables: up.lane.tables(), leases: &up.beats };
+        let view = View::of(&up.lane, &up.beats);
         let epoch = replica.conf().map_or(Epoch(0), |conf| conf.epoch);
         Some((replica.complete(&view), epoch))
     }
@@ -454,7 +454,7 @@ impl Up {
                 pool: pool.clone(),
                 mutant,
             };
-            let view = View { tables: lane.tables(), leases: &beats };
+            let view = View::of(&lane, &beats);
             replicas.insert(shard.replica.shard.index, Replica::open(options, &view)?);
         }
         Ok(Up {
@@ -579,7 +579,7 @@ impl Up {
                 }
                 Work::Replica(shard, event) => {
                     let Some(replica) = self.replicas.get_mut(&shard) else { continue };
-                    let view = View { tables: self.lane.tables(), leases: &self.beats };
+                    let view = View::of(&self.lane, &self.beats);
                     let mut effects = Vec::new();
                     replica.step(now, event, &view, &mut effects);
                     for effect in effects {

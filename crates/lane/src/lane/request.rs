@@ -29,6 +29,8 @@ pub enum Op {
         flags: u8,
         /// This is the only replica: a torn overwrite could not be repaired from elsewhere.
         solo: bool,
+        /// Space was granted for it before it had its position: it may use the reserve.
+        is_granted: bool,
     },
     /// Take the data from blocks and give their space back.
     Range {

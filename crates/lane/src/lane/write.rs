@@ -138,24 +138,17 @@ impl Lane {
     pub(super) fn admit_write(&mut self, ix: OpIx) {
         let op = self.op(ix);
         let (shard_ix, first, count) = (op.shard_ix, op.first, op.count);
-        let Some(shard) = self.tables.shard(shard_ix) else {
+        if self.tables.shard(shard_ix).is_none() {
             self.op_mut(ix).problem = Some(Problem::NotFound { shard_ix });
             self.finish(ix);
             return;
-        };
-        let head = shard.head;
-        // Worst case: every position that has no slot now needs one.
-        let needed = positions(first, count)
-            .filter(|position| {
-                let (extent, position) =
-                    (position / crate::EXTENT_SLOTS, position % crate::EXTENT_SLOTS);
-                self.tables.extent(head, extent).is_none_or(|entry| entry.slot(position).is_none())
-            })
-            .count() as u32;
-        if self.allocator.take_credit(needed) {
+        }
+        let Kind::Write { is_granted, .. } = op.kind else { unreachable!("a write") };
+        let needed = self.tables.slots_needed(shard_ix, first, count);
+        if self.allocator.take_credit(needed, is_granted) {
             self.op_mut(ix).credit = needed;
             self.lock_and_start(ix, true);
-        } else if self.allocator.space().unmaterialised > 0 && !self.materialise_failed {
+        } else if self.allocator.space().unmaterialised > 0 && self.may_grow() {
             self.awaiting_space.push_back(ix);
         } else {
             let free = self.free_slots();

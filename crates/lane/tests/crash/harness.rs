@@ -286,6 +286,7 @@ impl Harness {
             data,
             flags: if learner { FLAG_LEARNER } else { 0 },
             solo: self.config.solo,
+            is_granted: false,
         };
         self.step(Event::Request(Request { token, op }));
     }

@@ -446,7 +446,7 @@ impl StoreApp {
     fn step(&mut self, ctx: &mut Context, shard: ShardId, event: Event) {
         let Some(served) = self.shards.get_mut(&shard) else { return };
         let lane = served.lane;
-        let view = View { tables: self.lanes.lane(lane).tables(), leases: &self.leases };
+        let view = View::of(self.lanes.lane(lane), &self.leases);
         let mut effects = Vec::new();
         // Not the time at which the iteration began: a process that was stopped since then must not
         // take its leases for valid.
@@ -748,7 +748,7 @@ impl StoreApp {
             pool: self.pool.clone(),
             mutant: Mutant::None,
         };
-        let view = View { tables, leases: &self.leases };
+        let view = View::of(self.lanes.lane(lane), &self.leases);
         let replica = Replica::open(options, &view).expect("looked at before the start");
         self.timers.insert((Tick(0), id));
         self.shards.insert(id, Served { lane, replica, wake: Some(Tick(0)) });
@@ -789,8 +789,7 @@ impl StoreApp {
                 facts.reports.push(self.lanes.report(lane_ix));
                 for shard in lane.tables().shards.iter().flatten() {
                     let served = self.shards.get(&shard.replica.shard);
-                    let tables = lane.tables();
-                    let view = View { tables, leases: &self.leases };
+                    let view = View::of(lane, &self.leases);
                     replicas.push(ReplicaFacts {
                         epoch: self.epoch_of(shard.replica.shard).0,
                         promised: served.map_or(0, |served| served.replica.promised().0),

@@ -496,6 +496,9 @@ pub struct Ack {
     pub lsn_epoch: Epoch,
     /// COPY and DIGEST: the resync answered; else 0.
     pub resync_id: u64,
+    /// 64 KiB slots that the replica's lane has for new data: what may be sent to it before it is
+    /// refused.
+    pub credit: u64,
 }
 
 impl Ack {
@@ -505,6 +508,7 @@ impl Ack {
             history_id: self.history_id.into(),
             lsn_epoch: self.lsn_epoch.0.into(),
             resync_id: self.resync_id.into(),
+            credit: self.credit.into(),
         }
     }
 
@@ -514,6 +518,7 @@ impl Ack {
             history_id: raw.history_id.get(),
             lsn_epoch: Epoch(raw.lsn_epoch.get()),
             resync_id: raw.resync_id.get(),
+            credit: raw.credit.get(),
         }
     }
 }

@@ -117,7 +117,7 @@ wire_structs! {
     /// ATTACH request.
     Attach { peer: Peer, attach_epoch: U64, client: U64, session: U64, until: U64, action: U32 }
     /// Reply of a replica.
-    Ack { incarnation: U64, history_id: U64, lsn_epoch: U64, resync_id: U64 }
+    Ack { incarnation: U64, history_id: U64, lsn_epoch: U64, resync_id: U64, credit: U64 }
     /// TAILS reply.
     TailsReply {
         ack: Ack, complete_epoch: U64, complete_seq: U64, snap_seq: U64,

@@ -179,7 +179,8 @@ fn requests() -> Vec<(&'static str, RequestOp)> {
 }
 
 fn replies() -> Vec<(&'static str, Result<ReplyOp, Failure>)> {
-    let ack = Ack { incarnation: 7, history_id: 99, lsn_epoch: Epoch(6), resync_id: 8 };
+    let ack =
+        Ack { incarnation: 7, history_id: 99, lsn_epoch: Epoch(6), resync_id: 8, credit: 1 << 33 };
     let tails = Tails {
         ack,
         complete_lsn: lsn(5, 999_999),

@@ -244,7 +244,7 @@ fn fields_that_are_never_right_are_refused() {
     bad_field(&with_extension("request_attach_advance", 92, |e| e[64] = 1), "action");
     bad_field(&with_extension("reply_compare_and_write", 8, |e| e[0] = 2), "outcome");
     bad_field(&with_extension("reply_compare_and_write", 8, |e| e[4] = 1), "first_difference");
-    bad_field(&with_extension("reply_tails", 64, |e| e[56] = 3), "record_count");
+    bad_field(&with_extension("reply_tails", 72, |e| e[64] = 3), "record_count");
     let start = with_header("reply_read", |header| put_u32(header, 36, 512 + 4096));
     bad_field(&start, "detail");
 }
@@ -261,8 +261,8 @@ fn records_must_be_whole_and_known() {
     };
     bad_field(&with_data("request_ping_heartbeat", 20, 9, 68), "kind");
     bad_field(&with_data("request_ping_heartbeat", 7, 9, 68), "volume_id");
-    bad_field(&with_data("reply_tails", 36, 9, 68), "op");
-    bad_field(&with_data("reply_tails", 40, 9, 68), "state");
+    bad_field(&with_data("reply_tails", 36, 9, 76), "op");
+    bad_field(&with_data("reply_tails", 40, 9, 76), "state");
     // One byte less than a record, with everything else consistent.
     let mut bytes = sample("reply_fence_path");
     bytes.pop();
@@ -499,11 +499,12 @@ fn a_request_op() -> impl Strategy<Value = RequestOp> {
 
 fn a_reply_op() -> impl Strategy<Value = ReplyOp> {
     let ack = || {
-        any::<[u64; 4]>().prop_map(|n| Ack {
+        any::<[u64; 5]>().prop_map(|n| Ack {
             incarnation: n[0],
             history_id: n[1],
             lsn_epoch: Epoch(n[2]),
             resync_id: n[3],
+            credit: n[4],
         })
     };
     let status = || prop::sample::select(crate::Status::ALL.to_vec());

@@ -61,7 +61,9 @@ impl Body {
     ) -> Op {
         match self {
             Body::Write { first, crcs, data } => {
-                Op::Write { shard_ix, lsn, commit, first, crcs, data, flags, solo }
+                // Space for a region's copy is nobody's grant.
+                let is_granted = flags & FLAG_COPY == 0;
+                Op::Write { shard_ix, lsn, commit, first, crcs, data, flags, solo, is_granted }
             }
             Body::Discard { first, count } => {
                 let kind = RangeKind::Inherit;

@@ -33,7 +33,7 @@ use crate::table::Table;
 use adopt::Adopting;
 use follower::Follower;
 use lane::tables::Tables;
-use lane::{Op, Outcome, Problem};
+use lane::{Lane, Op, Outcome, Problem};
 use proto::wire::{
     Ack, ByteRange, Failure, Opcode, PeerContext, Reply, ReplyOp, Request, RequestOp,
 };
@@ -67,8 +67,18 @@ pub struct Options {
 pub struct View<'a> {
     /// What its lane knows: the map's block states, region map, tail, watermark.
     pub tables: &'a Tables,
+    /// Slots that the lane has for new data.
+    pub free_slots: u32,
     /// Leases of the store.
     pub leases: &'a dyn Leases,
+}
+
+impl<'a> View<'a> {
+    /// What a lane and the store's heartbeats show now.
+    #[must_use]
+    pub fn of(lane: &'a Lane, leases: &'a dyn Leases) -> View<'a> {
+        View { tables: lane.tables(), free_slots: lane.free_slots(), leases }
+    }
 }
 
 /// What the world tells a replica.
@@ -355,6 +365,8 @@ pub struct Replica {
     is_promise_told: bool,
     adopting: Option<Adopting>,
     work: Table<Work>,
+    /// Slots that the lane has for new data, at the last event.
+    free_slots: u32,
     /// Outstanding lane operations that change content.
     changes_open: u32,
     held: VecDeque<Held>,
@@ -409,6 +421,7 @@ impl Replica {
             is_promise_told: false,
             adopting: None,
             work: Table::new(),
+            free_slots: view.free_slots,
             changes_open: 0,
             held: VecDeque::new(),
             follower: Follower::new(shard.commit),
@@ -429,6 +442,7 @@ impl Replica {
     /// Handle one event.
     pub fn step(&mut self, now: Tick, event: Event, view: &View<'_>, out: &mut Vec<Effect>) {
         let mut ctx = Ctx { now, view, out };
+        self.free_slots = view.free_slots;
         if !std::mem::replace(&mut self.is_promise_told, true) && self.promised > Epoch(0) {
             // Of an earlier life: the store's heartbeats know nothing of it.
             ctx.out.push(Effect::Promise { epoch: self.promised });
@@ -626,6 +640,7 @@ impl Replica {
             history_id: self.stored.conf.as_ref().map_or(0, |conf| conf.history_id),
             lsn_epoch: lsn.epoch,
             resync_id,
+            credit: u64::from(self.free_slots),
         }
     }
 

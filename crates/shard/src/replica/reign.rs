@@ -11,7 +11,9 @@ use super::resync::Resync;
 use super::serve::Clients;
 use super::settle::Settling;
 use super::verify::Verify;
-use super::{Command, Ctx, Effect, Kind, Mutant, Note, RESEND_MS, Replica, Role, SILENT_MS, Work};
+use super::{
+    Command, Ctx, Effect, Kind, Mutant, Note, REPEAT_MS, RESEND_MS, Replica, Role, SILENT_MS, Work,
+};
 use crate::client::status_of;
 use crate::conf::transition::Transition;
 use crate::conf::{Incarnation, Member, StoreId};
@@ -67,6 +69,13 @@ impl Open {
     }
 }
 
+/// Slots that a store's lane has for new data, as last heard.
+struct Credit {
+    slots: u64,
+    /// When it was said, or asked for last.
+    asked: Tick,
+}
+
 /// Whether the reign serves yet.
 pub(super) enum Phase {
     Settling(Settling),
@@ -94,6 +103,8 @@ pub(super) struct Reign {
     pub(super) verify: Option<Verify>,
     /// Members that have reported an error of their own.
     failed: BTreeSet<StoreId>,
+    /// What other stores' lanes had for new data when they last said so.
+    credits: BTreeMap<StoreId, Credit>,
     /// Times that nobody could read a block.
     unreadable: BTreeMap<u32, u32>,
     pub(super) began: Tick,
@@ -114,6 +125,7 @@ impl Reign {
             pending_admit: None,
             verify: None,
             failed: BTreeSet::new(),
+            credits: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             began: now,
         }
@@ -203,6 +215,31 @@ impl Replica {
             .filter(|member| member.store != self.options.store)
             .map(|member| (member.store, member.incarnation))
             .collect()
+    }
+
+    /// Whether a write could need more space than a required member has: a disk that is full must be
+    /// an answer to the client, not the failure of a replica. Grants are not counted one by one; what
+    /// is under way beyond the last report may use each lane's reserve.
+    pub(super) fn lacks_space(&mut self, ctx: &mut Ctx<'_, '_>, body: &Body) -> bool {
+        let Body::Write { first, crcs, .. } = body else { return false };
+        let (tables, shard_ix) = (ctx.view.tables, self.options.shard_ix);
+        let needed = tables.slots_needed(shard_ix, *first, crcs.len() as u32);
+        if needed == 0 || self.mutant(Mutant::CreditIgnored) {
+            return false;
+        }
+        let mut lacks = ctx.view.free_slots < needed;
+        for to in self.required(true) {
+            let Some(credit) = self.reign().credits.get_mut(&to.0) else { continue };
+            if credit.slots < u64::from(needed) {
+                lacks = true;
+                if ctx.now >= credit.asked.after_millis(REPEAT_MS) {
+                    // It may have room again; with nothing written it would never say so.
+                    credit.asked = ctx.now;
+                    self.ask_tails_of(ctx, to);
+                }
+            }
+        }
+        lacks
     }
 
     /// Ask for the leases that reads need, from now on.
@@ -343,6 +380,8 @@ impl Replica {
         if !is_life || ack.history_id != conf.history_id {
             return;
         }
+        let credit = Credit { slots: ack.credit, asked: ctx.now };
+        self.reign().credits.insert(from, credit);
         match (kind, op) {
             (Kind::Prepare, ReplyOp::Prepare(_) | ReplyOp::Settle(_)) => {
                 let reign = self.reign();

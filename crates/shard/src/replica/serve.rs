@@ -171,6 +171,9 @@ impl Replica {
     }
 
     fn change(&mut self, ctx: &mut Ctx<'_, '_>, task: u32, body: Body) {
+        if self.lacks_space(ctx, &body) {
+            return self.finish(ctx, task, Err(Status::NoSpace));
+        }
         match self.assign(ctx, Owner::Task(task), body) {
             Ok(seq) => self.task(task).last_seq = seq,
             Err(body) => self.reign().clients.waiting.push_back((task, body)),

@@ -80,7 +80,7 @@ _TICKET = "volume 8, attach_epoch 8, session 8, expires 8, rights 4, ticket_mac 
 _LIMITS = "payload_bytes_max 4, requests_max 4, inflight_bytes_max 4"
 _STORE = "store 8, incarnation 8, nonce 32, proof 32"
 _PEER = "seq 8, commit_epoch 8, commit_seq 8, snap_seq 8, incarnation 8, lsn_epoch 8, history_id 8"
-_ACK = "incarnation 8, history_id 8, lsn_epoch 8, resync_id 8"
+_ACK = "incarnation 8, history_id 8, lsn_epoch 8, resync_id 8, credit 8"
 _PING = (
     "sequence 8, base_sequence 8, store 8, incarnation 8, peer_incarnation 8, term 8, "
     "lineage 8, revision 8"

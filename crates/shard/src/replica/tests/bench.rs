@@ -8,7 +8,8 @@ use crate::client::ClientOp;
 use lane::EXTENT_BLOCKS;
 use lane::record::{Body, DataPart, RangeKind, Record, ShardChange};
 use proto::wire::{Content, Digest, Prepare, PrepareOp, TailRecord, Tails};
-use proto::{ReplicaId, VolumeId};
+use proto::{ReplicaId, VolumeId, checksum};
+use smallvec::SmallVec;
 
 /// The store of the replica under test; it holds copy 0.
 pub(crate) const ME: StoreId = 1;
@@ -82,6 +83,9 @@ impl Leases for Promises {
 pub(crate) struct Bench {
     pub(crate) replica: Replica,
     pub(crate) tables: Tables,
+    /// Slots for new data, here and at every other store.
+    pub(crate) free_slots: u32,
+    pub(crate) credit: u64,
     pub(crate) leases: Promises,
     pub(crate) now: Tick,
     options: Options,
@@ -119,12 +123,14 @@ impl Bench {
         };
         let mut leases = Promises::default();
         leases.leases.extend([B, C].map(|store| ((store, life(store)), FOREVER)));
-        let view = View { tables: &tables, leases: &leases };
+        let view = View { tables: &tables, free_slots: 1_000, leases: &leases };
         let replica = Replica::open(options.clone(), &view).expect("nothing is stored");
         let now = Tick(0).after_millis(60_000);
         Bench {
             replica,
             tables,
+            free_slots: 1_000,
+            credit: 1_000,
             leases,
             now,
             options,
@@ -158,7 +164,7 @@ impl Bench {
     pub(crate) fn restart(&mut self, incarnation: Incarnation) {
         (self.options.incarnation, self.options.booted) = (incarnation, self.now);
         self.leases = Promises::default();
-        let view = View { tables: &self.tables, leases: &self.leases };
+        let view = View { tables: &self.tables, free_slots: self.free_slots, leases: &self.leases };
         self.replica = Replica::open(self.options.clone(), &view).expect("our own record");
         self.lane.clear();
         self.sent.clear();
@@ -167,7 +173,7 @@ impl Bench {
 
     pub(crate) fn step(&mut self, event: Event) {
         let mut out = Vec::new();
-        let view = View { tables: &self.tables, leases: &self.leases };
+        let view = View { tables: &self.tables, free_slots: self.free_slots, leases: &self.leases };
         self.replica.step(self.now, event, &view, &mut out);
         for effect in out {
             match effect {
@@ -294,6 +300,14 @@ impl Bench {
         self.client(token, ClientOp::Zero { offset, length });
     }
 
+    /// A write that has content, where `write` makes zeros.
+    pub(crate) fn fill(&mut self, token: u64, block: u32) {
+        let (offset, data) = (place(block).0, self.options.pool.alloc(BLOCK_BYTES).freeze());
+        let crcs = SmallVec::from_slice(&[checksum::crc32c(&data)]);
+        let data = proto::block::single(data);
+        self.client(token, ClientOp::Write { offset, crcs, data });
+    }
+
     pub(crate) fn read(&mut self, token: u64, block: u32) {
         let (offset, length) = place(block);
         self.client(token, ClientOp::Read { offset, length });
@@ -345,7 +359,7 @@ impl Bench {
 
     /// This life of a store says that it has done this.
     pub(crate) fn acknowledge_as(&mut self, from: StoreId, life: Incarnation, request: &Request) {
-        let reply = done(request, life, &self.options.pool);
+        let reply = done(request, life, self.credit, &self.options.pool);
         self.step(Event::PeerReply { from, reply });
     }
 
@@ -362,7 +376,8 @@ impl Bench {
     pub(crate) fn learner_tails(&mut self, from: StoreId, complete: u64, doubtful: &[u32]) {
         let asked = self.sent_to(from);
         let asked = asked.iter().find(|request| request.op.opcode() == Opcode::Tails);
-        let mut reply = done(asked.expect("it was asked"), life(from), &self.options.pool);
+        let mut reply =
+            done(asked.expect("it was asked"), life(from), self.credit, &self.options.pool);
         let record = |&block: &u32| {
             let (op, state) = (proto::wire::TailOp::Write, proto::wire::BlockState::Data);
             TailRecord { lsn: Lsn::default(), range: range(block), snap_seq: 0, op, state }
@@ -449,10 +464,10 @@ pub(crate) fn copy(peer: PeerContext, resync_id: u64, block: u32) -> RequestOp {
 }
 
 /// The answer of a store in this life that has done what it was asked for, with nothing in its tail.
-fn done(request: &Request, incarnation: Incarnation, pool: &Pool) -> Reply {
+fn done(request: &Request, incarnation: Incarnation, credit: u64, pool: &Pool) -> Reply {
     let peer = context_of(&request.op).expect("replicas ask with a context");
     let (history_id, lsn_epoch) = (peer.history_id, peer.lsn.epoch);
-    let ack = |resync_id| Ack { incarnation, history_id, lsn_epoch, resync_id };
+    let ack = |resync_id| Ack { incarnation, history_id, lsn_epoch, resync_id, credit };
     let op = match &request.op {
         RequestOp::Prepare(_) => ReplyOp::Prepare(ack(0)),
         RequestOp::Settle(_) => ReplyOp::Settle(ack(0)),

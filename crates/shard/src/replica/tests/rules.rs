@@ -12,7 +12,7 @@ use proto::wire::{Opcode, Request, RequestOp};
 use proto::{Epoch, Status, Tick};
 
 /// Every rule of this file with the seeded bug that breaks it.
-pub(crate) const RULES: [Rule; 11] = [
+pub(crate) const RULES: [Rule; 12] = [
     Rule::new(Mutant::NackedGoesOn, "replica: a NACK ends the epoch", nack),
     Rule::new(Mutant::NoQuiesceAtPromise, "replica: a promise waits for operations", quiesce),
     Rule::new(Mutant::LeaseIgnored, "replica: a read needs the lease twice", lease),
@@ -24,6 +24,7 @@ pub(crate) const RULES: [Rule; 11] = [
     Rule::new(Mutant::RejoinByRegionOnly, "replica: a learner's doubt counts", doubt),
     Rule::new(Mutant::NoRegionLock, "replica: a region is read as of one lsn", region_lock),
     Rule::new(Mutant::LateCopied, "replica: a late COPIED cleans nothing", late_copied),
+    Rule::new(Mutant::CreditIgnored, "replica: a full disk is an answer, no failure", full),
 ];
 
 const SECOND: u64 = 1_000;
@@ -281,4 +282,33 @@ fn late_copied(mutant: Mutant) -> Result<(), String> {
         bench.replica.conf().is_some_and(|conf| conf.epoch == Epoch(5)),
         "something else happened",
     )
+}
+
+/// "Space credit from every ISR member (else NO_SPACE *before* an lsn exists)"; overwrites go on, and
+/// room that comes back is found (section 3).
+fn full(mutant: Mutant) -> Result<(), String> {
+    let mut bench = Bench::primary(mutant, conf(5, 0, &[0, 1], &[]));
+    let full = Some(Status::NoSpace);
+    bench.credit = 0;
+    bench.fill(1, 0);
+    bench.run_lane(|_| true);
+    bench.obey(B);
+    demand(bench.is_done(1), "there was room for it")?;
+    bench.fill(2, 100);
+    demand(bench.refusal(2) == full && bench.lane.is_empty(), "a member has no room for it")?;
+    bench.fill(3, 1);
+    bench.run_lane(|_| true);
+    bench.obey(B);
+    demand(bench.is_done(3), "a write that needs no room was refused")?;
+    // Asked again what it has.
+    bench.credit = 1;
+    bench.pass(SECOND);
+    bench.fill(4, 100);
+    demand(bench.refusal(4) == full, "it was not known yet")?;
+    bench.obey(B);
+    bench.fill(5, 100);
+    demand(bench.refusal(5).is_none(), "there is room again")?;
+    bench.free_slots = 0;
+    bench.fill(6, 200);
+    demand(bench.refusal(6) == full, "the own lane has no room for it")
 }
