@@ -466,7 +466,9 @@ def call(
     connection = http.client.HTTPConnection(host, int(port), timeout=30)
     with contextlib.closing(connection):
         usual = {TOKEN: f"Bearer {token}", "Content-Type": "application/json"}
-        connection.request(method, "/v1/volumes", body=body, headers=usual | headers)
+        # A body that is too long is answered, and hung up on, before it was sent to its end.
+        with contextlib.suppress(BrokenPipeError):
+            connection.request(method, "/v1/volumes", body=body, headers=usual | headers)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
 
@@ -488,7 +490,7 @@ def test_who_may_not_call_is_told_what_to_do(target: Target, what: str) -> None:
         ('{"name":"x","size_bytes":4096,"shard_size_bytes":3221225472}', 400, "3 GiB (3221225472"),
         ('{"name":"x","size_bytes":4096,"replicas":4}', 400, "1 to 3"),
         ('{"colour":' + "[" * 100_000, 400, "nested"),
-        ('{"name":"' + "x" * (2 << 20), 413, "LIMIT"),
+        ('{"name":"' + "x" * MIB, 413, "LIMIT"),
     ],
 )
 def test_a_volume_that_cannot_be_is_refused(

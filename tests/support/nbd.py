@@ -50,8 +50,13 @@ def open_socket(uri: str) -> tuple[socket.socket, str]:
     name = parts.path.removeprefix("/")
     if parts.scheme == "nbd+unix":
         client = socket.socket(socket.AF_UNIX)
+        try:
+            # Without a timeout yet: that would make a full backlog an error instead of a wait.
+            client.connect(parse_qs(parts.query)["socket"][0])
+        except OSError:
+            client.close()
+            raise
         client.settimeout(TIMEOUT_S)
-        client.connect(parse_qs(parts.query)["socket"][0])
     else:
         assert parts.hostname is not None
         assert parts.port is not None

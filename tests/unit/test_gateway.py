@@ -156,6 +156,25 @@ async def test_a_client_beyond_the_limit_of_handshakes_ends_the_oldest(
             await writer.wait_closed()
 
 
+async def test_a_storm_of_clients_is_ended_to_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "HANDSHAKES_MAX", 8)
+    monkeypatch.setattr(listener_module, "HANDSHAKE_S", 0.05)
+    async with listening(tmp_path) as rig:
+        # All of them wait in the backlog before the listener has its first turn.
+        clients = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+        for client in clients:
+            client.connect(str(rig.path))
+            client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        for client in clients:
+            while await asyncio.wait_for(loop.sock_recv(client, 4096), 10):
+                pass  # the greeting
+            client.close()
+        assert sum(event == "nbd.busy" for _, event, _ in rig.log.lines) >= 1
+
+
 async def test_a_listener_without_a_descriptor_waits_for_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

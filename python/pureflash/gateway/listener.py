@@ -64,6 +64,9 @@ class NbdListener:
                 task = asyncio.create_task(self._serve(client))
                 self._handshakes[task] = None
                 task.add_done_callback(lambda task: self._handshakes.pop(task, None))
+                # Accepting does not wait while more clients are there. The task has to begin, to
+                # own its socket, before it can be ended; and others must have a turn in a storm.
+                await asyncio.sleep(0)
         finally:
             left = list(self._handshakes)
             for task in left:
