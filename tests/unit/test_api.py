@@ -16,6 +16,17 @@ from tests.support.world import GIB
 from pureflash.errors import CallerError, Code, PureFlashError, SecurityError
 from pureflash.model.rest import CreateExport, CreateVolume
 
+STRANGER = json.dumps(
+    {
+        "type": "register_gateway",
+        "v": 1,
+        "id": 1,
+        "term": 0,
+        "cluster_id": "00" * 16,
+        "gateway": "g1",
+        "incarnation": 1,
+    }
+)
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
@@ -131,6 +142,25 @@ async def test_open_pages_need_no_token_and_fetch_nothing_from_elsewhere(tmp_pat
         ("GET", "/v1/nothing", None, 404, "NOT_FOUND"),
         ("GET", "/v1/volumes/none", None, 404, "NOT_FOUND"),
         ("GET", "/v1/volumes/" + "9" * 400, None, 404, "NOT_FOUND"),
+        # Python itself refuses to read a number of more than 4,300 digits.
+        ("GET", "/v1/volumes/" + "9" * 5000, None, 404, "NOT_FOUND"),
+        ("GET", "/v1/stores/" + "9" * 5000, None, 404, "NOT_FOUND"),
+        ("GET", "/v1/exports/" + "9" * 5000, None, 404, "NOT_FOUND"),
+        ("GET", "/v1/jobs/" + "9" * 5000, None, 404, "NOT_FOUND"),
+        ("GET", "/v1/volumes/%D9%A1", None, 404, "NOT_FOUND"),  # an Arabic digit is no id
+        ("GET", "/v1/volumes/%00", None, 404, "NOT_FOUND"),
+        ("GET", "/v1/volumes/%FF%FE", None, 404, "NOT_FOUND"),
+        ("GET", "/v1/volumes?cursor=" + "9" * 5000, None, 400, "INVALID"),
+        ("GET", "/v1/volumes?limit=1001", None, 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":' + "9" * 5000 + "}", 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":1e400}', 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":true}', 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"name":' + "[" * 100_000, 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"colour":' + "[" * 100_000, 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"name":"\\ud800","size_bytes":4096}', 400, "INVALID"),
+        ("POST", "/v1/volumes", "\xff\xfe", 400, "INVALID"),
+        ("POST", "/v1/exports", '{"kind":"nfs","volume":"v1"}', 404, "NOT_FOUND"),
+        ("POST", "/v1/stores/none/exited", '{"incarnation":1}', 404, "NOT_FOUND"),
         ("GET", "/v1/jobs/99", None, 404, "NOT_FOUND"),
         ("GET", "/v1/stores/none", None, 404, "NOT_FOUND"),
         ("DELETE", "/v1/exports/none", None, 404, "NOT_FOUND"),
@@ -168,6 +198,7 @@ async def test_bad_input_is_answered_with_a_problem(
         headers = {**BEARER, "Content-Type": "application/json"}
         answer = await ask(served, method, path, headers=headers, content=body)
         check_problem(answer, status, code)
+        assert len(answer.content) < 4096, "what was sent is not sent back at length"
         assert (await ask(served, "GET", "/v1/volumes")).json() == {"items": [], "next": None}
         assert not [line for line in served.log.lines if line[0] == "ERROR"]
 
@@ -248,9 +279,22 @@ async def test_an_agent_without_the_token_or_of_another_cluster_is_refused(
             await asyncio.to_thread(api.cluster)
 
 
-@pytest.mark.parametrize("frame", ["not json", "{}", '{"type":"heartbeat","v":1,"id":1,"term":0}'])
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        ("not json", Code.INVALID),
+        ("{}", Code.INVALID),
+        (b"\xff\xfe", Code.INVALID),
+        ('{"type":"overthrow","v":1,"id":1,"term":0}', Code.INVALID),
+        ('{"type":"heartbeat","v":1,"id":1,"term":0}', Code.UNAUTHENTICATED),
+        ('{"type":"heartbeat","v":2,"id":1,"term":0}', Code.UNSUPPORTED),
+        ('{"type":"heartbeat","v":1,"id":1,"term":0,"new":' + "[" * 100_000, Code.INVALID),
+        ('{"type":"heartbeat","v":1,"id":1,"term":0,"new":"' + " " * (5 << 20), Code.LIMIT),
+        (STRANGER, Code.WRONG_CLUSTER),
+    ],
+)
 async def test_an_agent_that_talks_nonsense_is_answered_and_disconnected(
-    tmp_path: Path, frame: str
+    tmp_path: Path, frame: str | bytes, code: Code
 ) -> None:
     from websockets.asyncio.client import connect
 
@@ -260,7 +304,25 @@ async def test_an_agent_that_talks_nonsense_is_answered_and_disconnected(
             await socket.send(frame)
             answer = json.loads(await asyncio.wait_for(socket.recv(), 10))
             assert answer["type"] == "refused"
+            assert Code(answer["code"]) is code, answer
             assert answer["next_step"]
+            assert len(answer["message"]) < 1024, "what was sent is not sent back at length"
+            await asyncio.wait_for(socket.wait_closed(), 10)
+        assert not [line for line in served.log.lines if line[0] == "ERROR"]
+        assert not served.conductor.view().gateways
+
+
+async def test_an_agent_that_says_nothing_is_disconnected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from websockets.asyncio.client import connect
+
+    monkeypatch.setattr("pureflash.api.agent_socket.REGISTER_S", 0.05)
+    async with serving(tmp_path) as served:
+        url = f"ws://{served.address}/v1/agent"
+        async with connect(url, additional_headers=BEARER, proxy=None) as socket:
+            answer = json.loads(await asyncio.wait_for(socket.recv(), 10))
+            assert Code(answer["code"]) is Code.TIMED_OUT
             await asyncio.wait_for(socket.wait_closed(), 10)
 
 

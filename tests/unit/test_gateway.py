@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import struct
@@ -136,18 +137,64 @@ async def test_a_client_that_says_nothing_is_disconnected_at_the_deadline(
         await writer.wait_closed()
 
 
-async def test_a_client_beyond_the_limit_of_handshakes_is_turned_away(
+async def test_a_client_beyond_the_limit_of_handshakes_ends_the_oldest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listener_module, "HANDSHAKES_MAX", 1)
+    monkeypatch.setattr(listener_module, "HANDSHAKES_MAX", 2)
     async with listening(tmp_path) as rig:
-        first, first_writer = await asyncio.open_unix_connection(rig.path)
-        await first.readexactly(18)
-        second, second_writer = await asyncio.open_unix_connection(rig.path)
-        assert await asyncio.wait_for(second.read(), 10) == b""
-        for writer in (first_writer, second_writer):
+        clients = []
+        for _ in range(3):
+            reader, writer = await asyncio.open_unix_connection(rig.path)
+            await reader.readexactly(18)
+            clients.append((reader, writer))
+        assert await asyncio.wait_for(clients[0][0].read(), 10) == b"", "the oldest is ended"
+        for reader, writer in clients[1:]:
+            writer.write(struct.pack(">I", 3) + go_option("none"))
+            assert len(await asyncio.wait_for(reader.readexactly(20), 10)) == 20
+        for _, writer in clients:
             writer.close()
             await writer.wait_closed()
+
+
+async def test_a_storm_of_clients_is_ended_to_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "HANDSHAKES_MAX", 8)
+    monkeypatch.setattr(listener_module, "HANDSHAKE_S", 0.05)
+    async with listening(tmp_path) as rig:
+        # All of them wait in the backlog before the listener has its first turn.
+        clients = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+        for client in clients:
+            client.connect(str(rig.path))
+            client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        for client in clients:
+            while await asyncio.wait_for(loop.sock_recv(client, 4096), 10):
+                pass  # the greeting
+            client.close()
+        assert sum(event == "nbd.busy" for _, event, _ in rig.log.lines) >= 1
+
+
+async def test_a_listener_without_a_descriptor_waits_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "ACCEPT_PAUSE_S", 0.01)
+    refusals = [errno.EMFILE, errno.ECONNABORTED]
+    accept = socket.socket.accept
+
+    def refuse_at_first(listener: socket.socket) -> tuple[socket.socket, object]:
+        if refusals:
+            raise OSError(refusals.pop(), "as the kernel says")
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", refuse_at_first)
+    async with listening(tmp_path) as rig:
+        reader, writer = await asyncio.open_unix_connection(rig.path)
+        assert (await asyncio.wait_for(reader.readexactly(18), 10)).startswith(b"NBDMAGIC")
+        assert refusals == []
+        assert [event for _, event, _ in rig.log.lines] == ["nbd.accept"] * 2
+        writer.close()
+        await writer.wait_closed()
 
 
 def test_exports_follow_the_list_and_survive_a_restart(tmp_path: Path) -> None:

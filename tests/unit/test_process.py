@@ -166,3 +166,40 @@ def test_a_child_ends_with_its_parent() -> None:
         assert select.select([handle], [], [], 30)[0], "the grandchild lives on"
         os.close(handle)
     assert process.returncode == -signal.SIGKILL
+
+
+def run_python(program: str, *arguments: str) -> str:
+    """Run a program with limits of its own; gives what it printed."""
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_file_that_cannot_be_written_whole_stays_as_it_was(tmp_path: Path) -> None:
+    """A full disk takes a part of a write first; a limit on the size of files does the same."""
+    path = tmp_path / "exports.json"
+    write_whole(path, b"old")
+    told = run_python(
+        "import pathlib, resource, signal, sys\n"
+        "from pureflash.process.lifecycle import write_whole\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4, 4))\n"
+        "try:\n"
+        "    write_whole(pathlib.Path(sys.argv[1]), b'longer than four')\n"
+        "except OSError as problem:\n"
+        "    print(problem.strerror)\n",
+        str(path),
+    )
+    assert told == "File too large\n"
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["exports.json"]
+
+
+def test_a_process_takes_as_many_descriptors_as_it_may_have() -> None:
+    told = run_python(
+        "import resource\n"
+        "from pureflash.process.lifecycle import raise_descriptor_limit\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 2048))\n"
+        "raise_descriptor_limit()\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+    )
+    assert told == "(2048, 2048)\n"

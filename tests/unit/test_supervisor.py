@@ -144,6 +144,15 @@ async def test_a_child_that_keeps_dying_is_given_up_with_the_reason(tmp_path: Pa
     assert "not started again" in child.reason
 
 
+async def test_the_last_words_of_a_child_are_its_reason(tmp_path: Path) -> None:
+    said = "print('first', flush=True); print('x' * 5000 + ': the port is taken'); sys.exit(1)"
+    child, _ = make_child(tmp_path, then=said)
+    await asyncio.wait_for(child.run(), 60)
+    assert child.reason.startswith("it ended with status 1: xxx")
+    assert ": the port is taken, 10 times" in child.reason
+    assert len(child.reason) < 1_200, "one line, not all that it said"
+
+
 async def test_a_child_that_ignores_term_ends_by_kill(tmp_path: Path) -> None:
     child, _ = make_child(tmp_path, on_term="signal.SIG_IGN", then="while True: signal.pause()")
     task = asyncio.create_task(child.run())
@@ -196,6 +205,8 @@ def test_the_settings_of_every_process_are_understood_by_it(tmp_path: Path) -> N
         (Wish(stores=17), "use 1 to 16"),
         (Wish(disk_bytes=1 << 20), "least is 1 GiB"),
         (Wish(disk_bytes=1 << 60), "% of all disks"),
+        (Wish(disk_bytes=GIB, journal_bytes=4096), "use 1M to 64M with disks of 1 GiB"),
+        (Wish(disk_bytes=GIB, journal_bytes=GIB), "use 1M to 64M with disks of 1 GiB"),
     ],
 )
 def test_what_cannot_be_is_refused_and_makes_no_cluster(
@@ -204,7 +215,7 @@ def test_what_cannot_be_is_refused_and_makes_no_cluster(
     layout = Layout(tmp_path / "data")
     with pytest.raises(PureFlashError, match=message):
         open_cluster(layout, wish)
-    assert not layout.cluster_file.exists()
+    assert not layout.directory.exists(), "nothing is left behind"
 
 
 def test_only_one_supervisor_has_the_lock_and_its_pid_is_in_it(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Any, Final
 
 from litestar import WebSocket, websocket
 from litestar.di import NamedDependency
@@ -12,8 +12,11 @@ from litestar.exceptions import WebSocketDisconnect, WebSocketException
 
 from pureflash.conductor.agents import Session
 from pureflash.conductor.service import Conductor
-from pureflash.errors import PureFlashError
+from pureflash.errors import ClusterError, Code, PureFlashError
 from pureflash.model.messages import Refused, decode_up
+
+REGISTER_S: Final = 10.0
+"""An agent says first who it is; a connection that says nothing ends."""
 
 
 @websocket("/v1/agent")
@@ -38,9 +41,16 @@ async def agent_socket(
 
 async def _read(socket: WebSocket[Any, Any, Any], conductor: Conductor, session: Session) -> None:
     try:
+        try:
+            async with asyncio.timeout(REGISTER_S):
+                frame = await socket.receive_data(mode="text")
+        except TimeoutError as cause:
+            raise ClusterError(
+                Code.TIMED_OUT, f"no registration within {REGISTER_S:g} s"
+            ) from cause
         while True:
-            message = decode_up(await socket.receive_data(mode="text"))
-            await conductor.receive(session, message)
+            await conductor.receive(session, decode_up(frame))
+            frame = await socket.receive_data(mode="text")
     except PureFlashError as error:
         session.send(
             Refused(

@@ -78,6 +78,7 @@ def create_app(conductor: Conductor, *, token: str, version: str, log: Log) -> A
         exception_handlers={
             PureFlashError: problems.on_known,
             HTTPException: problems.on_http,
+            RecursionError: problems.on_deep,
             Exception: answer_bug,
         },
         openapi_config=OpenAPIConfig(

@@ -24,6 +24,7 @@ from pureflash.conductor.view import View
 from pureflash.errors import CallerError, Code
 from pureflash.model.domain import Export, Store
 from pureflash.model.messages import VolumeSpec
+from pureflash.model.names import read_id
 from pureflash.model.rest import (
     AttachVolume,
     ClusterView,
@@ -67,10 +68,10 @@ def parse_if_match(header: str | None) -> int | None:
     """Read a version from If-Match: `3` or `"3"`; `*` and no header match any."""
     if header is None or header == "*":
         return None
-    text = header.strip().strip('"')
-    if not text.isdecimal():
+    version = read_id(header.strip().strip('"'))
+    if version is None:
         raise CallerError(Code.INVALID, f"If-Match is {header[:32]!r}; send the object's version")
-    return int(text)
+    return version
 
 
 @get("/v1/cluster")
@@ -305,8 +306,8 @@ async def follow_events(
     last_event_id: Annotated[str | None, HeaderParameter(name="Last-Event-ID")] = None,
 ) -> ServerSentEvent:
     """Stream events; with Last-Event-ID those after it that are still kept, else new ones."""
-    is_resumed = last_event_id is not None and last_event_id.isdecimal()
-    after = int(last_event_id or 0) if is_resumed else conductor.events.newest_id
+    resumed = None if last_event_id is None else read_id(last_event_id)
+    after = conductor.events.newest_id if resumed is None else resumed
 
     async def stream() -> AsyncIterator[ServerSentEventMessage]:
         async for event in conductor.events.follow(after):
@@ -343,8 +344,8 @@ def _find_store(view: View, reference: str) -> Store:
 
 
 def _find_export(view: View, reference: str) -> Export:
-    if reference.isdecimal() and int(reference) in view.exports:
-        return view.exports[int(reference)]
+    if (found := view.exports.get(read_id(reference) or 0)) is not None:
+        return found
     volume = view.find_volume(reference)
     for export in view.exports_of(volume.id) if volume else []:
         return export

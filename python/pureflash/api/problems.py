@@ -21,6 +21,10 @@ _CODE_OF_STATUS: Final = {
     400: Code.INVALID,
 }
 
+FIELDS_STEP: Final = "see /docs for the paths, methods and fields"
+DETAIL_CHARS_MAX: Final = 512
+"""Of what the framework says: it quotes the request, which may be long."""
+
 
 def respond(problem: Problem) -> Response[bytes]:
     """Make the response that carries a problem."""
@@ -47,9 +51,15 @@ def on_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[b
             for item in extra
             if isinstance(item, dict)
         )
-    step = "see /docs for the paths, methods and fields"
-    cause = CallerError(code, detail, next_step=step)
+    cause = CallerError(code, detail[:DETAIL_CHARS_MAX], next_step=FIELDS_STEP)
     return respond(problem_of(cause, status=error.status_code, request_id=request_id_of(request)))
+
+
+def on_deep(request: Request[Any, Any, Any], error: RecursionError) -> Response[bytes]:
+    """Answer a body that is nested deeper than the decoder goes; nothing of ours recurses."""
+    del error
+    cause = CallerError(Code.INVALID, "the body is nested too deeply", next_step=FIELDS_STEP)
+    return respond(problem_of(cause, status=None, request_id=request_id_of(request)))
 
 
 def on_bug(log: Log, request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from granian.constants import Interfaces
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 from pureflash.api.app import create_app
@@ -33,6 +34,11 @@ from pureflash.process.net import bind_tcp
 from pureflash.process.secrets import read_key
 
 BACKLOG: Final = 128
+CONNECTIONS_MAX: Final = 4_096
+"""Open at once, agents included. Granian's own default is the backlog: 128 idle connections, or
+agents, would keep everybody else out."""
+HEADER_MS: Final = 5_000
+"""For the head of a request, as for every other handshake; Granian's default is 30 s."""
 STOP_TIMEOUT_S: Final = 5.0
 
 
@@ -61,6 +67,10 @@ class SocketServer(Server):
             interface=Interfaces.ASGI,
             log_enabled=False,
             websockets=True,
+            # HTTP/2 has limits of its own and nobody here speaks it.
+            http=HTTPModes.http1,
+            backpressure=CONNECTIONS_MAX,
+            http1_settings=HTTP1Settings(header_read_timeout=HEADER_MS),
         )
         self._listener = listener
 

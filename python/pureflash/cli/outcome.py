@@ -10,21 +10,11 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from enum import IntEnum
 from typing import Protocol, runtime_checkable
 
+from pureflash.model.exits import Exit, exit_of_code
 
-class Exit(IntEnum):
-    """The exit statuses of `pf`; scripts rely on them, so none ever changes its meaning."""
-
-    OK = 0
-    FAILED = 1
-    USAGE = 2
-    NOT_FOUND = 3
-    IN_THE_WAY = 4  # exists already, or is in use
-    UNAVAILABLE = 5
-    UNSAFE = 6
-    INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+__all__ = ["CommandProblem", "Exit", "Explained", "describe", "exit_status_of", "present"]
 
 
 @runtime_checkable
@@ -51,21 +41,6 @@ class CommandProblem(Exception):
         self.next_step = next_step
 
 
-_EXIT_OF_CODE = {
-    "INVALID": Exit.USAGE,
-    "OUT_OF_RANGE": Exit.USAGE,
-    "MISALIGNED": Exit.USAGE,
-    "LIMIT": Exit.USAGE,
-    "NOT_FOUND": Exit.NOT_FOUND,
-    "ALREADY_EXISTS": Exit.IN_THE_WAY,
-    "IN_USE": Exit.IN_THE_WAY,
-    "BUSY": Exit.UNAVAILABLE,
-    "UNAVAILABLE": Exit.UNAVAILABLE,
-    "NO_QUORUM": Exit.UNAVAILABLE,
-    "TIMED_OUT": Exit.UNAVAILABLE,
-}
-
-
 def exit_status_of(problem: BaseException) -> Exit:
     """Choose the exit status of a problem; what has no row of its own is `FAILED`."""
     if isinstance(problem, CommandProblem):
@@ -73,7 +48,7 @@ def exit_status_of(problem: BaseException) -> Exit:
     if isinstance(problem, KeyboardInterrupt):
         return Exit.INTERRUPTED
     if isinstance(problem, Explained):
-        return _EXIT_OF_CODE.get(getattr(problem.code, "name", str(problem.code)), Exit.FAILED)
+        return exit_of_code(getattr(problem.code, "name", str(problem.code)))
     return Exit.FAILED
 
 

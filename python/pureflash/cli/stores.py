@@ -80,8 +80,14 @@ def inspect(
 
     from pureflash.cli.core import load_core
     from pureflash.cli.render import to_yaml
+    from pureflash.errors import PureFlashError, from_code
 
-    found = load_core("inspect_disk").inspect_disk(path)
+    core = load_core("inspect_disk")
+    try:
+        found = core.inspect_disk(path)
+    except PureFlashError as problem:
+        step = "it was only read; give the path of a disk that PureFlash has formatted"
+        raise from_code(problem.code, problem.message, next_step=step) from problem
     if output is Output.JSON:
         typer.echo(json.dumps(found, indent=2))
     else:

@@ -316,8 +316,8 @@ def _check_shard_size(shard_bytes: int) -> None:
     if not is_power or not SHARD_BYTES_MIN <= shard_bytes <= SHARD_BYTES_MAX:
         raise CallerError(
             Code.INVALID,
-            f"a shard size of {shard_bytes} bytes",
-            next_step="use a power of two from 1G to 64G",
+            f"a shard size of {format_size(max(0, shard_bytes))} ({shard_bytes} bytes)",
+            next_step="use a power of two from 1G to 64G: 1G, 2G, 4G, 8G, 16G, 32G or 64G",
         )
 
 

@@ -29,6 +29,7 @@ from pureflash.model.messages import (
     ReplicaTransition,
     Verified,
 )
+from pureflash.model.names import read_id
 
 RESERVE_PERCENT: Final = 5
 """Kept free on each disk for settling and resync (docs/internals/replication.md, section 8)."""
@@ -132,13 +133,14 @@ class View:
         if claim := self.names.get(reference):
             found = self.volumes.get(claim.volume_id)
             return found if found and found.intent is VolumeIntent.PRESENT else None
-        return self.volumes.get(int(reference)) if reference.isdecimal() else None
+        volume_id = read_id(reference)
+        return None if volume_id is None else self.volumes.get(volume_id)
 
     def find_store(self, reference: str) -> Store | None:
         """Find a store by name or id."""
         named = (store for store in self.stores.values() if store.name == reference)
-        by_id = self.stores.get(int(reference)) if reference.isdecimal() else None
-        return next(named, by_id)
+        store_id = read_id(reference)
+        return next(named, None if store_id is None else self.stores.get(store_id))
 
 
 def usable_bytes(disk: Disk, report: DiskReport | None) -> int:

@@ -1,7 +1,9 @@
 """Accept NBD clients: run the handshake with a deadline, then hand the socket to Rust.
 
 One task per client that has not finished its handshake, at most `HANDSHAKES_MAX`; 5 s and 64 KiB
-per handshake (the machine counts the bytes). After `Adopt` Python has no part in the connection.
+per handshake (the machine counts the bytes). One client more ends the oldest handshake, not its
+own: an honest one takes milliseconds, so whoever holds many open cannot keep others out. Without a
+free descriptor the listener waits for one. After `Adopt` Python has no part in the connection.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from pureflash.process.logs import Log
 HANDSHAKE_S: Final = 5.0
 HANDSHAKES_MAX: Final = 128
 RECEIVE_BYTES: Final = 4_096
+ACCEPT_PAUSE_S: Final = 0.1
+"""Before another try when a client could not be accepted: mostly for want of a descriptor."""
 
 
 class NbdListener:
@@ -44,26 +48,42 @@ class NbdListener:
         self._exports = exports
         self._log = log
         self._on_change = on_change
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._handshakes: dict[asyncio.Task[None], None] = {}  # the oldest first
 
     async def run(self) -> None:
         """Accept until cancelled; handshakes that are under way are dropped then."""
         loop = asyncio.get_running_loop()
         try:
             while True:
-                client, _ = await loop.sock_accept(self._listener)
-                client.setblocking(False)
+                client = await self._accept(loop)
                 if len(self._handshakes) >= HANDSHAKES_MAX:
+                    oldest = next(iter(self._handshakes))
+                    self._handshakes.pop(oldest)
+                    oldest.cancel()
                     self._log.info("nbd.busy", f"{HANDSHAKES_MAX} handshakes are under way")
-                    client.close()
-                    continue
                 task = asyncio.create_task(self._serve(client))
-                self._handshakes.add(task)
-                task.add_done_callback(self._handshakes.discard)
+                self._handshakes[task] = None
+                task.add_done_callback(lambda task: self._handshakes.pop(task, None))
+                # Accepting does not wait while more clients are there. The task has to begin, to
+                # own its socket, before it can be ended; and others must have a turn in a storm.
+                await asyncio.sleep(0)
         finally:
-            for task in self._handshakes:
+            left = list(self._handshakes)
+            for task in left:
                 task.cancel()
-            await asyncio.gather(*self._handshakes, return_exceptions=True)
+            await asyncio.gather(*left, return_exceptions=True)
+
+    async def _accept(self, loop: asyncio.AbstractEventLoop) -> socket.socket:
+        """Take the next client; one that cannot be had must not end the listener."""
+        while True:
+            try:
+                client, _ = await loop.sock_accept(self._listener)
+            except OSError as problem:
+                self._log.info("nbd.accept", f"no client accepted: {problem}")
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            client.setblocking(False)
+            return client
 
     async def _serve(self, client: socket.socket) -> None:
         """Shake hands and hand over; the socket is closed here in every other outcome."""

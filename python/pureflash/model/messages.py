@@ -24,6 +24,8 @@ BATCH_MAX: Final = 1_000
 FRAME_BYTES_MAX: Final = 4 << 20
 """A batch of 1,000 configurations of at most 1,024 bytes, encoded, fits."""
 
+PROBLEM_CHARS_MAX: Final = 512
+"""Of the text about a message that is none: it may quote what was sent."""
 
 ReplicaTransition = Remove | Promote | Admit | Cancel | Transfer
 """What a replica may propose."""
@@ -340,8 +342,10 @@ def _checked(decoder: msgspec.json.Decoder[_M], frame: str | bytes) -> _M:
         raise CallerError(Code.LIMIT, f"an agent message of {len(frame)} bytes")
     try:
         message = decoder.decode(frame)
-    except msgspec.MsgspecError as cause:
-        raise CallerError(Code.INVALID, f"not an agent message: {cause}") from cause
+    except (msgspec.MsgspecError, RecursionError) as cause:
+        # An unknown field is ignored, but what is nested a thousand deep in it is still read.
+        text = f"not an agent message: {cause}"[:PROBLEM_CHARS_MAX]
+        raise CallerError(Code.INVALID, text) from cause
     if message.v != VERSION:
         raise SoftwareError(Code.UNSUPPORTED, f"agent message of version {message.v}")
     return message

@@ -11,6 +11,7 @@ import re
 from pureflash.errors import CallerError, Code
 
 NAME_CHARS_MAX = 96
+ID_CHARS_MAX = 16
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
 
 
@@ -32,3 +33,12 @@ def check_name(name: str, *, what: str = "volume") -> str:
             next_step="put a letter into the name",
         )
     return name
+
+
+def read_id(text: str) -> int | None:
+    """Give the id that a text is, None when it is none: then it can only be a name.
+
+    Ids are below 2^53, so a longer run of digits is none; Python refuses to read one of thousands.
+    """
+    is_id = text.isascii() and text.isdecimal() and len(text) <= ID_CHARS_MAX
+    return int(text) if is_id else None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pureflash.errors import PureFlashError
 from pureflash.model.settings import SCHEMAS, Settings, load_settings
-from pureflash.process.lifecycle import die_with_parent
+from pureflash.process.lifecycle import die_with_parent, raise_descriptor_limit
 from pureflash.process.logs import JsonLog
 
 
@@ -29,6 +29,7 @@ def run_process(
     options = parser.parse_args(arguments)
     if options.parent_pid is not None:
         die_with_parent(options.parent_pid)
+    raise_descriptor_limit()
     log_file: Path | None = None
     name = kind
     try:

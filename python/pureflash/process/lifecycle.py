@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import resource
 import signal
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+DESCRIPTORS: Final = 65_536
+"""Wanted: the most connections of a reactor and of the API, several times."""
 _PR_SET_PDEATHSIG: Final = 1
 
 
@@ -36,16 +39,30 @@ def die_with_parent(parent_pid: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the machine lets us, within reason: each client is one.
+
+    A shell's 1,024 would be reached before the limits of docs/reference/limits.md.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Write a file so that a reader sees the old or the new contents, durably, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
-        os.write(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    temporary.replace(path)
+        with os.fdopen(descriptor, "wb") as file:  # all of it, or ENOSPC: a full disk takes a part
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)

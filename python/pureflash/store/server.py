@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from pureflash.errors import CallerError, ClusterError, Code
+from pureflash.errors import CallerError, ClusterError, Code, PureFlashError, from_code
 from pureflash.model.domain import Disk
 from pureflash.model.settings import DiskSetting, Settings
 from pureflash.process.lifecycle import announce, next_incarnation, stop_event
@@ -17,6 +17,12 @@ from pureflash.process.net import check_loopback, split_address
 from pureflash.process.secrets import read_key
 from pureflash.store.agent import StoreAgent, StoreFacts
 from pureflash.store.core import StoreCore, StoreNode, load_core
+
+DISK_STEP: Final = (
+    "nothing was written to it; put the disk of this store back at this path, and see"
+    " `pf disk inspect` for what is there now"
+)
+"""After a disk that cannot be read: never to make a new one in its place, that would lose it."""
 
 
 async def run_store(settings: Settings) -> None:
@@ -95,7 +101,10 @@ def prepare_disks(core: StoreCore, settings: Settings, log: Log) -> tuple[Disk, 
         if not wanted.path.exists():
             _format(core, wanted, cluster_id)
             log.info("disk.formatted", str(wanted.path), disk=index)
-        found = core.inspect_disk(str(wanted.path))
+        try:
+            found = core.inspect_disk(str(wanted.path))
+        except PureFlashError as problem:
+            raise from_code(problem.code, problem.message, next_step=DISK_STEP) from problem
         if found["cluster_id"] != cluster_id:
             raise ClusterError(
                 Code.WRONG_CLUSTER,

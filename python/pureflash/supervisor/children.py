@@ -25,6 +25,9 @@ from pureflash.supervisor.policy import ChildState, History, after_death
 READY_POLL_S: Final = 0.05
 """How often NAME.ready is looked for; it appears once per life."""
 
+WORDS_BYTES_MAX: Final = 1_024
+"""Of what a child said last: one line with a cause and a next step."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSpec:
@@ -71,7 +74,7 @@ class Child:
             if self._is_stopping.is_set():
                 break
             self.deaths += 1
-            self.reason = f"it ended {_describe(status)}"
+            self.reason = f"it ended {_describe(status)}{self._last_words(status)}"
             await self._on_exit(self.spec.name, ready)
             following = after_death(
                 history,
@@ -95,6 +98,16 @@ class Child:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
+
+    def _last_words(self, status: int) -> str:
+        """Give what the child said when it refused to run; one that was killed says nothing."""
+        if status <= 0:
+            return ""
+        with self.spec.output.open("rb") as file:
+            file.seek(max(0, self.spec.output.stat().st_size - WORDS_BYTES_MAX))
+            lines = file.read().decode(errors="replace").split("\n")
+        said = next((line for line in reversed(lines) if line.strip()), "")
+        return f": {said}" if said else ""
 
     async def _live(self) -> tuple[Ready | None, int]:
         """Run one life; gives what it announced and its exit status."""

@@ -32,6 +32,11 @@ STORES_MAX: Final = 16
 """On one machine; the port ranges of stores and conductor would meet above it."""
 FREE_PERCENT_MIN: Final = 10
 DISK_BYTES_MIN: Final = 1 << 30
+JOURNAL_BYTES_MIN: Final = 1 << 20
+JOURNAL_BYTES_MAX: Final = 2 << 30
+"""The format's own bound."""
+JOURNALS_PER_DISK_MAX: Final = 16
+"""So that the journals of four lanes take at most a quarter of a disk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +86,7 @@ def open_cluster(layout: Layout, wish: Wish) -> tuple[ClusterFile, list[str]]:
         raise CallerError(Code.INVALID, f"{stores} stores; use 1 to {STORES_MAX}")
     if disk_bytes < DISK_BYTES_MIN:
         raise CallerError(Code.INVALID, f"a disk of {format_size(disk_bytes)}; the least is 1 GiB")
-    for folder in ("secret", "run", "log", "config", "conductor", "stores", "gateways"):
-        (layout.directory / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+    _check_journal(wish.journal_bytes, disk_bytes)
     warnings = _check_space(layout, stores * disk_bytes)
     taken: set[int] = set()
     cluster = ClusterFile(
@@ -93,6 +97,8 @@ def open_cluster(layout: Layout, wish: Wish) -> tuple[ClusterFile, list[str]]:
         disk_bytes=disk_bytes,
         journal_bytes=wish.journal_bytes or 0,
     )
+    for folder in ("secret", "run", "log", "config", "conductor", "stores", "gateways"):
+        (layout.directory / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
     write_whole(layout.token, f"{secrets.token_urlsafe(32)}\n".encode())
     write_whole(layout.key, f"{secrets.token_hex(32)}\n".encode())
     write_whole(layout.cluster_file, _toml(_document(cluster)).encode())
@@ -158,8 +164,22 @@ def _check_wish(cluster: ClusterFile, wish: Wish, layout: Layout) -> None:
             )
 
 
+def _check_journal(journal_bytes: int | None, disk_bytes: int) -> None:
+    """Refuse what no store could format, before there is a cluster that cannot start."""
+    if journal_bytes is None:
+        return
+    most = min(JOURNAL_BYTES_MAX, disk_bytes // JOURNALS_PER_DISK_MAX)
+    if not JOURNAL_BYTES_MIN <= journal_bytes <= most:
+        raise CallerError(
+            Code.INVALID,
+            f"a journal of {journal_bytes >> 10} KiB per lane",
+            next_step=f"use 1M to {most >> 20}M with disks of {format_size(disk_bytes)}",
+        )
+
+
 def _check_space(layout: Layout, disks_bytes: int) -> list[str]:
-    free = shutil.disk_usage(layout.directory).free
+    above = (layout.directory, *layout.directory.parents)
+    free = shutil.disk_usage(next(folder for folder in above if folder.is_dir())).free
     least = disks_bytes * FREE_PERCENT_MIN // 100
     if free < least:
         raise MediaError(

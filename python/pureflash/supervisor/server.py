@@ -28,6 +28,7 @@ import msgspec
 from pureflash.client.api import Api
 from pureflash.client.context import remember
 from pureflash.errors import CallerError, ClusterError, Code, PureFlashError
+from pureflash.model.exits import Exit, exit_of_code
 from pureflash.model.layout import CONDUCTOR, GATEWAY, Layout
 from pureflash.process.lifecycle import Ready, write_whole
 from pureflash.process.logs import JsonLog, Log
@@ -287,7 +288,7 @@ async def supervise(options: Options, environment: Mapping[str, str], ready_fd: 
     stop = _signals(supervisor)
     starting = asyncio.create_task(supervisor.start())
     stopping = asyncio.create_task(stop.wait())
-    status = 0
+    status = Exit.OK
     try:
         done, _ = await asyncio.wait(
             [starting, stopping], timeout=UP_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
@@ -306,7 +307,7 @@ async def supervise(options: Options, environment: Mapping[str, str], ready_fd: 
         tell(ready_fd, outcome_of(problem, tail))
         if ready_fd is None:
             print("\n".join(tail), file=sys.stderr)  # noqa: T201 - the foreground of `pf up`
-        status = 1
+        status = exit_of_code(problem.code.name)
     finally:
         for task in (starting, stopping):
             task.cancel()
@@ -384,4 +385,4 @@ def main(arguments: Sequence[str]) -> int:
         tell(ready_fd, outcome_of(problem, []))
         if ready_fd is None:
             print(f"pf up: {problem}", file=sys.stderr)  # noqa: T201 - for a person
-        return 1
+        return exit_of_code(problem.code.name)

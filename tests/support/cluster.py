@@ -1,0 +1,154 @@
+"""Real processes on loopback: a cluster with its own home, ports and directory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pureflash.client.api import Api
+from pureflash.errors import PureFlashError
+from pureflash.model.layout import Layout
+
+PF: Final = str(Path(sys.executable).with_name("pf"))
+LOOK_S: Final = 0.1
+COMMAND_S: Final = 120
+EXPECTED_WARNINGS: Final = frozenset({"STORE_OFFLINE", "STORE_SUSPECTED", "VOLUME_PARKED"})
+"""Health codes that a story which kills a process may log; anything else is a failure."""
+
+
+@dataclass
+class RealCluster:
+    """A cluster of `pf up --detach` below `home`."""
+
+    home: Path
+    layout: Layout
+    environment: dict[str, str]
+    allowed: set[str] = field(default_factory=set)
+
+    def pf(self, *arguments: str, status: int = 0) -> str:
+        """Run `pf`; gives what it printed, and insists on its exit status."""
+        result = self.run([PF, *arguments])
+        assert result.returncode == status, f"pf {arguments}: {result.stdout}{result.stderr}"
+        return result.stdout + result.stderr
+
+    def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run any program in the cluster's environment."""
+        return subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            timeout=COMMAND_S,
+        )
+
+    def api(self) -> Api:
+        """Give a client of this cluster."""
+        port = json.loads(
+            self.pf(
+                "config",
+                "show",
+                "--config",
+                str(self.layout.config("c1")),
+                "--kind",
+                "conductor",
+                "-o",
+                "json",
+            )
+        )["node.listen"]["value"]
+        return Api(port, self.layout.token.read_text().strip(), source="the test")
+
+    def children(self) -> dict[str, dict[str, Any]]:
+        """Give what the supervisor knows, by name."""
+        report = json.loads(self.layout.supervisor_file.read_text())
+        return {child["name"]: child for child in report["children"]}
+
+    def kill(self, name: str) -> int:
+        """Kill a child with -9; gives the pid that it had."""
+        pid: int = self.children()[name]["pid"]
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def wait(self, what: str, is_so: Callable[[], bool], *, seconds: float = 60) -> None:
+        """Look until it is so, with a bound; another process gives us no event to await."""
+        pause = threading.Event()
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                if is_so():
+                    return
+            except (PureFlashError, OSError, KeyError):
+                pass  # a part is just restarting
+            assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+            pause.wait(LOOK_S)
+
+    def wait_healthy(self) -> None:
+        """Wait until nothing is wrong."""
+
+        def is_healthy() -> bool:
+            with self.api() as api:
+                return api.cluster().state == "healthy"
+
+        self.wait("healthy", is_healthy)
+
+    def processes(self) -> list[int]:
+        """Give the pids of all processes that have this directory on their command line."""
+        found: list[int] = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    line = (entry / "cmdline").read_bytes()
+                except OSError:
+                    continue  # it has just ended
+                if os.fsencode(self.layout.directory) in line and int(entry.name) != os.getpid():
+                    found.append(int(entry.name))
+        return found
+
+    def check_logs(self) -> None:
+        """Fail for every WARNING or ERROR that the story does not explain."""
+        for path in self.layout.log("x").parent.glob("*.jsonl"):
+            for line in path.read_text().splitlines():
+                entry = json.loads(line)
+                is_bad = entry["level"] == "ERROR" or (
+                    entry["level"] == "WARNING" and entry["code"] not in self.allowed
+                )
+                assert not is_bad, f"{path.name}: {line}"
+
+
+@contextlib.contextmanager
+def temporary_cluster() -> Iterator[RealCluster]:
+    """Give a directory for a cluster; whatever runs there is stopped afterwards."""
+    # A short path: unix sockets allow 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="pf-") as text:
+        home = Path(text)
+        (home / "run").mkdir(mode=0o700)
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("PF_")}
+        environment = {
+            **kept,
+            "HOME": text,
+            "XDG_CONFIG_HOME": str(home / "config"),
+            "XDG_RUNTIME_DIR": str(home / "run"),
+            "PF_DATA": str(home / "data"),
+        }
+        made = RealCluster(home, Layout(home / "data"), environment)
+        try:
+            yield made
+            if made.layout.directory.exists():
+                made.check_logs()
+        finally:
+            made.run([PF, "down"])
+            for pid in made.processes():
+                os.kill(pid, signal.SIGKILL)
+            shutil.rmtree(home / "data", ignore_errors=True)
