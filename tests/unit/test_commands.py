@@ -312,7 +312,8 @@ def status_of(stores: int, findings: int) -> list[str]:
     gib = 1 << 30
     disk = DiskView(
         id="d", store="s1", index=0, path="/p", size_bytes=10 * gib, state="ok", reason="",
-        engine="uring", bytes_total=10 * gib, bytes_free=9 * gib,
+        engine="uring", engine_reason="uring: one read done",
+        bytes_total=10 * gib, bytes_free=9 * gib,
     )  # fmt: skip
     store = StoreView(
         id=1, name="s1", state="online", reason="", address="127.0.0.1:7162", incarnation=1,
