@@ -151,10 +151,11 @@ class Room:
             raise CleanRoomError(f"{' '.join(command)} ended with {done.returncode}{tail}")
         return done
 
-    def timed(self, what: str, command: Sequence[str], folder: str = "/") -> None:
-        """Run a command that must succeed as root, and report its time."""
+    def install(self, what: str, line: Sequence[str]) -> None:
+        """Run an apt line as root; its many words are shown only when it fails."""
         started = time.monotonic()
-        self.run(command, folder=folder)
+        self.run(["apt-get", "update"], is_captured=True)
+        self.run(["env", "DEBIAN_FRONTEND=noninteractive", *line], is_captured=True)
         self.report.add(what, time.monotonic() - started)
 
     def processes(self) -> list[str]:
@@ -215,6 +216,8 @@ def make_system(root: Path, mirror: str, report: Report) -> Room:
     if done.returncode != 0:
         raise CleanRoomError(f"debootstrap ended with {done.returncode}:\n{done.stdout[-2000:]}")
     report.add(f"a new Debian ({SUITE})", time.monotonic() - started)
+    # The new system's own list would name the same archive a second time.
+    (root / "etc/apt/sources.list").unlink(missing_ok=True)
     for name in (*APT_CONFIGURATION, *OTHER_CONFIGURATION, CERTIFICATES):
         copy_into(Path("/") / name, root / name)
     copy_into(Path.home() / ".cargo" / "config.toml", root / ".cargo" / "config.toml")
@@ -255,10 +258,10 @@ def put_clone(room: Room, checkout: Path) -> None:
 def walk_as_root(room: Room, goal: str) -> None:
     """Walk `make demo` or `make test`, after what the README asks for."""
     mounted = mounts()
-    apt = ["apt-get", "-qq", "-o", "DPkg::Use-Pty=0"]
-    room.run([*apt, "update"])
-    room.timed("apt-get install -y git make", [*apt, "install", "-y", "git", "make"])
-    room.timed(f"make {goal}", ["make", goal], folder=f"/{CHECKOUT}")
+    room.install("the README's apt line", ["apt-get", "install", "-y", "git", "make"])
+    started = time.monotonic()
+    room.run(["make", goal], folder=f"/{CHECKOUT}")
+    room.report.add(f"make {goal}", time.monotonic() - started)
     expect_nothing_left(room, mounted)
 
 
@@ -318,8 +321,7 @@ def install_what_setup_asks_for(room: Room) -> None:
     line = apt_line(asked.stdout)
     if asked.returncode != 2 or line is None:
         raise CleanRoomError(f"tools/setup did not print its apt line:\n{asked.stdout}")
-    room.run(["apt-get", "-qq", "-o", "DPkg::Use-Pty=0", "update"])
-    room.timed("the apt line of tools/setup", ["env", "DEBIAN_FRONTEND=noninteractive", *line])
+    room.install("the apt line of tools/setup", line)
 
 
 def inside(folder: Path, checkout: Path, mirror: str, walks: Sequence[str]) -> None:
