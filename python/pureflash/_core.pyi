@@ -83,6 +83,7 @@ def format_disk(
 def inspect_disk(path: str | PathLike[str]) -> _DiskInfo: ...
 
 class _LaneFacts(TypedDict):
+    engine: str
     writes: int
     touches: int
     redos: int

@@ -217,6 +217,19 @@ def test_the_context_is_remembered_and_forgotten(tmp_path: Path) -> None:
     assert resolve_data(None, environment).source == "default"
 
 
+def test_what_is_forgotten_leaves_no_empty_folder_and_no_strangers_file_behind(
+    tmp_path: Path,
+) -> None:
+    environment = {"HOME": str(tmp_path)}
+    (tmp_path / ".local/state").mkdir(parents=True)
+    (tmp_path / ".local/strangers").touch()
+    remember(tmp_path / "data", environment)
+    forget(tmp_path / "other", environment)
+    assert (tmp_path / ".config/pureflash/context.toml").exists(), "that one is remembered"
+    forget(tmp_path / "data", environment)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".local", "strangers"]
+
+
 def test_the_server_and_its_token_are_found_with_their_source(tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret/admin.token").write_text("t1\n")
@@ -312,7 +325,8 @@ def status_of(stores: int, findings: int) -> list[str]:
     gib = 1 << 30
     disk = DiskView(
         id="d", store="s1", index=0, path="/p", size_bytes=10 * gib, state="ok", reason="",
-        engine="uring", bytes_total=10 * gib, bytes_free=9 * gib,
+        engine="uring", engine_reason="uring: one read done",
+        bytes_total=10 * gib, bytes_free=9 * gib,
     )  # fmt: skip
     store = StoreView(
         id=1, name="s1", state="online", reason="", address="127.0.0.1:7162", incarnation=1,

@@ -30,6 +30,7 @@ GOOD = Machine(
     python="3.11.2",
     core_error=None,
     io_uring_error=None,
+    aio_error=None,
     core_count=4,
     memory_available_bytes=8 * GIB,
     directory=Path("/data"),
@@ -67,6 +68,7 @@ def test_a_good_machine_has_nothing_to_do() -> None:
         ("kernel", {"kernel": "5.10.0-28-amd64"}, State.WARN),
         ("kernel", {"kernel": "strange"}, State.WARN),
         ("io_uring", {"io_uring_error": "EPERM"}, State.WARN),
+        ("aio", {"io_uring_error": "EPERM", "aio_error": "EAGAIN"}, State.WARN),
         ("processors", {"core_count": 1}, State.WARN),
         ("memory", {"memory_available_bytes": 1 * GIB}, State.WARN),
         ("memory", {"memory_available_bytes": GIB // 2}, State.FAIL),
@@ -97,6 +99,7 @@ def test_each_shortcoming_has_its_state_and_a_next_step(
     ("name", "changes"),
     [
         ("kernel", {"kernel": "6.18.44"}),
+        ("aio", {"aio_error": "ENOSYS"}),
         ("free_space", {"free_bytes": 30 * GIB}),
         ("open_files", {"open_files_limit": None}),
         ("locked_memory", {"locked_memory_limit_bytes": 64 * 1024**2}),
@@ -107,6 +110,13 @@ def test_just_enough_is_ok(name: str, changes: dict[str, object]) -> None:
     assert finding(name, **changes).state is State.OK
 
 
+@pytest.mark.parametrize(("aio_error", "engine"), [(None, "aio"), ("EPERM", "threads")])
+def test_without_io_uring_the_doctor_names_the_engine_instead(
+    aio_error: str | None, engine: str
+) -> None:
+    assert engine in finding("io_uring", io_uring_error="EPERM", aio_error=aio_error).detail
+
+
 def test_the_command_shows_every_check_as_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,7 +124,8 @@ def test_the_command_shows_every_check_as_json(
     document = json.loads(capsys.readouterr().out)
     checks = {check["name"]: check for check in document["checks"]}
     assert set(checks) == {
-        *("core", "kernel", "io_uring", "processors", "memory", "directory", "free_space"),
+        *("core", "kernel", "io_uring", "aio", "processors", "memory", "directory"),
+        "free_space",
         *("file_system", "direct_io", "open_files", "locked_memory", "port_7162", "port_7180"),
         *("port_10809", "clock", "sockets", "tools"),
     }

@@ -60,6 +60,12 @@ def test_disks_are_a_list_with_sizes() -> None:
         ("listen =", "lisen =", "unknown key node.lisen", "did you mean node.listen?"),
         ("[cluster]", "[clutser]", "unknown key clutser.id", "did you mean cluster.id?"),
         ("size =", "sise =", "unknown key disk.sise", "did you mean disk.size?"),
+        (
+            'size = "10G"',
+            'engine = "libaio"',
+            "disk.engine is 'libaio'",
+            "auto, uring, aio, threads",
+        ),
         ('id = "ab"', "id = 7", "cluster.id is 7; it must be a text", "config show"),
         ("number = 1", "number = true", "node.number is True; it must be a whole", "config show"),
         ('"10G"', '"10"', "10 has no unit", "config show"),

@@ -7,11 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tools import arrows, suite, tidy
+from tools import arrows, clean_room, suite, tidy
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
     *("tools/setup", "tools/test", "tools/check", "tools/fmt", "tools/lock", "tools/deep"),
+    "tools/clean-room",
     ".ci/run",
 )
 
@@ -188,3 +189,39 @@ def test_setup_without_root_prints_the_one_apt_line_and_exits_2(tmp_path: Path) 
     assert line.startswith("setup: please run:  sudo apt-get install -y ")
     assert {"cargo-web", "rustc-web", "fio", "qemu-utils", "libnbd-bin"} <= set(packages)
     assert not (checkout / ".venv").exists()
+
+
+def test_the_clean_room_takes_the_mirror_of_the_main_archive() -> None:
+    targets = (
+        "DEP-11 bookworm main http://mirror.example/debian/\n"
+        "Packages bookworm-security main http://mirror.example/security/\n"
+        "Packages bookworm main http://mirror.example/debian/\n"
+    )
+    assert clean_room.choose_mirror(targets) == "http://mirror.example/debian/"
+    assert clean_room.choose_mirror("Packages trixie main http://mirror.example/\n") is None
+    assert clean_room.choose_mirror("") is None
+
+
+def test_the_clean_room_names_what_was_left_and_not_what_was_there() -> None:
+    before = ["/srv/stranger/pf/bin/pf"]
+    after = [*before, "/tmp/pureflash-65534/x.sock", "/srv/stranger/pf/__pycache__/a.pyc"]
+    assert clean_room.left_over(before, after) == ["/tmp/pureflash-65534/x.sock"]
+    assert clean_room.left_over(after, before) == []
+
+
+def test_the_clean_room_reads_the_line_that_setup_prints() -> None:
+    line = "setup: please run:  sudo apt-get install -y --no-install-recommends git fio \n"
+    wanted = ["apt-get", "install", "-y", "--no-install-recommends", "git", "fio"]
+    assert clean_room.apt_line("before\n" + line) == wanted
+    assert clean_room.apt_line("setup: ready in 1 s\n") is None
+    assert clean_room.apt_line("setup: please run:  sudo rm -rf x\n") is None
+
+
+def test_the_clean_room_refuses_without_root_before_it_does_anything(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("sys.argv", ["clean-room", "--folder", str(tmp_path)])
+    assert clean_room.main() == 2
+    assert "root is needed" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

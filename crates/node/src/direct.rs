@@ -53,6 +53,8 @@ enum Command {
 /// What a lane says about itself.
 #[derive(Clone, Debug)]
 pub struct Facts {
+    /// The engine that serves it.
+    pub engine: &'static str,
     /// Counters since it was opened.
     pub counters: Counters,
     /// What recovery found when it was opened.
@@ -62,6 +64,7 @@ pub struct Facts {
 }
 
 struct DirectApp {
+    engine: &'static str,
     lanes: Lanes<Sender<Result<Outcome, Problem>>>,
 }
 
@@ -70,6 +73,7 @@ impl DirectApp {
         let lane = self.lanes.lane(0);
         let shards = lane.tables().shards.iter().enumerate();
         Facts {
+            engine: self.engine,
             counters: lane.counters(),
             report: self.lanes.report(0),
             replicas: shards
@@ -134,12 +138,23 @@ impl DirectLane {
         cluster_id: &[u8; 16],
         choice: EngineChoice,
     ) -> Result<DirectLane, DirectProblem> {
+        DirectLane::open_with(path, cluster_id, choice, |engine| engine)
+    }
+
+    /// The same; `wrap` may put something between the lane and its engine.
+    fn open_with(
+        path: &Path,
+        cluster_id: &[u8; 16],
+        choice: EngineChoice,
+        wrap: impl FnOnce(Box<dyn DiskEngine>) -> Box<dyn DiskEngine>,
+    ) -> Result<DirectLane, DirectProblem> {
         let pool = Pool::new(POOL_BYTES);
         let mut open = disk::open(path, cluster_id, disk::random_u64(), &pool)?;
         open.lanes.truncate(1);
         let (engine, _) =
             engine::open(choice, &open.file, &pool, ENGINE_DEPTH).map_err(DiskProblem::from)?;
-        let engines: Vec<Box<dyn DiskEngine>> = vec![engine];
+        let name = engine.name();
+        let engines = vec![wrap(engine)];
         let options = Options {
             name: "lane".into(),
             command_capacity: COMMANDS_MAX,
@@ -147,7 +162,7 @@ impl DirectLane {
             pool: pool.clone(),
         };
         let for_app = pool.clone();
-        let make = move || DirectApp { lanes: Lanes::new(vec![open], &for_app) };
+        let make = move || DirectApp { engine: name, lanes: Lanes::new(vec![open], &for_app) };
         let running = reactor::spawn(options, engines, make).map_err(DiskProblem::from)?;
         Ok(DirectLane { handle: running.handle, thread: Some(running.thread), pool })
     }
@@ -258,5 +273,79 @@ impl Drop for DirectLane {
             // A panic there aborts the process; nothing is left to report.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::FormatOptions;
+    use crate::faulty::{Faults, Faulty, Folder};
+    use lane::format::Durability;
+    use proto::BLOCK_BYTES;
+    use std::sync::Arc;
+
+    const CLUSTER: [u8; 16] = [7; 16];
+
+    /// The rule that follows from what kernels do after a failed fsync: the pages may be gone and the
+    /// next fsync may succeed, so the lane believes no flush of this life any more.
+    fn a_failed_flush_stops_the_lane(choice: EngineChoice, engine: &str) {
+        let folder = Folder::new();
+        let path = folder.path("disk0.img");
+        let options = FormatOptions {
+            size_bytes: Some(256 << 20),
+            cluster_id: CLUSTER,
+            journal_bytes: Some(16 << 20),
+            durability: Some(Durability::Volatile),
+        };
+        disk::format(&path, &options).expect("formatted");
+        let faults = Arc::new(Faults::default());
+        let wrap = |engine| Faulty::around(engine, &faults);
+        let mut lane = DirectLane::open_with(&path, &CLUSTER, choice, wrap).expect("opened");
+        assert_eq!(lane.facts().expect("it runs").engine, engine);
+        let shard = lane.create(1, 64).expect("created");
+        lane.write(shard, (1, 0), 0, &[1; BLOCK_BYTES]).expect("written and flushed");
+
+        faults.fail_flushes(true);
+        let refused =
+            lane.write(shard, (2, 1), 0, &[2; BLOCK_BYTES]).expect_err("no flush, no ack");
+        let is_stopped = |problem: &DirectProblem| {
+            matches!(problem, DirectProblem::Lane(Problem::Stopped { .. }))
+        };
+        assert!(is_stopped(&refused), "{refused}");
+        assert!(refused.to_string().contains("flush"), "the reason is named: {refused}");
+        assert_eq!(faults.failed_flushes(), 1, "no second flush was tried");
+
+        // Flushes work again, and that changes nothing: only recovery knows what is on the disk.
+        faults.fail_flushes(false);
+        let later = lane.write(shard, (3, 1), 1, &[3; BLOCK_BYTES]).expect_err("it has stopped");
+        assert!(is_stopped(&later), "{later}");
+        let closed = lane.close();
+        assert!(closed.is_err(), "a stopped lane has no clean close");
+        drop(lane);
+
+        let lane = DirectLane::open(&path, &CLUSTER, choice).expect("recovered");
+        let found = lane.read(shard, 0, 2).expect("readable");
+        assert!(found[0] == 1 || found[0] == 2, "the acknowledged write, or the open one");
+        assert!(found[..BLOCK_BYTES].iter().all(|byte| *byte == found[0]), "whole");
+        assert!(
+            found[BLOCK_BYTES..].iter().all(|byte| *byte == 0),
+            "what was refused is not there"
+        );
+    }
+
+    #[test]
+    fn a_failed_flush_stops_a_lane_on_io_uring() {
+        a_failed_flush_stops_the_lane(EngineChoice::Uring, "uring");
+    }
+
+    #[test]
+    fn a_failed_flush_stops_a_lane_on_aio() {
+        a_failed_flush_stops_the_lane(EngineChoice::Aio, "aio");
+    }
+
+    #[test]
+    fn a_failed_flush_stops_a_lane_on_threads() {
+        a_failed_flush_stops_the_lane(EngineChoice::Threads, "threads");
     }
 }

@@ -8,6 +8,8 @@
 pub mod client;
 pub mod direct;
 pub mod disk;
+#[cfg(test)]
+mod faulty;
 pub mod framing;
 pub mod gateway;
 pub mod lanes;

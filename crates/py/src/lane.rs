@@ -11,14 +11,15 @@ use runtime::engine::EngineChoice;
 use std::path::PathBuf;
 use std::sync::RwLock;
 
-/// `auto`, `uring` or `threads`.
+/// `auto`, `uring`, `aio` or `threads`.
 pub fn engine_choice(name: &str) -> PyResult<EngineChoice> {
     match name {
         "auto" => Ok(EngineChoice::Auto),
         "uring" => Ok(EngineChoice::Uring),
+        "aio" => Ok(EngineChoice::Aio),
         "threads" => Ok(EngineChoice::Threads),
         other => {
-            let text = format!("engine is {other:?}: use auto, uring or threads");
+            let text = format!("engine is {other:?}: use auto, uring, aio or threads");
             Err(raise(Status::Invalid, &text))
         }
     }
@@ -136,6 +137,7 @@ impl Lane {
         ] {
             out.set_item(name, value)?;
         }
+        out.set_item("engine", facts.engine)?;
         out.set_item("replicas", facts.replicas)?;
         Ok(out)
     }

@@ -1,6 +1,6 @@
 //! What an engine itself costs: random reads of 4 KiB from a file or device, nothing else.
 //!
-//!     cargo run --release -p pureflash-runtime --example diskread -- PATH [auto|threads] 32 3
+//!     cargo run --release -p pureflash-runtime --example diskread -- PATH [auto|aio|threads] 32 3
 //!
 //! Arguments: disk (at least 1 MiB; write the file before, holes read too fast), engine, requests
 //! outstanding, seconds. Prints reads per second and CPU-seconds per million reads, all threads.
@@ -38,10 +38,14 @@ fn cpu_seconds() -> f64 {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [path, engine, depth, seconds] = &arguments[..] else {
-        eprintln!("usage: diskread PATH auto|threads DEPTH SECONDS");
+        eprintln!("usage: diskread PATH auto|aio|threads DEPTH SECONDS");
         std::process::exit(2);
     };
-    let choice = if engine == "threads" { EngineChoice::Threads } else { EngineChoice::Auto };
+    let choice = match engine.as_str() {
+        "threads" => EngineChoice::Threads,
+        "aio" => EngineChoice::Aio,
+        _ => EngineChoice::Auto,
+    };
     let depth: u32 = depth.parse().expect("a number of requests");
     let seconds: u64 = seconds.parse().expect("a number of seconds");
     let disk = DiskFile::open(Path::new(path)).unwrap_or_else(|error| {

@@ -21,6 +21,12 @@
 //! A fence whose own connection ends is forgotten, and the outcomes stay for the next one.
 //!
 //! Costs: three lookups per request. Books end with their owner, as slots end with the reign.
+//!
+//! *Limits.* A client that is gone for good never asks for its outcomes. When [`OUTCOMES_MAX`] of
+//! them are kept, the session whose oldest outcome has waited longest is *forgotten*: its outcomes
+//! go, and so that nobody takes their absence for "had no effect", the session is fenced as a whole:
+//! its connections are closed and no HELLO of it is accepted any more. A client that lives fences
+//! right after it has connected again, so its outcomes are young and are not the ones to go.
 
 use crate::mutant::Mutant;
 use proto::wire::{FenceOutcome, Header};
@@ -34,6 +40,13 @@ use std::ops::RangeInclusive;
 /// opening of it would be accepted whose HELLO has been on its way ever since.
 pub const FENCED_MAX: usize = 65_536;
 
+/// Outcomes that are kept for fences to come: of some hundred clients that died at full depth.
+pub const OUTCOMES_MAX: usize = 65_536;
+
+/// Forgotten sessions that are remembered; of more, the one forgotten longest ago goes. Its ticket
+/// would have to be older than all clients that have died since.
+pub const FORGOTTEN_MAX: usize = 65_536;
+
 /// Session, slot and generation.
 type OpeningKey = (u64, u8, u64);
 
@@ -45,11 +58,13 @@ struct Opening<C> {
     open: u32,
     /// Of requests that were over after their connection had ended.
     outcomes: Vec<FenceOutcome>,
+    /// Place of its first outcome in `Paths::outcomes_order`.
+    since: u64,
 }
 
 impl<C> Opening<C> {
     fn new() -> Opening<C> {
-        Opening { conns: SmallVec::new(), open: 0, outcomes: Vec::new() }
+        Opening { conns: SmallVec::new(), open: 0, outcomes: Vec::new(), since: 0 }
     }
 
     fn is_over(&self) -> bool {
@@ -94,6 +109,15 @@ pub struct Paths<C: Copy + Ord> {
     /// The slots of `fenced` by number.
     fenced_order: BTreeMap<u64, (u64, u8)>,
     next_number: u64,
+    /// Openings with outcomes, in the order of their first one.
+    outcomes_order: BTreeMap<u64, OpeningKey>,
+    /// Outcomes of all of them.
+    outcomes_kept: usize,
+    /// Sessions whose outcomes were given up, with their place in the order.
+    forgotten: BTreeMap<u64, u64>,
+    forgotten_order: BTreeMap<u64, u64>,
+    /// Their connections, which the owner has to close.
+    orphaned: Vec<C>,
 }
 
 impl<C: Copy + Ord> Default for Paths<C> {
@@ -121,12 +145,18 @@ impl<C: Copy + Ord> Paths<C> {
             fenced: BTreeMap::new(),
             fenced_order: BTreeMap::new(),
             next_number: 0,
+            outcomes_order: BTreeMap::new(),
+            outcomes_kept: 0,
+            forgotten: BTreeMap::new(),
+            forgotten_order: BTreeMap::new(),
+            orphaned: Vec::new(),
         }
     }
 
     /// A connection has said HELLO, in this slot of this session.
     ///
-    /// Errors: `Status::Fenced` when that opening is fenced; the connection is to be closed.
+    /// Errors: `Status::Fenced` when that opening is fenced, or its session is forgotten; the
+    /// connection is to be closed.
     pub fn hello(
         &mut self,
         conn: C,
@@ -135,7 +165,8 @@ impl<C: Copy + Ord> Paths<C> {
         generation: u64,
     ) -> Result<(), Status> {
         let fenced = self.fenced.get(&(session, slot));
-        if fenced.is_some_and(|fenced| generation <= fenced.generation) {
+        let is_fenced = fenced.is_some_and(|fenced| generation <= fenced.generation);
+        if is_fenced || self.forgotten.contains_key(&session) {
             return Err(Status::Fenced);
         }
         let key = (session, slot, generation);
@@ -158,7 +189,8 @@ impl<C: Copy + Ord> Paths<C> {
         true
     }
 
-    /// A request is over, with this result; `lsn` if it got one. Then ask `ready_fences`.
+    /// A request is over, with this result; `lsn` if it got one. Then ask `ready_fences` and
+    /// `orphaned`.
     pub fn finish(&mut self, token: u64, lsn: Option<Lsn>, status: Status) {
         let Begun { conn, key, command_id } =
             self.begun.remove(&token).expect("a request that has begun ends once");
@@ -168,10 +200,63 @@ impl<C: Copy + Ord> Paths<C> {
         // While its connection lives the reply tells. Whether that arrives is not known here.
         if let Some(lsn) = lsn
             && has_ended
+            && !self.forgotten.contains_key(&key.0)
         {
+            if opening.outcomes.is_empty() {
+                opening.since = self.next_number;
+                self.next_number += 1;
+                self.outcomes_order.insert(opening.since, key);
+            }
             opening.outcomes.push(FenceOutcome { command_id, lsn, status, detail: 0 });
+            self.outcomes_kept += 1;
         }
         self.forget_if_over(key);
+        if self.outcomes_kept > OUTCOMES_MAX {
+            let (_, oldest) = self.outcomes_order.first_key_value().expect("some are kept");
+            self.forget_session(oldest.0);
+        }
+    }
+
+    /// Connections of sessions that were forgotten; each is returned once.
+    #[must_use = "the connections must be closed"]
+    pub fn orphaned(&mut self) -> Vec<C> {
+        mem::take(&mut self.orphaned)
+    }
+
+    /// Give up all outcomes of a session, and the session with them.
+    fn forget_session(&mut self, session: u64) {
+        self.forgotten.insert(session, self.next_number);
+        self.forgotten_order.insert(self.next_number, session);
+        self.next_number += 1;
+        if self.forgotten.len() > FORGOTTEN_MAX {
+            let (_, oldest) = self.forgotten_order.pop_first().expect("one place per session");
+            self.forgotten.remove(&oldest);
+        }
+        self.fences.retain(|fence| fence.upto.0 != session);
+        let mut keys = Vec::new();
+        for (&key, opening) in
+            self.openings.range_mut((session, 0, 0)..=(session, u8::MAX, u64::MAX))
+        {
+            for conn in mem::take(&mut opening.conns) {
+                self.conns.remove(&conn);
+                self.orphaned.push(conn);
+            }
+            keys.push(key);
+        }
+        for key in keys {
+            drop(self.take_outcomes(key));
+            self.forget_if_over(key);
+        }
+    }
+
+    fn take_outcomes(&mut self, key: OpeningKey) -> Vec<FenceOutcome> {
+        let Some(opening) = self.openings.get_mut(&key) else { return Vec::new() };
+        let outcomes = mem::take(&mut opening.outcomes);
+        if !outcomes.is_empty() {
+            self.outcomes_order.remove(&opening.since);
+            self.outcomes_kept -= outcomes.len();
+        }
+        outcomes
     }
 
     /// FENCE_PATH has come in on `conn`: connections to close. It is answered when `ready_fences`
@@ -212,12 +297,12 @@ impl<C: Copy + Ord> Paths<C> {
                 continue;
             }
             let mut outcomes = Vec::new();
-            let mut keys = Vec::new();
-            for (&key, opening) in self.openings.range_mut(openings(fence.upto)) {
-                outcomes.append(&mut opening.outcomes);
-                keys.push(key);
+            let range = self.openings.range(openings(fence.upto));
+            let keys: Vec<OpeningKey> = range.map(|(&key, _)| key).collect();
+            for key in keys {
+                outcomes.append(&mut self.take_outcomes(key));
+                self.forget_if_over(key);
             }
-            keys.into_iter().for_each(|key| self.forget_if_over(key));
             ready.push((fence.conn, fence.header, outcomes));
         }
         ready

@@ -66,6 +66,7 @@ def diagnose(machine: Machine) -> tuple[Finding, ...]:
         _core(machine),
         _kernel(machine),
         _io_uring(machine),
+        _aio(machine),
         _processors(machine),
         _memory(machine),
         _directory(machine),
@@ -153,8 +154,20 @@ def _io_uring(machine: Machine) -> Finding:
     if machine.io_uring_error is None:
         return Finding("io_uring", State.OK, "usable")
     step = "sysctl kernel.io_uring_disabled=0, or allow io_uring in the container's seccomp profile"
-    detail = f"not usable ({machine.io_uring_error}); a slower engine is used instead"
+    instead = "aio" if machine.aio_error is None else "threads"
+    detail = f"not usable ({machine.io_uring_error}); disks use the slower engine {instead}"
     return Finding("io_uring", State.WARN, detail, step)
+
+
+def _aio(machine: Machine) -> Finding:
+    """Judge the second choice: it is missed only where the first does not work either."""
+    if machine.aio_error is None:
+        return Finding("aio", State.OK, "usable")
+    detail = f"not usable ({machine.aio_error})"
+    if machine.io_uring_error is None:
+        return Finding("aio", State.OK, f"{detail}, and not needed: disks use io_uring")
+    step = "raise the sysctl fs.aio-max-nr (EAGAIN), or allow io_setup in the seccomp profile"
+    return Finding("aio", State.WARN, f"{detail}; disks use the engine threads", step)
 
 
 def _processors(machine: Machine) -> Finding:

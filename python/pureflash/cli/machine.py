@@ -29,6 +29,7 @@ OPTIONAL_TOOLS = ("qemu-img", "fio", "nbdcopy")
 DIRECT_BYTES = 4096
 
 _SYS_IO_URING_SETUP = 425  # the same number on every architecture (generic system call table)
+_SYS_IO_SETUP = {"x86_64": (206, 207), "aarch64": (0, 1)}  # io_setup and io_destroy
 _IO_URING_PARAMS_BYTES = 120  # sizeof(struct io_uring_params), linux/io_uring.h
 
 
@@ -45,7 +46,7 @@ class Port:
 class Machine:
     """The facts. Units: `_bytes` bytes; limits are soft limits, None means unlimited.
 
-    `io_uring_error`, `direct_io_error`, `core_error`: None if it worked, else the reason.
+    `io_uring_error`, `aio_error`, `direct_io_error`, `core_error`: None if it worked, else why not.
     `directory` is the data directory or its nearest existing ancestor, on which the rest was
     tried.
     """
@@ -54,6 +55,7 @@ class Machine:
     python: str
     core_error: str | None
     io_uring_error: str | None
+    aio_error: str | None
     core_count: int
     memory_available_bytes: int
     directory: Path
@@ -79,6 +81,7 @@ def examine(data: Path) -> Machine:
         python=platform.python_version(),
         core_error=_core_error(),
         io_uring_error=_io_uring_error(),
+        aio_error=_aio_error(),
         core_count=len(os.sched_getaffinity(0)),
         memory_available_bytes=_memory_available_bytes(),
         directory=directory,
@@ -143,6 +146,18 @@ def _io_uring_error() -> str | None:
     if descriptor < 0:
         return errno.errorcode.get(ctypes.get_errno(), str(ctypes.get_errno()))
     os.close(descriptor)
+    return None
+
+
+def _aio_error() -> str | None:
+    if platform.machine() not in _SYS_IO_SETUP:
+        return "not tried on this architecture"
+    setup, destroy = _SYS_IO_SETUP[platform.machine()]
+    libc = ctypes.CDLL(None, use_errno=True)
+    context = ctypes.c_ulong(0)
+    if libc.syscall(setup, 4, ctypes.byref(context)) < 0:
+        return errno.errorcode.get(ctypes.get_errno(), str(ctypes.get_errno()))
+    libc.syscall(destroy, context)
     return None
 
 

@@ -109,6 +109,7 @@ def _disk_columns(column: type) -> list[Column[DiskView]]:
         column("ENGINE", lambda d: d.engine or "-"),
         column("PATH", lambda d: d.path),
         column("ID", lambda d: d.id, is_wide=True),
+        column("ENGINE WHY", lambda d: d.engine_reason or "-", is_wide=True),
         column("REASON", lambda d: d.reason, is_wide=True),
     ]
 

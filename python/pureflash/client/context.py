@@ -133,10 +133,29 @@ def remember(directory: Path, environment: Mapping[str, str]) -> None:
 
 
 def forget(directory: Path, environment: Mapping[str, str]) -> None:
-    """Take the directory out of the context, if it is the one that is remembered."""
+    """Take the directory out of the context, if it is the one that is remembered.
+
+    The folders of our default places are taken away as well when nothing is in them any more: who
+    had none before has none afterwards.
+    """
     file = context_file(environment)
     if _read_context(file) == directory:
         file.unlink()
+    home = Path(environment.get("HOME") or Path.home())
+    for folder in (file.parent, _folder(environment, "XDG_STATE_HOME", ".local/state")):
+        _remove_empty(folder, home)
+
+
+def _remove_empty(folder: Path, home: Path) -> None:
+    """Remove a folder of ours, and those above it below the home, as far as they are empty."""
+    while folder.name == "pureflash" or home in folder.parents:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            pass  # it was never made; the one above it may have been
+        except OSError:
+            return  # somebody else's files are in it
+        folder = folder.parent
 
 
 def _address_of(layout: Layout, place: Place) -> str:

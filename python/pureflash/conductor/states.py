@@ -481,6 +481,7 @@ def disk_views(view: View, store: Store) -> list[DiskView]:
                 state=report.state if report else "unknown",
                 reason=report.reason if report else f"{store.name} is {seen.state}",
                 engine=report.engine if report else None,
+                engine_reason=report.engine_reason if report else None,
                 bytes_total=report.bytes_total if report else None,
                 bytes_free=report.bytes_free if report else None,
             )

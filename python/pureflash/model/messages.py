@@ -75,6 +75,8 @@ class DiskReport(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     reason: str
     engine: str
+    engine_reason: str = ""
+    """Which engines were tried for it, and what decided."""
     bytes_total: int
     bytes_free: int
 

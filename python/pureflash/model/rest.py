@@ -113,7 +113,10 @@ class ExplainLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DiskView(msgspec.Struct, frozen=True, kw_only=True):
-    """A disk; the byte counts are None while its store is away."""
+    """A disk; engine and byte counts are None while its store is away.
+
+    `engine_reason` says which engines were tried for it and what decided.
+    """
 
     id: str
     store: str
@@ -123,6 +126,7 @@ class DiskView(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     reason: str
     engine: str | None
+    engine_reason: str | None
     bytes_total: int | None
     bytes_free: int | None
 

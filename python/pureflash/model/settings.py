@@ -46,6 +46,10 @@ class Chosen:
     source: str
 
 
+ENGINES = ("auto", "uring", "aio", "threads")
+"""How a store does the I/O of a disk; `auto` takes the first that works, in this order."""
+
+
 @dataclass(frozen=True, slots=True)
 class DiskSetting:
     """One `[[disk]]`. Bytes; `journal_bytes` None: the store chooses."""
@@ -192,6 +196,10 @@ def _disks(tables: object, source: str) -> tuple[DiskSetting, ...]:
                 raise _unknown(f"disk.{key}", [f"disk.{name}" for name in known], source)
         if not isinstance(table.get("path"), str):
             raise _invalid("a [[disk]] needs a path", source)
+        engine = str(table.get("engine", "auto"))
+        if engine not in ENGINES:
+            step = f"use one of {', '.join(ENGINES)}"
+            raise _invalid(f"disk.engine is {engine!r}", source, step)
         sizes = {
             key: _size(table[key], f"disk.{key}", source) if key in table else None
             for key in ("size", "journal")
@@ -200,7 +208,7 @@ def _disks(tables: object, source: str) -> tuple[DiskSetting, ...]:
             DiskSetting(
                 path=Path(table["path"]),
                 size_bytes=sizes["size"],
-                engine=str(table.get("engine", "auto")),
+                engine=engine,
                 durability=str(table.get("durability", "auto")),
                 journal_bytes=sizes["journal"],
             )

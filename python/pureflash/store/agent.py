@@ -262,6 +262,7 @@ def disk_reports(stats: Mapping[str, Any]) -> tuple[DiskReport, ...]:
             state=disk["state"],
             reason=disk["reason"] or "",
             engine=disk["engine"],
+            engine_reason=disk.get("engine_reason") or "",
             bytes_total=disk["bytes_total"],
             bytes_free=disk["bytes_free"],
         )

@@ -54,6 +54,8 @@ class Totals:
     """Figures of the whole run; all are printed."""
 
     kills: int = 0
+    engine: str = ""
+    """Which one really served; another than asked for where that cannot be used."""
     acknowledged: int = 0
     unfinished: int = 0
     verified: int = 0
@@ -182,6 +184,7 @@ def verify(disk: Path, known: dict[int, Known], *, engine: str, totals: Totals) 
     lane = _core.Lane(disk, cluster_id=CLUSTER_ID, engine=engine)
     try:
         facts = lane.facts()
+        totals.engine = facts["engine"]
         totals.replayed_records += facts["replayed_records"]
         totals.checked_blocks += facts["verified_blocks"]
         totals.restored_blocks += facts["restored_blocks"]
@@ -237,7 +240,7 @@ def main() -> int:
     """Run the demonstration; exit status 0 only when every acknowledged write was there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--engine", default="auto", choices=("auto", "uring", "threads"))
+    parser.add_argument("--engine", default="auto", choices=("auto", "uring", "aio", "threads"))
     parser.add_argument("--seed", type=int, default=None, help="random when not given; printed")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--disk", type=Path, help=argparse.SUPPRESS)
@@ -269,6 +272,7 @@ def main() -> int:
 
 def print_summary(totals: Totals) -> None:
     """Say what was shown, in figures."""
+    print(f"  engine used                   {totals.engine}")
     print(f"  kills -9                      {totals.kills}")
     print(f"  writes acknowledged           {totals.acknowledged}, lost: 0")
     print(f"  blocks compared               {totals.verified}, wrong: 0")

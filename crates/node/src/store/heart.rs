@@ -2,9 +2,16 @@
 //!
 //! It has a reactor and connections of its own, so that bulk traffic cannot starve it. The machine
 //! (`shard::heartbeat`) is behind a lock, because the data thread asks it on every read and tells it
-//! of claims and promises at once; both hold the lock for some nanoseconds. This thread vouches only
-//! for a data thread that is alive: when that one has not begun an iteration for `STUCK_MS`, nothing
-//! is sent and nothing is answered, and its leases and promises run out.
+//! of claims and promises at once; both hold the lock for some nanoseconds.
+//!
+//! **Vouching.** This thread vouches only for a data thread that is alive and whose devices answer
+//! ([`Limits`]): when that one has not begun an iteration for too long, or an operation at a device
+//! has been under way for too long, nothing is sent and nothing is answered. Its leases run out, so
+//! others take its shards over; the promises that it holds for others are not renewed, so as a
+//! secondary it is removed. That is what a device needs that hangs without an error: the lane would
+//! wait for ever, and with it every write of its shards. As one thread runs all lanes of a store,
+//! one hanging device stops the vouching for all of them. When the device answers again, the next
+//! heartbeat is sent, and what is still this store's to serve goes on.
 
 use super::app::Command;
 use super::identity::Identity;
@@ -24,8 +31,23 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// A data thread that has not begun an iteration for so long is not vouched for.
-const STUCK_MS: u64 = 500;
+/// From what age on this thread does not vouch for the data thread.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Of its latest iteration.
+    pub(super) thread_ms: u64,
+    /// Of the oldest operation that a device of any of its lanes has not answered.
+    pub(super) device_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        // A healthy iteration takes a millisecond. A healthy device may take seconds for one
+        // operation (garbage collection, a reset, a busy host): fail-over in 5 s is what a client
+        // sees at worst, and a shorter time would depose primaries for nothing.
+        Limits { thread_ms: 500, device_ms: 5_000 }
+    }
+}
 
 /// The machine, as both threads see it.
 #[derive(Clone)]
@@ -80,11 +102,17 @@ pub(super) struct HeartApp {
     asked: HashMap<u64, (ConnId, Header)>,
     next_token: u64,
     data: Handle<Command>,
+    limits: Limits,
     wake: Option<Tick>,
 }
 
 impl HeartApp {
-    pub(super) fn new(machine: Shared, identity: Identity, data: Handle<Command>) -> HeartApp {
+    pub(super) fn new(
+        machine: Shared,
+        identity: Identity,
+        data: Handle<Command>,
+        limits: Limits,
+    ) -> HeartApp {
         HeartApp {
             machine,
             links: Links::new(Kind::Heartbeat, identity),
@@ -92,12 +120,16 @@ impl HeartApp {
             asked: HashMap::new(),
             next_token: 1,
             data,
+            limits,
             wake: None,
         }
     }
 
-    fn is_data_alive(&self) -> bool {
-        self.data.age_nanos(clock::now()) < STUCK_MS * 1_000_000
+    /// Whether the data thread runs, and its devices answer.
+    fn vouches(&self) -> bool {
+        let now = clock::now();
+        self.data.age_nanos(now) < self.limits.thread_ms * 1_000_000
+            && self.data.oldest_io_nanos(now) < self.limits.device_ms * 1_000_000
     }
 
     fn step(&mut self, ctx: &mut Context, event: Event) {
@@ -109,7 +141,7 @@ impl HeartApp {
         for effect in effects {
             match effect {
                 Effect::Send { to, ping } => {
-                    if self.is_data_alive() {
+                    if self.vouches() {
                         self.links.send(ctx, to, request_of(ping));
                     }
                 }
@@ -185,7 +217,7 @@ impl Application for HeartApp {
         let header = Header::parse(&frame.header).expect("the framing has checked it");
         match Request::parse(&header, frame).map(|request| request.op) {
             Ok(RequestOp::Ping(ping)) if ping.store == from => {
-                if self.is_data_alive() {
+                if self.vouches() {
                     let token = self.next_token;
                     self.next_token += 1;
                     self.asked.insert(token, (conn, header));

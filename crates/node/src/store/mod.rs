@@ -16,6 +16,8 @@ mod app;
 mod heart;
 mod identity;
 mod links;
+#[cfg(test)]
+mod tests;
 
 use crate::disk::{self, DiskProblem, OpenDisk};
 use app::{Command, HostedDisk, Outlets, StoreApp};
@@ -260,6 +262,15 @@ impl OpenStore {
 
     /// Start serving.
     pub fn start(self) -> Result<StoreNode, StoreProblem> {
+        self.start_with(heart::Limits::default(), |engine| engine)
+    }
+
+    /// The same; `wrap` may put something between a lane and its engine.
+    fn start_with(
+        self,
+        limits: heart::Limits,
+        mut wrap: impl FnMut(Box<dyn DiskEngine>) -> Box<dyn DiskEngine>,
+    ) -> Result<StoreNode, StoreProblem> {
         let OpenStore { config, disks, pool } = self;
         for lane in disks.iter().flat_map(|disk| &disk.lanes) {
             for shard in lane.tables().shards.iter().flatten() {
@@ -278,7 +289,7 @@ impl OpenStore {
                 let (engine, probe) = engine::open(chosen.engine, &disk.file, &pool, ENGINE_DEPTH)
                     .map_err(DiskProblem::from)?;
                 (name, reason) = (engine.name(), probe.reasons.join("; "));
-                engines.push(engine);
+                engines.push(wrap(engine));
             }
             let facts = DiskFacts {
                 uuid: disk::hex(&disk.header.disk_uuid),
@@ -349,7 +360,7 @@ impl OpenStore {
             spin: Duration::ZERO,
             pool: heart_pool,
         };
-        let make_heart = move || HeartApp::new(leases, identity, data);
+        let make_heart = move || HeartApp::new(leases, identity, data, limits);
         let heart =
             reactor::spawn(heart_options, Vec::new(), make_heart).map_err(DiskProblem::from)?;
         let _ = to_heart.send(heart.handle.clone());

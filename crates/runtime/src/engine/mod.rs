@@ -15,10 +15,13 @@
 //! never submitted are discarded), and where waiting is impossible the memory is leaked.
 //!
 //! **What it costs.** `uring`: one system call per batch of submissions and one per batch of
-//! completions; no allocation per I/O. `threads`: one hand-over to a worker and one system call per
+//! completions; no allocation per I/O. `aio`: the same, and one more to find out that there is
+//! nothing before a sleep. `threads`: one hand-over to a worker and one system call per
 //! I/O. `mem`: a copy.
 
+mod aio;
 mod mem;
+mod slots;
 #[cfg(test)]
 mod suite;
 mod threads;
@@ -29,11 +32,14 @@ use crate::error::RuntimeError;
 use proto::BLOCK_BYTES;
 use proto::buffer::{BUFFER_BYTES_MAX, Pool};
 use proto::disk::{DiskDone, DiskError, DiskOp, DiskRequest, IoId};
+use rustix::io::Errno;
 use std::fmt;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use aio::Aio;
 pub use mem::{Mem, MemDisk};
 pub use threads::Threads;
 pub use uring::Uring;
@@ -93,20 +99,33 @@ pub trait DiskEngine: Send {
     /// What was done so far.
     fn counters(&self) -> EngineCounters;
 
-    /// `uring`, `threads` or `mem`, as `pf disk list` shows it.
+    /// `uring`, `aio`, `threads` or `mem`, as `pf disk list` shows it.
     fn name(&self) -> &'static str;
 }
 
 /// What the operator asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum EngineChoice {
-    /// io_uring where it works, else threads.
+    /// The first of io_uring, Linux AIO and threads that works.
     #[default]
     Auto,
     /// io_uring; falls back like `Auto`, because a store must start where io_uring is forbidden.
     Uring,
+    /// Linux AIO; falls back to threads.
+    Aio,
     /// pread/pwrite on worker threads.
     Threads,
+}
+
+impl EngineChoice {
+    /// The engines to try, in order, before threads, which always work.
+    fn candidates(self) -> &'static [EngineKind] {
+        match self {
+            EngineChoice::Auto | EngineChoice::Uring => &[EngineKind::Uring, EngineKind::Aio],
+            EngineChoice::Aio => &[EngineKind::Aio],
+            EngineChoice::Threads => &[],
+        }
+    }
 }
 
 /// The kinds of engine that serve a file or device.
@@ -114,6 +133,8 @@ pub enum EngineChoice {
 pub enum EngineKind {
     /// io_uring.
     Uring,
+    /// Linux AIO.
+    Aio,
     /// Worker threads.
     Threads,
 }
@@ -122,6 +143,7 @@ impl fmt::Display for EngineKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             EngineKind::Uring => "uring",
+            EngineKind::Aio => "aio",
             EngineKind::Threads => "threads",
         })
     }
@@ -132,36 +154,52 @@ impl fmt::Display for EngineKind {
 pub struct Probe {
     /// The engine to use.
     pub kind: EngineKind,
-    /// Findings in the order they were made; the last one decided.
+    /// Findings in the order they were made: what was asked for, why an engine before was not
+    /// taken, and last what decided.
     pub reasons: Vec<String>,
 }
 
 /// Decide which engine serves `disk`, by one real read through each candidate.
 #[must_use]
 pub fn probe(choice: EngineChoice, disk: &DiskFile) -> Probe {
-    probe_fd(choice, disk.fd())
+    decide(choice, |kind| try_out(kind, disk.fd()))
 }
 
-fn probe_fd(choice: EngineChoice, fd: &Arc<DiskFd>) -> Probe {
+/// Read once through an engine of this kind: how that went, or why it cannot be used.
+fn try_out(kind: EngineKind, fd: &Arc<DiskFd>) -> Result<&'static str, String> {
+    match kind {
+        EngineKind::Uring => uring::probe_read(fd),
+        EngineKind::Aio => aio::probe(fd),
+        EngineKind::Threads => Ok("always works"),
+    }
+}
+
+/// Take the first candidate of `choice` that works.
+fn decide(
+    choice: EngineChoice,
+    mut works: impl FnMut(EngineKind) -> Result<&'static str, String>,
+) -> Probe {
     let mut reasons = Vec::new();
     match choice {
+        EngineChoice::Auto => {}
+        EngineChoice::Uring => reasons.push("uring: asked for by the configuration".to_owned()),
+        EngineChoice::Aio => reasons.push("aio: asked for by the configuration".to_owned()),
         EngineChoice::Threads => {
             reasons.push("threads: asked for by the configuration".to_owned());
             return Probe { kind: EngineKind::Threads, reasons };
         }
-        EngineChoice::Auto => {}
-        EngineChoice::Uring => reasons.push("uring: asked for by the configuration".to_owned()),
     }
-    match uring::probe_read(fd) {
-        Ok(how) => {
-            reasons.push(format!("uring: {how}"));
-            Probe { kind: EngineKind::Uring, reasons }
-        }
-        Err(why) => {
-            reasons.push(format!("threads: io_uring is not usable here: {why}"));
-            Probe { kind: EngineKind::Threads, reasons }
+    for &kind in choice.candidates() {
+        match works(kind) {
+            Ok(how) => {
+                reasons.push(format!("{kind}: {how}"));
+                return Probe { kind, reasons };
+            }
+            Err(why) => reasons.push(format!("{kind}: not usable here: {why}")),
         }
     }
+    reasons.push("threads: nothing faster is usable here".to_owned());
+    Probe { kind: EngineKind::Threads, reasons }
 }
 
 /// Probe, then make the engine that serves one lane of `disk`.
@@ -171,29 +209,35 @@ pub fn open(
     pool: &Pool,
     depth: u32,
 ) -> Result<(Box<dyn DiskEngine>, Probe), RuntimeError> {
-    open_fd(choice, disk.fd(), pool, depth)
+    let fd = disk.fd();
+    let mut made: Option<Box<dyn DiskEngine>> = None;
+    let probed = decide(choice, |kind| {
+        let how = try_out(kind, fd)?;
+        // The probe's queue was small; the real one can still meet a limit of the kernel.
+        let engine = make(kind, fd, pool, depth);
+        made = Some(engine.map_err(|why| format!("no queue of depth {depth}: {why}"))?);
+        Ok(how)
+    });
+    let engine = match made {
+        Some(engine) => engine,
+        None => make(EngineKind::Threads, fd, pool, depth)
+            .map_err(RuntimeError::system("start the disk worker threads"))?,
+    };
+    Ok((engine, probed))
 }
 
-fn open_fd(
-    choice: EngineChoice,
+fn make(
+    kind: EngineKind,
     fd: &Arc<DiskFd>,
     pool: &Pool,
     depth: u32,
-) -> Result<(Box<dyn DiskEngine>, Probe), RuntimeError> {
-    let mut probed = probe_fd(choice, fd);
-    if probed.kind == EngineKind::Uring {
-        match Uring::new(Arc::clone(fd), pool.clone(), depth) {
-            Ok(ring) => return Ok((Box::new(ring), probed)),
-            // The probe's ring was small; the real one can still meet the memlock limit.
-            Err(why) => {
-                probed.kind = EngineKind::Threads;
-                probed.reasons.push(format!("threads: no ring of depth {depth}: {why}"));
-            }
-        }
-    }
-    let workers = Threads::new(Arc::clone(fd), pool.clone(), depth)
-        .map_err(RuntimeError::system("start the disk worker threads"))?;
-    Ok((Box::new(workers), probed))
+) -> io::Result<Box<dyn DiskEngine>> {
+    let (fd, pool) = (Arc::clone(fd), pool.clone());
+    Ok(match kind {
+        EngineKind::Uring => Box::new(Uring::new(fd, pool, depth)?),
+        EngineKind::Aio => Box::new(Aio::new(fd, pool, depth)?),
+        EngineKind::Threads => Box::new(Threads::new(fd, pool, depth)?),
+    })
 }
 
 /// What kind an operation was and how long, for the counters.
@@ -269,4 +313,33 @@ fn progress(done: usize, moved: usize, total: usize) -> Progress {
     }
     let whole_blocks = reached - reached % BLOCK_BYTES;
     if whole_blocks > done { Progress::Again { done: whole_blocks } } else { Progress::AtEnd }
+}
+
+/// Repeat a call that was interrupted, a bounded number of times.
+pub(crate) fn retried<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> Result<T, DiskError> {
+    for _ in 0..RETRIES_MAX {
+        match call() {
+            Ok(value) => return Ok(value),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(errno) => return Err(DiskError::Errno(errno.raw_os_error())),
+        }
+    }
+    Err(DiskError::Errno(Errno::AGAIN.raw_os_error()))
+}
+
+/// Transfer `total` bytes call by call, for engines whose calls wait; `from(done)` moves bytes from
+/// byte `done` of the request on.
+pub(crate) fn transfer(
+    total: usize,
+    mut from: impl FnMut(usize) -> rustix::io::Result<usize>,
+) -> Result<(), DiskError> {
+    let mut done = 0;
+    loop {
+        let moved = retried(|| from(done))?;
+        match progress(done, moved, total) {
+            Progress::Complete => return Ok(()),
+            Progress::Again { done: reached } => done = reached,
+            Progress::AtEnd => return Err(DiskError::Short),
+        }
+    }
 }

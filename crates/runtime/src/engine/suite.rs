@@ -6,6 +6,7 @@ use crate::disk_file::{DiskFd, DiskFile, create_sparse};
 use proto::buffer::Buf;
 use proto::disk::BufList;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::PipeFlags;
 use std::collections::HashMap;
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -18,6 +19,7 @@ const DEPTH: u32 = 8;
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Kind {
     Uring,
+    Aio,
     Threads,
     Mem,
 }
@@ -47,6 +49,7 @@ impl Rig {
         let fd = Arc::clone(self.disk.fd());
         match self.kind {
             Kind::Uring => Box::new(Uring::new(fd, pool, DEPTH).expect("a ring")),
+            Kind::Aio => Box::new(Aio::new(fd, pool, DEPTH).expect("a context")),
             Kind::Threads => Box::new(Threads::new(fd, pool, DEPTH).expect("threads")),
             Kind::Mem => Box::new(Mem::new(self.memory.clone(), pool).expect("a mem engine")),
         }
@@ -246,6 +249,7 @@ fn its_name_is_its_kind(kind: Kind) {
 macro_rules! suite {
     ($($case:ident),* $(,)?) => {
         mod uring { $(#[test] fn $case() { super::$case(super::Kind::Uring); })* }
+        mod aio { $(#[test] fn $case() { super::$case(super::Kind::Aio); })* }
         mod threads { $(#[test] fn $case() { super::$case(super::Kind::Threads); })* }
         mod mem { $(#[test] fn $case() { super::$case(super::Kind::Mem); })* }
     };
@@ -265,7 +269,7 @@ suite!(
 /// A descriptor opened for reading refuses writes: the errno arrives, the engine lives on.
 #[test]
 fn an_errno_is_reported_with_its_request() {
-    for kind in [Kind::Uring, Kind::Threads] {
+    for kind in [Kind::Uring, Kind::Aio, Kind::Threads] {
         let mut rig = Rig::new(kind);
         let flags = rustix::fs::OFlags::RDONLY;
         let fd = rustix::fs::open(rig.disk.path(), flags, rustix::fs::Mode::empty());
@@ -280,25 +284,92 @@ fn an_errno_is_reported_with_its_request() {
     }
 }
 
-/// A pipe gives what it holds: the one file here that answers with half of a read.
+/// An engine over any descriptor.
+fn engine_over(kind: Kind, fd: OwnedFd) -> Box<dyn DiskEngine> {
+    let (fd, pool) = (Arc::new(DiskFd::unlocked(fd)), Pool::new(0));
+    match kind {
+        Kind::Uring => Box::new(Uring::new(fd, pool, DEPTH).expect("a ring")),
+        Kind::Aio => Box::new(Aio::new(fd, pool, DEPTH).expect("a context")),
+        Kind::Threads => Box::new(Threads::new(fd, pool, DEPTH).expect("threads")),
+        Kind::Mem => panic!("it has no descriptor"),
+    }
+}
+
+/// A pipe of packets gives one of them per read: the file here that answers with half of a read.
+/// (`pread` does not read pipes; what `threads` does with a short answer is tested below.)
 #[test]
 fn a_short_read_is_continued() {
+    for kind in [Kind::Uring, Kind::Aio] {
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::DIRECT).expect("a pipe");
+        let mut writer = std::fs::File::from(writer);
+        writer.write_all(&[1; BLOCK_BYTES]).expect("the first half");
+        writer.write_all(&[2; BLOCK_BYTES]).expect("the second half");
+        let mut engine = engine_over(kind, reader);
+        engine.queue(read(1, 0, 2 * BLOCK));
+        engine.submit();
+        let mut done = Vec::new();
+        wait(&mut *engine, &mut done);
+        let bytes = data(&done[0]);
+        assert!(bytes[..BLOCK_BYTES].iter().all(|&byte| byte == 1), "{kind:?}");
+        assert!(bytes[BLOCK_BYTES..].iter().all(|&byte| byte == 2), "{kind:?}");
+        assert_eq!(engine.counters().reads, 1);
+    }
+}
+
+/// What waits in a pipe is not there yet: half an answer is none until the rest has come.
+#[test]
+fn half_of_a_read_is_no_answer() {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     let mut writer = std::fs::File::from(OwnedFd::from(writer));
-    let mut ring =
-        Uring::new(Arc::new(DiskFd::unlocked(reader)), Pool::new(0), DEPTH).expect("ring");
     writer.write_all(&[1; BLOCK_BYTES]).expect("the first half");
+    let mut ring = engine_over(Kind::Uring, reader.into());
     ring.queue(read(1, 0, 2 * BLOCK));
     ring.submit();
     let mut done = Vec::new();
     ring.reap(&mut done);
     assert!(done.is_empty(), "one half is no answer");
     writer.write_all(&[2; BLOCK_BYTES]).expect("the second half");
-    wait(&mut ring, &mut done);
-    let bytes = data(&done[0]);
-    assert!(bytes[..BLOCK_BYTES].iter().all(|&byte| byte == 1));
-    assert!(bytes[BLOCK_BYTES..].iter().all(|&byte| byte == 2));
-    assert_eq!(ring.counters().reads, 1);
+    wait(&mut *ring, &mut done);
+    assert_eq!(data(&done[0]).len(), 2 * BLOCK_BYTES);
+}
+
+/// A descriptor that cannot be flushed stands for a disk whose flush fails: the errno arrives with
+/// that request, once, and no engine takes it for a success or asks a second time.
+#[test]
+fn a_failed_flush_is_an_error_on_every_engine() {
+    for kind in [Kind::Uring, Kind::Aio, Kind::Threads] {
+        let (reader, _writer) = std::io::pipe().expect("a pipe");
+        let mut engine = engine_over(kind, reader.into());
+        let done = run(&mut *engine, vec![DiskRequest { id: IoId(1), op: DiskOp::Flush }]);
+        let error = done[&1].result.as_ref().err();
+        assert_eq!(error, Some(&DiskError::Errno(libc::EINVAL)), "{kind:?}");
+        assert_eq!((engine.counters().flushes, engine.counters().errors), (1, 1), "{kind:?}");
+    }
+}
+
+/// A call that waits (`threads`, and everything before a lane runs) goes on after short answers and
+/// signals, ends at the end of the file, and does not repeat an error.
+#[test]
+fn a_transfer_goes_on_until_its_end() {
+    let follow = |total, answers: &[Result<usize, Errno>]| {
+        let mut answers = answers.iter().copied();
+        let mut asked = Vec::new();
+        let result = transfer(total, |done| {
+            asked.push(done);
+            answers.next().expect("not asked again")
+        });
+        (result, asked)
+    };
+    let (short, gone) = (Err(DiskError::Short), Err(Errno::IO));
+    assert_eq!(follow(8192, &[Ok(8192)]), (Ok(()), vec![0]));
+    assert_eq!(follow(8192, &[Ok(4096), Ok(4096)]), (Ok(()), vec![0, 4096]));
+    assert_eq!(follow(8192, &[Ok(6000), Ok(4096)]), (Ok(()), vec![0, 4096]));
+    assert_eq!(follow(4096, &[Err(Errno::INTR), Ok(4096)]), (Ok(()), vec![0, 0]));
+    assert_eq!(follow(4096, &[Err(Errno::AGAIN), Ok(4096)]), (Ok(()), vec![0, 0]));
+    assert_eq!(follow(4096, &[Ok(0)]), (short, vec![0]));
+    assert_eq!(follow(4096, &[gone]), (Err(DiskError::Errno(libc::EIO)), vec![0]));
+    let for_ever = vec![Err(Errno::INTR); RETRIES_MAX as usize];
+    assert_eq!(follow(4096, &for_ever).0, Err(DiskError::Errno(libc::EAGAIN)));
 }
 
 /// Only the thread that runs a ring can wait for it. Dropped by another one while the kernel owns a
@@ -341,12 +412,12 @@ fn a_request_off_the_blocks_is_our_bug() {
     Rig::new(Kind::Mem).engine().queue(read(1, 512, BLOCK));
 }
 
-/// Forbid `io_uring_setup` for the calling thread and its children, as a container runtime does.
-fn forbid_io_uring(errno: i32) {
+/// Forbid one system call to the calling thread and its children, as a container runtime does.
+fn forbid(call: libc::c_long, errno: i32) {
     let jump = |code: u32, k: u32, jt, jf| libc::sock_filter { code: code as u16, jt, jf, k };
     let mut filter = [
         jump(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
-        jump(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::SYS_io_uring_setup as u32, 0, 1),
+        jump(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call as u32, 0, 1),
         jump(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | errno as u32, 0, 0),
         jump(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0, 0),
     ];
@@ -358,31 +429,61 @@ fn forbid_io_uring(errno: i32) {
     }
 }
 
-#[test]
-fn where_io_uring_is_forbidden_threads_take_over() {
-    for errno in [libc::EPERM, libc::ENOSYS] {
-        // A thread of its own: the filter cannot be taken off again.
-        let lane = std::thread::spawn(move || {
-            forbid_io_uring(errno);
-            let rig = Rig::new(Kind::Threads);
-            for choice in [EngineChoice::Auto, EngineChoice::Uring] {
-                let (mut engine, probed) =
-                    open(choice, &rig.disk, &rig.pool, DEPTH).expect("never a refusal");
-                assert_eq!((engine.name(), probed.kind), ("threads", EngineKind::Threads));
-                let why = probed.reasons.last().expect("a reason").clone();
-                assert!(why.contains("io_uring is not usable here"), "{why}");
-                run(&mut *engine, vec![write(1, 0, [rig.block(1)])]);
-            }
+/// What a thread gets that may not make these calls: for each choice the engine and the findings.
+fn open_without(calls: &'static [libc::c_long], errno: i32) -> Vec<(&'static str, Vec<String>)> {
+    // A thread of its own: the filter cannot be taken off again.
+    let lane = std::thread::spawn(move || {
+        calls.iter().for_each(|&call| forbid(call, errno));
+        let rig = Rig::new(Kind::Threads);
+        let choices = [EngineChoice::Auto, EngineChoice::Uring, EngineChoice::Aio];
+        let opened = choices.map(|choice| {
+            let (mut engine, probed) =
+                open(choice, &rig.disk, &rig.pool, DEPTH).expect("never a refusal");
+            assert_eq!(engine.name(), probed.kind.to_string());
+            assert_eq!(probed, probe(choice, &rig.disk), "the probe alone says the same");
+            run(&mut *engine, vec![write(1, 0, [rig.block(1)])]);
+            (engine.name(), probed.reasons)
         });
-        lane.join().expect("the lane ran");
+        opened.to_vec()
+    });
+    lane.join().expect("the lane ran")
+}
+
+#[test]
+fn where_io_uring_is_forbidden_aio_takes_over() {
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        let opened = open_without(&[libc::SYS_io_uring_setup], errno);
+        for (name, reasons) in &opened {
+            assert_eq!((*name, &*reasons[reasons.len() - 1]), ("aio", AIO_WORKS));
+        }
+        let why = &opened[0].1[0];
+        assert!(why.starts_with("uring: not usable here: "), "{why}");
+        assert_eq!(opened[2].1[0], "aio: asked for by the configuration");
     }
 }
+
+#[test]
+fn where_both_are_forbidden_threads_take_over() {
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        let opened = open_without(&[libc::SYS_io_uring_setup, libc::SYS_io_setup], errno);
+        for (name, reasons) in &opened {
+            assert_eq!(*name, "threads");
+            let why = &reasons[reasons.len() - 2];
+            assert!(why.starts_with("aio: not usable here: "), "{why}");
+            assert_eq!(reasons[reasons.len() - 1], "threads: nothing faster is usable here");
+        }
+    }
+}
+
+const AIO_WORKS: &str = "aio: one read and one flush done";
 
 #[test]
 fn the_probe_says_what_it_found() {
     let rig = Rig::new(Kind::Uring);
     let threads = probe(EngineChoice::Threads, &rig.disk);
     assert_eq!(threads.reasons, ["threads: asked for by the configuration"]);
+    let aio = probe(EngineChoice::Aio, &rig.disk);
+    assert_eq!(aio.reasons, ["aio: asked for by the configuration", AIO_WORKS]);
     let auto = probe(EngineChoice::Auto, &rig.disk);
     let (engine, opened) = open(EngineChoice::Auto, &rig.disk, &rig.pool, DEPTH).expect("opened");
     assert_eq!(auto, opened);

@@ -1,19 +1,18 @@
 //! The `threads` engine: pread, pwritev and fdatasync on worker threads.
 //!
-//! For hosts where io_uring is forbidden (containers, hardened kernels) and as the plain reading of
-//! the engine contract that `uring` is compared with. A job carries its buffers to the worker and
+//! For hosts where io_uring and AIO are forbidden (containers, hardened kernels), for files without
+//! `O_DIRECT`, and as the plain reading of the engine contract that the others are compared with. A job carries its buffers to the worker and
 //! back, so nothing is shared but the list of completions. Dropping the engine closes the job
 //! channel and joins the workers, which finish what they were given.
 
-use super::{DiskEngine, EngineCounters, Kind, Progress, RETRIES_MAX};
-use super::{assert_request, failed, progress};
+use super::{DiskEngine, EngineCounters, Kind};
+use super::{assert_request, failed, retried, transfer};
 use crate::disk_file::DiskFd;
 use crate::thread;
 use crate::wake::Wake;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use proto::buffer::{BufMut, Pool};
 use proto::disk::{BufList, DiskDone, DiskError, DiskOp, DiskRequest, IoId};
-use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -204,15 +203,8 @@ fn perform(fd: BorrowedFd<'_>, job: Job) -> (DiskDone, Kind) {
 
 fn read(fd: BorrowedFd<'_>, offset: u64, mut buf: BufMut) -> Result<Option<BufMut>, DiskError> {
     let total = buf.len();
-    let mut done = 0;
-    loop {
-        let moved = retried(|| rustix::io::pread(fd, &mut buf[done..], offset + done as u64))?;
-        match progress(done, moved, total) {
-            Progress::Complete => return Ok(Some(buf)),
-            Progress::Again { done: reached } => done = reached,
-            Progress::AtEnd => return Err(DiskError::Short),
-        }
-    }
+    transfer(total, |done| rustix::io::pread(fd, &mut buf[done..], offset + done as u64))?;
+    Ok(Some(buf))
 }
 
 fn write(
@@ -221,16 +213,8 @@ fn write(
     data: &BufList,
     total: usize,
 ) -> Result<Option<BufMut>, DiskError> {
-    let mut done = 0;
-    loop {
-        let slices = gather(data, done);
-        let moved = retried(|| rustix::io::pwritev(fd, &slices, offset + done as u64))?;
-        match progress(done, moved, total) {
-            Progress::Complete => return Ok(None),
-            Progress::Again { done: reached } => done = reached,
-            Progress::AtEnd => return Err(DiskError::Short),
-        }
-    }
+    transfer(total, |done| rustix::io::pwritev(fd, &gather(data, done), offset + done as u64))?;
+    Ok(None)
 }
 
 fn flush(fd: BorrowedFd<'_>) -> Result<Option<BufMut>, DiskError> {
@@ -250,16 +234,4 @@ fn gather(data: &BufList, done: usize) -> Vec<IoSlice<'_>> {
         }
     }
     slices
-}
-
-/// Repeat a call that was interrupted, a bounded number of times.
-fn retried<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> Result<T, DiskError> {
-    for _ in 0..RETRIES_MAX {
-        match call() {
-            Ok(value) => return Ok(value),
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            Err(errno) => return Err(DiskError::Errno(errno.raw_os_error())),
-        }
-    }
-    Err(DiskError::Errno(Errno::AGAIN.raw_os_error()))
 }

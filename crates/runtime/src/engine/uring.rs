@@ -5,9 +5,8 @@
 //! a plain ring. The ring is created disabled and enabled at the first `submit`, so that it may be
 //! made by the thread that opens disks and belongs to the thread that runs the lane.
 //!
-//! **Slots.** The kernel holds raw addresses of buffers and gather lists. Both live in a slot of a
-//! table that never moves or shrinks, from `queue` until the completion came back. A request beyond
-//! the depth waits in a backlog without a slot. As there are never more requests at the kernel than
+//! **Slots.** The kernel holds raw addresses of buffers and gather lists; both live in the table of
+//! `slots` until the completion came back. As there are never more requests at the kernel than
 //! slots, and the completion queue is twice as long, it cannot overflow.
 //!
 //! **Waking.** In deferred mode the eventfd is switched off while the lane is awake: the ring's
@@ -18,17 +17,16 @@
 //! another thread), the slots are leaked: memory is cheaper than a device writing into a
 //! stranger's.
 
-use super::{DiskEngine, EngineCounters, Kind, PROBE_WAIT, Progress, RETRIES_MAX};
-use super::{assert_request, progress};
+use super::slots::{Left, Slots};
+use super::{DiskEngine, EngineCounters, PROBE_WAIT, assert_request};
 use crate::disk_file::DiskFd;
 use crate::wake::Wake;
 use io_uring::{IoUring, opcode, squeue, types};
 use proto::BLOCK_BYTES;
-use proto::buffer::{BufMut, Pool};
-use proto::disk::{BufList, DiskDone, DiskError, DiskOp, DiskRequest, IoId};
+use proto::buffer::Pool;
+use proto::disk::{DiskDone, DiskError, DiskOp, DiskRequest, IoId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
@@ -37,28 +35,6 @@ use std::sync::atomic::{Ordering, fence};
 /// The only registered file.
 const FILE: types::Fixed = types::Fixed(0);
 
-enum Work {
-    Read { buf: BufMut },
-    Write { data: BufList, bytes: usize },
-    Flush,
-}
-
-/// A request at the kernel, and the memory it refers to.
-struct Slot {
-    id: IoId,
-    offset: u64,
-    /// Bytes transferred by earlier attempts.
-    done: usize,
-    retries: u32,
-    work: Option<Work>,
-    /// The gather list of a write; kept to be used again by the slot's next owner.
-    iovecs: Vec<libc::iovec>,
-}
-
-// SAFETY: the raw pointers in `iovecs` point into the buffers of the same slot's `work`, which are
-// `Send`, and are only ever given to the kernel, which does not care about threads.
-unsafe impl Send for Slot {}
-
 /// One lane's queue on a file or device. See the head of this module.
 pub struct Uring {
     ring: IoUring,
@@ -66,13 +42,7 @@ pub struct Uring {
     _fd: Arc<DiskFd>,
     wake: Wake,
     pool: Pool,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-    backlog: VecDeque<DiskRequest>,
-    /// Requests at the front of the backlog that `submit` has released.
-    due: usize,
-    /// Slots whose request has to be given to the kernel (again).
-    ready: Vec<u32>,
+    slots: Slots,
     at_kernel: usize,
     is_deferred: bool,
     is_started: bool,
@@ -87,24 +57,12 @@ impl Uring {
         let wake = Wake::new()?;
         ring.submitter().register_files(&[fd.as_fd().as_raw_fd()])?;
         ring.submitter().register_eventfd(wake.as_raw_fd())?;
-        let slot = |_| Slot {
-            id: IoId(0),
-            offset: 0,
-            done: 0,
-            retries: 0,
-            work: None,
-            iovecs: Vec::new(),
-        };
         Ok(Uring {
             ring,
             _fd: fd,
             wake,
             pool,
-            slots: (0..depth).map(slot).collect(),
-            free: (0..depth).rev().collect(),
-            backlog: VecDeque::new(),
-            due: 0,
-            ready: Vec::new(),
+            slots: Slots::new(depth),
             at_kernel: 0,
             is_deferred,
             is_started: false,
@@ -112,41 +70,18 @@ impl Uring {
         })
     }
 
-    /// Give the request a slot and let it wait for `submit`.
-    fn place(&mut self, request: DiskRequest) {
-        let index = self.free.pop().expect("checked by the callers");
-        let slot = &mut self.slots[index as usize];
-        assert!(slot.work.is_none(), "a free slot holds nothing");
-        (slot.id, slot.done, slot.retries) = (request.id, 0, 0);
-        (slot.offset, slot.work) = match request.op {
-            DiskOp::Read { offset, len } => {
-                (offset, Some(Work::Read { buf: self.pool.alloc(len as usize) }))
-            }
-            DiskOp::Write { offset, data } => {
-                let bytes = data.iter().map(|buf| buf.len()).sum();
-                (offset, Some(Work::Write { data, bytes }))
-            }
-            DiskOp::Flush => (0, Some(Work::Flush)),
-        };
-        self.ready.push(index);
-    }
-
     /// Move requests into the submission queue and enter the kernel once.
     fn push_and_enter(&mut self) {
-        while self.due > 0 && !self.free.is_empty() {
-            let request = self.backlog.pop_front().expect("what is due is there");
-            self.due -= 1;
-            self.place(request);
-        }
-        if self.ready.is_empty() && self.ring.submission().is_empty() {
+        self.slots.place_due(&self.pool);
+        if self.slots.ready().is_empty() && self.ring.submission().is_empty() {
             return;
         }
         if !self.is_started {
             self.start();
         }
         let mut queue = self.ring.submission();
-        for index in self.ready.drain(..) {
-            let entry = self.slots[index as usize].entry().user_data(u64::from(index));
+        while let Some(index) = self.slots.take_ready() {
+            let entry = entry(self.slots.left(index)).user_data(u64::from(index));
             // SAFETY: the entry's addresses point into the slot's buffers and gather list, which
             // stay in place until its completion is seen (`finish`) or drop has drained the ring.
             unsafe { queue.push(&entry) }.expect("the ring has an entry for every slot");
@@ -177,24 +112,6 @@ impl Uring {
         }
     }
 
-    /// Handle one completion. `Some` when the request is finished, `None` when it goes on.
-    fn finish(&mut self, index: u32, result: i32) -> Option<DiskDone> {
-        self.at_kernel -= 1;
-        let slot = &mut self.slots[index as usize];
-        match slot.advance(result) {
-            Advance::Finished { kind, result } => {
-                let done = DiskDone { id: slot.id, result };
-                self.counters.count(kind, &done);
-                self.free.push(index);
-                Some(done)
-            }
-            Advance::Again => {
-                self.ready.push(index);
-                None
-            }
-        }
-    }
-
     /// Wait up to [`PROBE_WAIT`] for a completion; false if none came.
     fn wait_one(&mut self) -> bool {
         if !self.arm() {
@@ -212,82 +129,15 @@ fn is_passing(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::INTR | Errno::AGAIN | Errno::BUSY))
 }
 
-impl Slot {
-    /// The submission entry for what is left to do.
-    fn entry(&mut self) -> squeue::Entry {
-        let at = self.offset + self.done as u64;
-        let done = self.done;
-        match self.work.as_mut().expect("a submitted slot holds its work") {
-            Work::Read { buf } => {
-                let rest = &mut buf[done..];
-                opcode::Read::new(FILE, rest.as_mut_ptr(), rest.len() as u32).offset(at).build()
-            }
-            Work::Write { data, bytes } if data.len() == 1 => {
-                let rest = &data[0][done..];
-                assert_eq!(rest.len(), *bytes - done, "one buffer is the whole request");
-                opcode::Write::new(FILE, rest.as_ptr(), rest.len() as u32).offset(at).build()
-            }
-            Work::Write { data, .. } => {
-                fill(&mut self.iovecs, data, done);
-                let count = self.iovecs.len() as u32;
-                opcode::Writev::new(FILE, self.iovecs.as_ptr(), count).offset(at).build()
-            }
-            Work::Flush => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
+/// The submission entry for what is left to do.
+fn entry(left: Left) -> squeue::Entry {
+    match left {
+        Left::Read { to, len, at } => opcode::Read::new(FILE, to, len).offset(at).build(),
+        Left::Write { from, len, at } => opcode::Write::new(FILE, from, len).offset(at).build(),
+        Left::Gather { iovecs, count, at } => {
+            opcode::Writev::new(FILE, iovecs, count).offset(at).build()
         }
-    }
-
-    fn advance(&mut self, result: i32) -> Advance {
-        if result == -libc::EINTR || result == -libc::EAGAIN {
-            self.retries += 1;
-            if self.retries <= RETRIES_MAX {
-                return Advance::Again;
-            }
-        }
-        let work = self.work.take().expect("a submitted slot holds its work");
-        let (kind, total) = match &work {
-            Work::Read { buf } => (Kind::Read, buf.len()),
-            Work::Write { bytes, .. } => (Kind::Write { bytes: *bytes as u64 }, *bytes),
-            Work::Flush => (Kind::Flush, 0),
-        };
-        let Ok(moved) = usize::try_from(result) else {
-            return Advance::Finished { kind, result: Err(DiskError::Errno(-result)) };
-        };
-        match progress(self.done, moved, total) {
-            Progress::Complete => {
-                let data = match work {
-                    Work::Read { buf } => Some(buf.freeze()),
-                    Work::Write { .. } | Work::Flush => None,
-                };
-                Advance::Finished { kind, result: Ok(data) }
-            }
-            Progress::Again { done } => {
-                (self.done, self.retries, self.work) = (done, 0, Some(work));
-                Advance::Again
-            }
-            Progress::AtEnd => Advance::Finished { kind, result: Err(DiskError::Short) },
-        }
-    }
-}
-
-enum Advance {
-    Finished { kind: Kind, result: Result<Option<proto::Buf>, DiskError> },
-    Again,
-}
-
-/// Make `iovecs` the gather list of `data` from byte `done` on.
-fn fill(iovecs: &mut Vec<libc::iovec>, data: &BufList, done: usize) {
-    iovecs.clear();
-    let mut skip = done;
-    for buf in data {
-        if skip >= buf.len() {
-            skip -= buf.len();
-            continue;
-        }
-        let rest = &buf[skip..];
-        skip = 0;
-        // The kernel only reads through the address of a write's buffer.
-        let base = rest.as_ptr().cast_mut().cast();
-        iovecs.push(libc::iovec { iov_base: base, iov_len: rest.len() });
+        Left::Flush => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
     }
 }
 
@@ -317,11 +167,11 @@ fn build(depth: u32) -> io::Result<(IoUring, bool)> {
 impl DiskEngine for Uring {
     fn queue(&mut self, request: DiskRequest) {
         assert_request(&request);
-        self.backlog.push_back(request);
+        self.slots.queue(request);
     }
 
     fn submit(&mut self) {
-        self.due = self.backlog.len();
+        self.slots.release();
         self.push_and_enter();
     }
 
@@ -341,7 +191,8 @@ impl DiskEngine for Uring {
         loop {
             let Some(entry) = self.ring.completion().next() else { break };
             let index = u32::try_from(entry.user_data()).expect("we numbered the slots");
-            out.extend(self.finish(index, entry.result()));
+            self.at_kernel -= 1;
+            out.extend(self.slots.finish(index, entry.result(), &mut self.counters));
         }
         // Continued requests, and a backlog that may move up into the slots set free.
         self.push_and_enter();
@@ -370,7 +221,7 @@ impl DiskEngine for Uring {
     }
 
     fn in_flight(&self) -> usize {
-        self.backlog.len() + self.slots.len() - self.free.len()
+        self.slots.in_flight()
     }
 
     fn counters(&self) -> EngineCounters {
@@ -387,10 +238,10 @@ impl Drop for Uring {
         while self.at_kernel > 0 {
             let entered = self.ring.submit_and_wait(1);
             if entered.is_err_and(|error| !is_passing(&error)) {
-                return self.slots.drain(..).for_each(std::mem::forget);
+                return self.slots.leak();
             }
             while let Some(entry) = self.ring.completion().next() {
-                assert!(entry.user_data() < self.slots.len() as u64, "we numbered the slots");
+                assert!(entry.user_data() < self.slots.depth() as u64, "we numbered the slots");
                 self.at_kernel -= 1;
             }
         }
@@ -411,7 +262,7 @@ pub(super) fn probe_read(fd: &Arc<DiskFd>) -> Result<&'static str, String> {
     while done.is_empty() {
         if !ring.wait_one() {
             ring.at_kernel = 0;
-            ring.slots.drain(..).for_each(std::mem::forget);
+            ring.slots.leak();
             return Err(format!("a read was not answered within {} s", PROBE_WAIT.as_secs()));
         }
         ring.reap(&mut done);

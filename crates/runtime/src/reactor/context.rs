@@ -4,6 +4,7 @@ use super::conn::{Conn, Phase};
 use super::handle::Shared;
 use super::receive::Receiver;
 use super::table::Table;
+use super::watch::Watch;
 use super::{CONNECTIONS_MAX, CloseReason, ConnId, DiskIndex, FINISH_MS, LEFTOVER_BYTES_MAX};
 use super::{ListenerId, Opened, SendError, socket};
 use crate::engine::{DiskEngine, EngineCounters};
@@ -67,6 +68,14 @@ pub(super) struct Disk {
     pub engine: Box<dyn DiskEngine>,
     /// Something was queued since the last submit.
     pub is_dirty: bool,
+    /// Since when each of its operations is under way.
+    pub watch: Watch,
+}
+
+impl Disk {
+    fn new(engine: Box<dyn DiskEngine>) -> Disk {
+        Disk { engine, is_dirty: false, watch: Watch::default() }
+    }
 }
 
 pub(super) struct Listener {
@@ -110,7 +119,7 @@ impl Context {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             conns: Table::new(),
             listeners: Vec::new(),
-            disks: engines.into_iter().map(|engine| Disk { engine, is_dirty: false }).collect(),
+            disks: engines.into_iter().map(Disk::new).collect(),
             listed: Vec::new(),
             dirty: Vec::new(),
             ended: Vec::new(),
@@ -155,8 +164,9 @@ impl Context {
     }
 
     /// Give a disk a request. All requests of one iteration are submitted together at its end.
-    pub fn queue_disk(&mut self, disk: DiskIndex, request: DiskRequest) {
+    pub fn queue_disk(&mut self, disk: DiskIndex, mut request: DiskRequest) {
         let disk = &mut self.disks[disk.0];
+        request.id = disk.watch.begin(request.id, self.now);
         disk.engine.queue(request);
         disk.is_dirty = true;
     }

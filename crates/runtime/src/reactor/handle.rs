@@ -92,6 +92,8 @@ pub(super) struct Shared {
     pub is_asleep: AtomicBool,
     pub is_stopping: AtomicBool,
     pub loop_tick: AtomicU64,
+    /// When the oldest disk operation under way was given; `u64::MAX`: none.
+    pub oldest_io: AtomicU64,
     pub metrics: ReactorMetrics,
 }
 
@@ -159,6 +161,14 @@ impl<C> Handle<C> {
         now.0.saturating_sub(self.shared.loop_tick.load(Ordering::Relaxed))
     }
 
+    /// Nanoseconds that the oldest disk operation has been under way at `now`, 0 if there is none.
+    /// Looked at by the reactor at least every [`super::IDLE_TICK_MS`], also while it is idle; a
+    /// reactor that does not get to it grows old by [`age_nanos`](Handle::age_nanos).
+    #[must_use]
+    pub fn oldest_io_nanos(&self, now: Tick) -> u64 {
+        now.0.saturating_sub(self.shared.oldest_io.load(Ordering::Relaxed))
+    }
+
     /// The reactor's counters.
     #[must_use]
     pub fn metrics(&self) -> &ReactorMetrics {
@@ -206,6 +216,7 @@ mod tests {
             is_asleep: AtomicBool::new(false),
             is_stopping: AtomicBool::new(false),
             loop_tick: AtomicU64::new(0),
+            oldest_io: AtomicU64::new(u64::MAX),
             metrics: ReactorMetrics::default(),
         });
         let handle = Handle { inbox, shared };

@@ -34,6 +34,7 @@ mod table;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use crate::engine::DiskEngine;
 use crate::error::RuntimeError;
@@ -42,6 +43,7 @@ use conn::{Phase, Received};
 use context::Source;
 use crossbeam_channel::{Receiver, bounded};
 use handle::{Inbox, Shared};
+use proto::Tick;
 use proto::buffer::Pool;
 use proto::disk::DiskDone;
 use proto::frame::{Frame, FrameError};
@@ -224,6 +226,7 @@ where
         is_asleep: AtomicBool::new(false),
         is_stopping: AtomicBool::new(false),
         loop_tick: AtomicU64::new(clock::now().0),
+        oldest_io: AtomicU64::new(u64::MAX),
         metrics: ReactorMetrics::default(),
     });
     let (sender, inbox) = bounded(options.command_capacity);
@@ -232,7 +235,8 @@ where
     let spin = Spin::new(options.spin);
     let body = move || {
         let app = make();
-        Reactor { ctx, inbox, app, spin, done: Vec::new(), is_idle_tick: false }.run();
+        let (done, look_at) = (Vec::new(), Tick(0));
+        Reactor { ctx, inbox, app, spin, done, is_idle_tick: false, look_at }.run();
     };
     let thread =
         thread::spawn(&options.name, body).map_err(RuntimeError::system("start a thread"))?;
@@ -248,6 +252,8 @@ struct Reactor<A: Application> {
     done: Vec<DiskDone>,
     /// The last wait was a full idle tick without an event.
     is_idle_tick: bool,
+    /// When the age of disk operations is looked at next.
+    look_at: Tick,
 }
 
 impl<A: Application> Reactor<A> {
@@ -283,6 +289,11 @@ impl<A: Application> Reactor<A> {
         self.ctx.now = clock::now();
         self.ctx.shared.loop_tick.store(self.ctx.now.0, Ordering::Relaxed);
         self.ctx.shared.metrics.loops.add(1);
+        if self.ctx.now >= self.look_at {
+            self.look_at = self.ctx.now.after_millis(IDLE_TICK_MS / 2);
+            let oldest = self.ctx.disks.iter().filter_map(|disk| disk.watch.oldest()).min();
+            self.ctx.shared.oldest_io.store(oldest.map_or(u64::MAX, |at| at.0), Ordering::Relaxed);
+        }
     }
 
     /// Let everything leave that this iteration has brought about.
@@ -514,6 +525,8 @@ impl<A: Application> Reactor<A> {
             engine.reap(&mut self.done);
             if !self.done.is_empty() {
                 any = true;
+                let watch = &mut self.ctx.disks[index].watch;
+                self.done.iter_mut().for_each(|done| done.id = watch.end(done.id));
                 self.ctx.shared.metrics.disk_done.add(self.done.len() as u64);
                 self.app.disk(&mut self.ctx, DiskIndex(index), &mut self.done);
                 self.done.clear();

@@ -527,7 +527,7 @@ fn completions_wake_a_sleeping_reactor() {
     create_sparse(&path, 1 << 20).expect("a file");
     let disk = DiskFile::open(&path).expect("a disk");
     let pool = Pool::new(1 << 20);
-    for choice in [EngineChoice::Threads, EngineChoice::Auto] {
+    for choice in [EngineChoice::Threads, EngineChoice::Aio, EngineChoice::Auto] {
         let (engine, _) = open(choice, &disk, &pool, 8).expect("an engine");
         let server = Server::with(vec![engine], 16);
         for n in 0..300u64 {

@@ -35,8 +35,9 @@ fn two_paths() -> Paths<u32> {
 }
 
 fn is_empty(paths: &Paths<u32>) -> bool {
-    let Paths { conns, openings, begun, fences, .. } = paths;
-    conns.is_empty() && openings.is_empty() && begun.is_empty() && fences.is_empty()
+    let Paths { conns, openings, begun, fences, outcomes_order, outcomes_kept, .. } = paths;
+    let is_told = outcomes_order.is_empty() && *outcomes_kept == 0;
+    conns.is_empty() && openings.is_empty() && begun.is_empty() && fences.is_empty() && is_told
 }
 
 #[test]
@@ -202,6 +203,59 @@ fn the_slot_that_was_fenced_longest_ago_is_forgotten_first() {
     assert_eq!(paths.hello(900_001, 1_000, 0, 5), Err(Status::Fenced), "the last one");
     assert_eq!(paths.hello(900_001, 1_000 + again, 0, 5), Err(Status::Fenced));
     assert_eq!(paths.fenced.len(), paths.fenced_order.len());
+}
+
+/// A client that connects, writes, dies and never comes back.
+fn die_with_writes(paths: &mut Paths<u32>, session: u64, conn: u32, writes: u64) {
+    paths.hello(conn, session, 0, 1).expect("not fenced");
+    let tokens = session * 1_000_000..session * 1_000_000 + writes;
+    tokens.clone().for_each(|token| assert!(paths.begin(conn, &header(token), token)));
+    paths.closed(conn);
+    tokens.for_each(|token| paths.finish(token, lsn(token), Status::Ok));
+}
+
+#[test]
+fn outcomes_that_nobody_asks_for_are_bounded_and_their_session_is_out() {
+    let mut paths = Paths::new();
+    let each = OUTCOMES_MAX as u64 / 2;
+    // Session 1 has lost a connection with outcomes and holds another one, with a request open.
+    die_with_writes(&mut paths, 1, 10, each);
+    paths.hello(11, 1, 1, 1).expect("not fenced");
+    assert!(paths.begin(11, &header(7), 7));
+    die_with_writes(&mut paths, 2, 20, each);
+    assert_eq!((paths.outcomes_kept, paths.orphaned()), (OUTCOMES_MAX, vec![]), "as many as fit");
+
+    die_with_writes(&mut paths, 3, 30, 1);
+    assert_eq!(paths.outcomes_kept, each as usize + 1, "the oldest session's are given up");
+    assert_eq!(paths.orphaned(), [11], "it cannot be told what became of them, so it is out");
+    assert_eq!(paths.orphaned(), [], "once");
+    assert!(!paths.begin(11, &header(8), 8));
+    assert_eq!(paths.hello(12, 1, 2, 9), Err(Status::Fenced), "also with another slot");
+    paths.finish(7, lsn(7), Status::Ok);
+    assert_eq!(paths.outcomes_kept, each as usize + 1, "nothing is kept for it any more");
+
+    // The others are as they were.
+    paths.hello(21, 2, 1, 1).expect("not forgotten");
+    assert_eq!(paths.fence(21, header(9), 0, 1), []);
+    let (_, _, told) = paths.ready_fences().pop().expect("nothing is open");
+    assert_eq!(told.len(), each as usize);
+    assert_eq!(paths.outcomes_kept, 1);
+}
+
+#[test]
+fn a_fence_of_a_forgotten_session_is_never_answered() {
+    let mut paths = Paths::new();
+    die_with_writes(&mut paths, 1, 10, OUTCOMES_MAX as u64);
+    paths.hello(11, 1, 1, 1).expect("not fenced");
+    paths.hello(12, 1, 0, 2).expect("not fenced");
+    assert!(paths.begin(12, &header(7), 7));
+    // It waits for the open request of generation 2; before that ends, the session is forgotten.
+    assert_eq!(paths.fence(11, header(9), 0, 2), [12]);
+    assert_eq!(paths.ready_fences(), []);
+    die_with_writes(&mut paths, 2, 20, 1);
+    assert_eq!(paths.orphaned(), [11]);
+    paths.finish(7, lsn(7), Status::Ok);
+    assert_eq!(paths.ready_fences(), [], "an answer without its outcomes would be a lie");
 }
 
 #[test]

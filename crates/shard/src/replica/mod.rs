@@ -372,6 +372,8 @@ pub struct Replica {
     held: VecDeque<Held>,
     follower: Follower,
     reign: Option<Reign>,
+    /// Epoch in which the present reign began, or the last one that is over.
+    last_reign: Epoch,
     /// Clients' requests that wait for this replica to serve, or for more replicas.
     parked: VecDeque<ClientRequest>,
     /// Lives of stores that are over, up to and including.
@@ -426,6 +428,7 @@ impl Replica {
             held: VecDeque::new(),
             follower: Follower::new(shard.commit),
             reign: None,
+            last_reign: Epoch(0),
             parked: VecDeque::new(),
             dead: BTreeMap::new(),
             boot_primary,
@@ -441,6 +444,9 @@ impl Replica {
 
     /// Handle one event.
     pub fn step(&mut self, now: Tick, event: Event, view: &View<'_>, out: &mut Vec<Effect>) {
+        if let Some(reign) = &self.reign {
+            self.last_reign = reign.epoch;
+        }
         let mut ctx = Ctx { now, view, out };
         self.free_slots = view.free_slots;
         if !std::mem::replace(&mut self.is_promise_told, true) && self.promised > Epoch(0) {
@@ -472,6 +478,14 @@ impl Replica {
             self.woken_for = Some(at);
             out.push(Effect::Wake(at));
         }
+    }
+
+    /// Epoch of the lsns that its latest answers to clients speak of: an operation that it has
+    /// ordered carries the epoch in which the reign began, however often the configuration has
+    /// changed since.
+    #[must_use]
+    pub fn reign_epoch(&self) -> Epoch {
+        self.last_reign
     }
 
     /// What it is now.

@@ -1,0 +1,197 @@
+//! A store node as a whole: what its heartbeat thread says while a device hangs.
+
+use super::heart::Limits;
+use super::identity::{Prover, nonce};
+use super::*;
+use crate::disk::FormatOptions;
+use crate::faulty::{Faults, Faulty, Folder};
+use proto::frame::OutFrame;
+use proto::wire::{
+    HEADER_BYTES, Header, Hello, Kind, Limits as WireLimits, PathSlot, Peer, Ping, Reply, ReplyOp,
+    Request, RequestOp, VersionRange, Who,
+};
+use proto::{Epoch, ReplicaId, VolumeId};
+use shard::conf::Member;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Instant;
+
+const CLUSTER: [u8; 16] = [5; 16];
+/// Nothing here takes longer unless it is broken.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Store 1 in this process, over one disk whose device obeys `faults`.
+fn start(folder: &Folder, faults: &Arc<Faults>, limits: Limits) -> (StoreNode, String) {
+    let path = folder.path("disk0.img");
+    let options = FormatOptions {
+        size_bytes: Some(256 << 20),
+        cluster_id: CLUSTER,
+        journal_bytes: Some(16 << 20),
+        durability: None,
+    };
+    let header = disk::format(&path, &options).expect("formatted");
+    let config = StoreConfig {
+        store_id: 1,
+        incarnation: 10,
+        cluster_id: CLUSTER,
+        cluster_key: b"key".to_vec(),
+        listen: "127.0.0.1:0".parse().expect("an address"),
+        disks: vec![DiskConfig { path, engine: EngineChoice::Auto }],
+    };
+    let open = OpenStore::open(config).expect("opened");
+    let node = open.start_with(limits, |engine| Faulty::around(engine, faults)).expect("started");
+    (node, disk::hex(&header.disk_uuid))
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        std::thread::yield_now();
+    }
+}
+
+/// Store 2, as far as heartbeats go.
+struct Neighbour {
+    stream: TcpStream,
+    incarnation: u64,
+}
+
+impl Neighbour {
+    fn connect(node: &StoreNode) -> Neighbour {
+        let stream = TcpStream::connect(node.address()).expect("it listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
+        let mut neighbour = Neighbour { stream, incarnation: 20 };
+        let identity = Identity {
+            store: 2,
+            incarnation: 20,
+            cluster_id: CLUSTER,
+            cluster_key: b"key".to_vec(),
+        };
+        let own = identity.peer(nonce(), [0; 32]);
+        let called = neighbour.hello(own);
+        let sides = (&own, &called);
+        assert!(identity.verify(Kind::Heartbeat, Prover::Called, sides, &called.proof));
+        let proof = identity.prove(Kind::Heartbeat, Prover::Caller, &own, &called);
+        neighbour.hello(Peer { proof, ..own });
+        neighbour
+    }
+
+    fn hello(&mut self, own: Peer) -> Peer {
+        let hello = Hello {
+            versions: VersionRange::OWN,
+            features: 0,
+            cluster_id: CLUSTER,
+            lane: 0,
+            path: PathSlot { slot: 0, generation: 0 },
+            limits: WireLimits::DEFAULT,
+            who: Who::Heartbeat(own),
+        };
+        self.send(RequestOp::Hello(Box::new(hello)));
+        let ReplyOp::Hello(hello) = self.receive() else { panic!("HELLO is answered by HELLO") };
+        hello.peer
+    }
+
+    fn send(&mut self, op: RequestOp) {
+        let request = Request {
+            command_id: 1,
+            shard: ShardId::default(),
+            epoch: Epoch(0),
+            attach_epoch: 0,
+            is_fua: false,
+            op,
+        };
+        let OutFrame { head, payload } = request.encode();
+        let mut bytes = head.to_vec();
+        payload.iter().for_each(|buf| bytes.extend_from_slice(buf));
+        self.stream.write_all(&bytes).expect("sent");
+    }
+
+    fn receive(&mut self) -> ReplyOp {
+        let mut head = [0; HEADER_BYTES];
+        self.stream.read_exact(&mut head).expect("a header");
+        let header = Header::parse(&head).expect("well formed");
+        let (meta, payload) = (header.body.meta_bytes, header.body.payload_bytes);
+        let mut body = vec![0; (meta + payload) as usize];
+        self.stream.read_exact(&mut body).expect("a body");
+        let payload = body.split_off(meta as usize);
+        let pool = Pool::new(1 << 20);
+        let mut frame = proto::frame::Frame {
+            header: head.as_slice().into(),
+            meta: body.as_slice().into(),
+            payload: Default::default(),
+        };
+        if !payload.is_empty() {
+            frame.payload.push(pool.copy_of(&payload).freeze());
+        }
+        Reply::parse(&header, frame).expect("a reply").result.expect("not a refusal")
+    }
+
+    fn ping(&mut self, sequence: u64) {
+        let (store, incarnation) = (2, self.incarnation);
+        let ping = Ping { sequence, store, incarnation, peer_incarnation: 10, ..Ping::default() };
+        self.send(RequestOp::Ping(ping));
+    }
+
+    /// The number of the next heartbeat that is answered.
+    fn answered(&mut self) -> u64 {
+        let ReplyOp::Ping(ping) = self.receive() else { panic!("PING is answered by PING") };
+        ping.sequence
+    }
+}
+
+/// A device that hangs lets its lane live and its process tick: only the age of its operations tells.
+#[test]
+fn a_store_whose_device_hangs_is_not_vouched_for_until_it_answers_again() {
+    let (folder, faults) = (Folder::new(), Arc::new(Faults::default()));
+    // The thread may be as late as it likes: this test is about the device.
+    let limits = Limits { thread_ms: 60_000, device_ms: 1_000 };
+    let (short, long) = (500_000_000, 1_000_000_000);
+    let (mut node, disk_uuid) = start(&folder, &faults, limits);
+    let mut neighbour = Neighbour::connect(&node);
+    let age = |node: &StoreNode| node.handle.oldest_io_nanos(clock::now());
+    // A new disk is being made ready in the background, so there may be operations already.
+    until("the device is quick", || age(&node) < short);
+    neighbour.ping(1);
+    assert_eq!(neighbour.answered(), 1);
+
+    faults.hold(true);
+    let shard = ShardId { volume: VolumeId(9), index: 0 };
+    let replica = ReplicaId { shard, copy: 0 };
+    let uuids = ([0; 16], [0; 16]);
+    let member = Member { copy: 0, store: 1, incarnation: 10, disk: uuids.0, format_uuid: uuids.1 };
+    let conf = ShardConf {
+        shard,
+        epoch: Epoch(1),
+        rf: 1,
+        min_write: 1,
+        primary: 0,
+        isr: vec![0],
+        learners: Vec::new(),
+        members: vec![member],
+        history_id: 1,
+        attach_epoch: 0,
+    };
+    assert!(node.control(1, ControlOp::Create { disk_uuid, replica, blocks: 64, conf }));
+    until("the operation grows old", || age(&node) >= long);
+    let frames = node.heart.metrics().received_frames.get();
+    neighbour.ping(2);
+    until("the heartbeat is there", || node.heart.metrics().received_frames.get() > frames);
+    assert!(age(&node) >= long, "it had not been answered meanwhile");
+    assert!(node.handle.age_nanos(clock::now()) < 60_000_000_000, "the thread itself lives");
+
+    faults.hold(false);
+    until("the device answers", || age(&node) < short);
+    neighbour.ping(3);
+    assert_eq!(neighbour.answered(), 3, "the one in between was not answered, and never will be");
+    until("the replica is there", || {
+        node.drain().iter().any(|event| matches!(event, StoreEvent::Done { request_id: 1 }))
+    });
+    node.close();
+}
+
+#[test]
+fn the_limits_are_those_of_the_protocol() {
+    let Limits { thread_ms, device_ms } = Limits::default();
+    assert_eq!((thread_ms, device_ms), (500, 5_000));
+}
