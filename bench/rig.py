@@ -1,8 +1,10 @@
 """What a measurement needs of the machine: clusters, clients, baselines, CPU accounting, results.
 
-Disks of clusters are sparse files in a directory in memory (`/dev/shm`), formatted with
-`durability=plp`: a memory has no volatile cache, so neither side of a comparison flushes. A store
-serves them through its ordinary engine; the engine `mem` of the runtime crate serves no store.
+Disks of clusters are files in a directory in memory (`/dev/shm`), formatted with `durability=plp`: a
+memory has no volatile cache, so neither side of a comparison flushes. A store serves them through
+its ordinary engine; the engine `mem` of the runtime crate serves no store. Rows that compare reads
+with those of a device use files of the checkout's own file system, every block of them written
+before, because holes read faster than anything.
 
 Only processes that were started here are ended, by pid, and everything that was made is removed.
 """
@@ -89,10 +91,22 @@ def require(*programs: str) -> None:
 
 
 @contextlib.contextmanager
-def folder() -> Iterator[Path]:
-    """Give a directory in memory for the time of a measurement."""
-    with tempfile.TemporaryDirectory(prefix="pf-bench-", dir=MEMORY) as text:
+def folder(*, is_device: bool = False) -> Iterator[Path]:
+    """Give a directory for the time of a measurement, in memory or where the checkout is."""
+    above = ROOT / "target" / "bench" if is_device else MEMORY
+    above.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="pf-bench-", dir=above) as text:
         yield Path(text)
+
+
+def write_whole_file(path: Path, size_bytes: int) -> None:
+    """Make a file without holes, durably."""
+    block = bytes(1 << 20)
+    with path.open("wb") as stream:
+        for _ in range(size_bytes >> 20):
+            stream.write(block)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def run_json(command: Sequence[str], *, seconds: float) -> tuple[dict[str, Any], float]:
@@ -186,9 +200,9 @@ def client(kind: str, document: Mapping[str, Any]) -> tuple[dict[str, Any], floa
 
 
 class Cluster:
-    """A cluster of `pf up --detach`, on disks in memory."""
+    """A cluster of `pf up --detach`; its disks are sparse, or without holes."""
 
-    def __init__(self, place: Path, *, stores: int, disk_bytes: int) -> None:
+    def __init__(self, place: Path, *, stores: int, disk_bytes: int, is_full: bool) -> None:
         """Make its directory with formatted disks, and start it."""
         from pureflash._core import format_disk
 
@@ -208,9 +222,12 @@ class Cluster:
         for number in range(1, stores + 1):
             data = self.layout.store_data(f"s{number}")
             data.mkdir(parents=True)
+            path = data / "disk0.img"
+            if is_full:
+                write_whole_file(path, disk_bytes)
             format_disk(
-                str(data / "disk0.img"),
-                size_bytes=disk_bytes,
+                str(path),
+                size_bytes=None if is_full else disk_bytes,
                 cluster_id=bytes.fromhex(made.cluster_id),
                 durability="plp",
             )
@@ -281,10 +298,10 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(*, stores: int, disk_bytes: int) -> Iterator[Cluster]:
-    """Give a cluster for the time of a measurement."""
-    with folder() as place:
-        made = Cluster(place, stores=stores, disk_bytes=disk_bytes)
+def cluster(*, stores: int, disk_bytes: int, is_device: bool = False) -> Iterator[Cluster]:
+    """Give a cluster for the time of a measurement, in memory or on the checkout's device."""
+    with folder(is_device=is_device) as place:
+        made = Cluster(place, stores=stores, disk_bytes=disk_bytes, is_full=is_device)
         try:
             yield made
         finally:

@@ -230,7 +230,11 @@ impl Loop {
     fn done(&mut self, place: u32) {
         let (since, is_read) = self.since[place as usize];
         let nanos = clock::now().0 - since.0;
-        if is_read { self.reads.record(nanos) } else { self.writes.record(nanos) }
+        if is_read {
+            self.reads.record(nanos)
+        } else {
+            self.writes.record(nanos)
+        }
         assert!(self.outstanding > 0, "an answer to a request of the loop");
         self.outstanding -= 1;
     }

@@ -35,8 +35,8 @@ pub fn run_disk(
         return Err(LoadProblem::Options(problem));
     }
     let pool = Pool::new(POOL_BYTES);
-    let (engine, _) = engine::open(choice, &disk, &pool, load.depth)
-        .map_err(|problem| failed(problem.into()))?;
+    let (engine, _) =
+        engine::open(choice, &disk, &pool, load.depth).map_err(|problem| failed(problem.into()))?;
     let engines: Vec<Box<dyn DiskEngine>> = vec![engine];
     let options = Options {
         name: "load".to_owned(),

@@ -60,11 +60,7 @@ struct App {
 }
 
 impl App {
-    fn step(
-        &mut self,
-        ctx: &mut Context,
-        act: impl FnOnce(&mut Link, &mut Context, &mut Outcome),
-    ) {
+    fn step(&mut self, ctx: &mut Context, act: impl FnOnce(&mut Link, &mut Context, &mut Outcome)) {
         let mut outcome = Outcome::default();
         act(self.link.as_mut().expect("start() is the first call"), ctx, &mut outcome);
         self.follow(ctx, outcome);

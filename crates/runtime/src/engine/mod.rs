@@ -16,8 +16,10 @@
 //!
 //! **What it costs.** `uring`: one system call per batch of submissions and one per batch of
 //! completions; no allocation per I/O. `threads`: one hand-over to a worker and one system call per
-//! I/O. `mem`: a copy.
+//! I/O. `inline`: one system call per I/O, on the lane's thread. `mem`: a copy.
 
+mod calls;
+mod inline;
 mod mem;
 #[cfg(test)]
 mod suite;
@@ -34,6 +36,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use inline::Inline;
 pub use mem::{Mem, MemDisk};
 pub use threads::Threads;
 pub use uring::Uring;
@@ -93,14 +96,14 @@ pub trait DiskEngine: Send {
     /// What was done so far.
     fn counters(&self) -> EngineCounters;
 
-    /// `uring`, `threads` or `mem`, as `pf disk list` shows it.
+    /// `uring`, `threads`, `inline` or `mem`, as `pf disk list` shows it.
     fn name(&self) -> &'static str;
 }
 
 /// What the operator asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum EngineChoice {
-    /// io_uring where it works, else threads.
+    /// Inline for a file in memory, io_uring where it works, else threads.
     #[default]
     Auto,
     /// io_uring; falls back like `Auto`, because a store must start where io_uring is forbidden.
@@ -116,6 +119,8 @@ pub enum EngineKind {
     Uring,
     /// Worker threads.
     Threads,
+    /// The lane's own thread.
+    Inline,
 }
 
 impl fmt::Display for EngineKind {
@@ -123,6 +128,7 @@ impl fmt::Display for EngineKind {
         f.write_str(match self {
             EngineKind::Uring => "uring",
             EngineKind::Threads => "threads",
+            EngineKind::Inline => "inline",
         })
     }
 }
@@ -149,7 +155,12 @@ fn probe_fd(choice: EngineChoice, fd: &Arc<DiskFd>) -> Probe {
             reasons.push("threads: asked for by the configuration".to_owned());
             return Probe { kind: EngineKind::Threads, reasons };
         }
-        EngineChoice::Auto => {}
+        EngineChoice::Auto => {
+            if let Some(why) = inline::in_memory(fd) {
+                reasons.push(format!("inline: {why}"));
+                return Probe { kind: EngineKind::Inline, reasons };
+            }
+        }
         EngineChoice::Uring => reasons.push("uring: asked for by the configuration".to_owned()),
     }
     match uring::probe_read(fd) {
@@ -181,6 +192,11 @@ fn open_fd(
     depth: u32,
 ) -> Result<(Box<dyn DiskEngine>, Probe), RuntimeError> {
     let mut probed = probe_fd(choice, fd);
+    if probed.kind == EngineKind::Inline {
+        let engine = Inline::new(Arc::clone(fd), pool.clone())
+            .map_err(RuntimeError::system("make an eventfd"))?;
+        return Ok((Box::new(engine), probed));
+    }
     if probed.kind == EngineKind::Uring {
         match Uring::new(Arc::clone(fd), pool.clone(), depth) {
             Ok(ring) => return Ok((Box::new(ring), probed)),

@@ -19,6 +19,7 @@ const DEPTH: u32 = 8;
 enum Kind {
     Uring,
     Threads,
+    Inline,
     Mem,
 }
 
@@ -48,6 +49,7 @@ impl Rig {
         match self.kind {
             Kind::Uring => Box::new(Uring::new(fd, pool, DEPTH).expect("a ring")),
             Kind::Threads => Box::new(Threads::new(fd, pool, DEPTH).expect("threads")),
+            Kind::Inline => Box::new(Inline::new(fd, pool).expect("an inline engine")),
             Kind::Mem => Box::new(Mem::new(self.memory.clone(), pool).expect("a mem engine")),
         }
     }

@@ -5,17 +5,16 @@
 //! back, so nothing is shared but the list of completions. Dropping the engine closes the job
 //! channel and joins the workers, which finish what they were given.
 
-use super::{DiskEngine, EngineCounters, Kind, Progress, RETRIES_MAX};
-use super::{assert_request, failed, progress};
+use super::calls::{Job, perform};
+use super::{DiskEngine, EngineCounters, Kind, assert_request};
 use crate::disk_file::DiskFd;
 use crate::thread;
 use crate::wake::Wake;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use proto::buffer::{BufMut, Pool};
-use proto::disk::{BufList, DiskDone, DiskError, DiskOp, DiskRequest, IoId};
-use rustix::io::Errno;
+use proto::buffer::Pool;
+use proto::disk::{DiskDone, DiskRequest};
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,17 +23,6 @@ use std::thread::JoinHandle;
 /// Worker threads of one engine: the number of I/Os that a device sees at once. More threads than
 /// this cost more in context switches than the additional depth brings.
 const WORKERS: usize = 8;
-
-struct Job {
-    id: IoId,
-    work: Work,
-}
-
-enum Work {
-    Read { offset: u64, buf: BufMut },
-    Write { offset: u64, data: BufList },
-    Flush,
-}
 
 /// What the workers and the lane's thread share.
 struct Shared {
@@ -107,14 +95,7 @@ impl Threads {
 impl DiskEngine for Threads {
     fn queue(&mut self, request: DiskRequest) {
         assert_request(&request);
-        let work = match request.op {
-            DiskOp::Read { offset, len } => {
-                Work::Read { offset, buf: self.pool.alloc(len as usize) }
-            }
-            DiskOp::Write { offset, data } => Work::Write { offset, data },
-            DiskOp::Flush => Work::Flush,
-        };
-        self.queued.push_back(Job { id: request.id, work });
+        self.queued.push_back(Job::new(request, &self.pool));
         self.in_flight += 1;
     }
 
@@ -184,82 +165,4 @@ fn work(shared: &Shared, inbox: &Receiver<Job>) {
             shared.wake.signal();
         }
     }
-}
-
-fn perform(fd: BorrowedFd<'_>, job: Job) -> (DiskDone, Kind) {
-    let (kind, result) = match job.work {
-        Work::Read { offset, buf } => (Kind::Read, read(fd, offset, buf)),
-        Work::Write { offset, data } => {
-            let bytes = data.iter().map(|buf| buf.len() as u64).sum();
-            (Kind::Write { bytes }, write(fd, offset, &data, bytes as usize))
-        }
-        Work::Flush => (Kind::Flush, flush(fd)),
-    };
-    let done = match result {
-        Ok(buf) => DiskDone { id: job.id, result: Ok(buf.map(BufMut::freeze)) },
-        Err(error) => failed(job.id, error),
-    };
-    (done, kind)
-}
-
-fn read(fd: BorrowedFd<'_>, offset: u64, mut buf: BufMut) -> Result<Option<BufMut>, DiskError> {
-    let total = buf.len();
-    let mut done = 0;
-    loop {
-        let moved = retried(|| rustix::io::pread(fd, &mut buf[done..], offset + done as u64))?;
-        match progress(done, moved, total) {
-            Progress::Complete => return Ok(Some(buf)),
-            Progress::Again { done: reached } => done = reached,
-            Progress::AtEnd => return Err(DiskError::Short),
-        }
-    }
-}
-
-fn write(
-    fd: BorrowedFd<'_>,
-    offset: u64,
-    data: &BufList,
-    total: usize,
-) -> Result<Option<BufMut>, DiskError> {
-    let mut done = 0;
-    loop {
-        let slices = gather(data, done);
-        let moved = retried(|| rustix::io::pwritev(fd, &slices, offset + done as u64))?;
-        match progress(done, moved, total) {
-            Progress::Complete => return Ok(None),
-            Progress::Again { done: reached } => done = reached,
-            Progress::AtEnd => return Err(DiskError::Short),
-        }
-    }
-}
-
-fn flush(fd: BorrowedFd<'_>) -> Result<Option<BufMut>, DiskError> {
-    retried(|| rustix::fs::fdatasync(fd)).map(|()| None)
-}
-
-/// The buffers from byte `done` on.
-fn gather(data: &BufList, done: usize) -> Vec<IoSlice<'_>> {
-    let mut skip = done;
-    let mut slices = Vec::with_capacity(data.len());
-    for buf in data {
-        if skip >= buf.len() {
-            skip -= buf.len();
-        } else {
-            slices.push(IoSlice::new(&buf[skip..]));
-            skip = 0;
-        }
-    }
-    slices
-}
-
-/// Repeat a call that was interrupted, a bounded number of times.
-fn retried<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> Result<T, DiskError> {
-    for _ in 0..RETRIES_MAX {
-        match call() {
-            Ok(value) => return Ok(value),
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            Err(errno) => return Err(DiskError::Errno(errno.raw_os_error())),
-        }
-    }
-    Err(DiskError::Errno(Errno::AGAIN.raw_os_error()))
 }
