@@ -97,7 +97,7 @@ def parse_status_kib(text: str, name: str) -> int:
 
 
 def parse_host_busy(text: str, *, ticks_per_second: int) -> float:
-    """Read the busy seconds of all cores out of `/proc/stat`: all but idle and waiting for disks."""
+    """Read the busy seconds of all cores out of `/proc/stat`: all but idle and disk wait."""
     fields = [int(word) for word in text.splitlines()[0].split()[1:]]
     user, nice, system, interrupts, soft = fields[0], fields[1], fields[2], fields[5], fields[6]
     return (user + nice + system + interrupts + soft) / ticks_per_second

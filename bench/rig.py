@@ -1,10 +1,10 @@
 """What a measurement needs of the machine: clusters, clients, baselines, CPU accounting, results.
 
-Disks of clusters are files in a directory in memory (`/dev/shm`), formatted with `durability=plp`: a
-memory has no volatile cache, so neither side of a comparison flushes. A store serves them through
-its ordinary engine; the engine `mem` of the runtime crate serves no store. Rows that compare reads
-with those of a device use files of the checkout's own file system, every block of them written
-before, because holes read faster than anything.
+Disks of clusters are files in a directory in memory (`/dev/shm`), formatted with `durability=plp`:
+memory has no volatile cache, so neither side of a comparison flushes. A store chooses the engine
+`inline` for them by itself. Rows that compare reads with those of a device use files of the
+checkout's own file system, every block of them written before, because holes read faster than
+anything.
 
 Only processes that were started here are ended, by pid, and everything that was made is removed.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
+import datetime as dt
 import json
 import os
 import platform
@@ -30,8 +30,10 @@ from typing import Any, Final
 
 from bench import common
 from bench.common import Goal, Run
+
 from pureflash.client.api import Api
 from pureflash.client.context import resolve_server
+from pureflash.client.device import core_spec
 from pureflash.model.layout import Layout
 from pureflash.supervisor import cluster as clusters
 
@@ -155,7 +157,7 @@ class EpollPair:
         return Run(operations=found["operations"], seconds=found["seconds"], cpu_s=cpu)
 
 
-def work(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - the fields have several types
+def work(**changes: Any) -> dict[str, Any]:
     """Describe a load of our own generator: 4 KiB, depth 32, reads anywhere, unless changed."""
     usual = {
         "depth": 32,
@@ -265,18 +267,7 @@ class Cluster:
         spec = self.api.attach_volume(volume, is_read_only=False)
         described = {
             "cluster_id": spec.cluster_id,
-            "spec": {
-                "volume_id": spec.volume_id,
-                "size_bytes": spec.size_bytes,
-                "shard_size_bytes": spec.shard_size_bytes,
-                "attach_epoch": spec.attach_epoch,
-                "ticket": spec.ticket,
-                "shards": [
-                    {"index": shard.index, "epoch": shard.epoch, "address": shard.address}
-                    for shard in spec.shards
-                    if shard.address
-                ],
-            },
+            "spec": core_spec(spec) | {"ticket": spec.ticket},
             "work": dict(document),
         }
         pids = self.pids()
@@ -373,7 +364,7 @@ def save(
         "detail": detail,
         "flush_rules": rules,
         "machine": machine(strangers),
-        "date": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
+        "date": dt.datetime.now(tz=dt.UTC).isoformat(timespec="seconds"),
         "command": f"{command} --seconds {choice.seconds:g}",
         "commit": _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain") else ""),
         "corehash": subprocess.run(

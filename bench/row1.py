@@ -1,17 +1,17 @@
 """Row 1: the engine and one lane in one process, 4 KiB random reads at depth 32, against fio.
 
-Both read one file of the checkout's file system, all of it written before, through io_uring and with
-O_DIRECT, one after the other.
+Both read one file of the checkout's file system, all of it written before, through io_uring and
+with O_DIRECT, one after the other.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Final
 
 from bench import common, rig
 from bench.common import Goal, Run
+
 from pureflash import _core
 
 GOAL: Final = Goal(
@@ -80,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

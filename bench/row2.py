@@ -6,7 +6,6 @@ it written before, through io_uring and with O_DIRECT.
 
 from __future__ import annotations
 
-import sys
 from typing import Final
 
 from bench import common, rig
@@ -51,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

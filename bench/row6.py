@@ -6,7 +6,6 @@ copies of everything cannot be more than a third of that.
 
 from __future__ import annotations
 
-import sys
 from typing import Final
 
 from bench import common, rig
@@ -39,9 +38,7 @@ def main() -> None:
         def writes() -> Run:
             return rig.fio(words, seconds=choice.seconds, servers={})
 
-        baseline, measured, strangers = rig.pairs(
-            choice, writes, lambda: cluster.load("v", work)
-        )
+        baseline, measured, strangers = rig.pairs(choice, writes, lambda: cluster.load("v", work))
     figure = common.ratios([r.iops for r in measured], [r.iops / COPIES for r in baseline])
     cpu = [common.spread([r.cpu_per_million for r in side]) for side in (baseline, measured)]
     rig.save(
@@ -58,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,7 +7,6 @@ ours has the C epoll pair beside it, so that a slow minute shows.
 
 from __future__ import annotations
 
-import sys
 from typing import Final
 
 from bench import common, rig
@@ -21,6 +20,30 @@ TITLES: Final = {
 }
 
 
+def measure(choice: rig.Choice, cluster: rig.Cluster, pair: rig.EpollPair, mode: str) -> None:
+    """Measure one kind of request."""
+    percent = 100 if mode == "read" else 0
+    work = rig.work(span_bytes=SPAN, read_percent=percent, seconds=choice.seconds)
+    baseline, measured, strangers = rig.pairs(
+        choice,
+        lambda: pair.run(mode, depth=32, seconds=choice.seconds),
+        lambda: cluster.load("v", work),
+    )
+    raw = common.spread([run.iops for run in baseline]).median
+    own = common.spread([run.iops for run in measured]).median
+    late = common.spread([run.p99_us for run in measured]).median
+    known = [VITASTOR_IOPS[mode]] * choice.pairs
+    rig.save(
+        choice,
+        Goal(row=f"7c-{mode}", title=TITLES[mode], must=2.0, is_least=True),
+        figure=common.ratios([run.iops for run in measured], known),
+        detail=f"IOPS {own:.0f}, p99 {late:.0f} us; C pair of the same minute {raw:.0f}",
+        rules=rig.rules_text("as it was measured", "none needed (plp)", measured),
+        strangers=strangers,
+        runs={"epoll_pair": baseline, "ours": measured},
+    )
+
+
 def main() -> None:
     """Measure."""
     assert __doc__ is not None
@@ -28,28 +51,9 @@ def main() -> None:
     with rig.folder() as place, rig.cluster(stores=COPIES, disk_bytes=2 << 30) as cluster:
         pair = rig.EpollPair(place)
         cluster.volume("v", SPAN, replicas=COPIES)
-        for mode, known in VITASTOR_IOPS.items():
-            percent = 100 if mode == "read" else 0
-            work = rig.work(span_bytes=SPAN, read_percent=percent, seconds=choice.seconds)
-            # Bound at once: the loop goes on.
-            baseline, measured, strangers = rig.pairs(
-                choice,
-                lambda mode=mode: pair.run(mode, depth=32, seconds=choice.seconds),
-                lambda work=work: cluster.load("v", work),
-            )
-            raw = common.spread([run.iops for run in baseline]).median
-            own = common.spread([run.iops for run in measured]).median
-            late = common.spread([run.p99_us for run in measured]).median
-            rig.save(
-                choice,
-                Goal(row=f"7c-{mode}", title=TITLES[mode], must=2.0, is_least=True),
-                figure=common.ratios([r.iops for r in measured], [known] * choice.pairs),
-                detail=f"IOPS {own:.0f}, p99 {late:.0f} us; C pair of the same minute {raw:.0f}",
-                rules=rig.rules_text("as it was measured", "none needed (plp)", measured),
-                strangers=strangers,
-                runs={"epoll_pair": baseline, "ours": measured},
-            )
+        for mode in VITASTOR_IOPS:
+            measure(choice, cluster, pair, mode)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -5,7 +5,6 @@ Both volumes are on the same three stores; the median latencies of each pair are
 
 from __future__ import annotations
 
-import sys
 from typing import Final
 
 from bench import common, rig
@@ -40,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,7 +2,7 @@
 
 use super::{LoadOptions, LoadProblem, Loop, PendingLoad};
 use crate::direct::DirectProblem;
-use crate::disk::DiskProblem;
+use crate::disk::{self, DiskProblem};
 use crossbeam_channel::bounded;
 use proto::Pool;
 use proto::disk::{DiskDone, DiskOp, DiskRequest, IoId};
@@ -30,7 +30,7 @@ pub fn run_disk(
     if load.read_percent != 100 {
         return Err(LoadProblem::Options("a bare disk is only read".to_owned()));
     }
-    let disk = DiskFile::open(path).map_err(|problem| failed(problem.into()))?;
+    let disk = disk::open_after_owner(path).map_err(failed)?;
     if let Some(problem) = load.problem(disk.size_bytes()) {
         return Err(LoadProblem::Options(problem));
     }
