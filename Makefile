@@ -1,5 +1,5 @@
 # Each target is one script in tools/; read those. `make help` lists the targets.
-.PHONY: help demo test check lint fmt deep clean
+.PHONY: help demo test check lint fmt deep bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,6 +24,10 @@ fmt: ## format Python and Rust
 
 deep: ## long simulations and crash runs into docs/reference/ledger.md; MINUTES=60
 	@tools/deep --minutes $(or $(MINUTES),60)
+
+bench: ## measure every row of docs/reference/performance.md that has a script; ~13 minutes
+	@tools/setup
+	@bash -c '. tools/environment.sh && use_project_programs && exec python -m bench.all'
 
 clean: ## delete everything that was built, the venv included
 	rm -rf target .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -19,6 +19,9 @@ __all__ = [
     "conf_first",
     "format_disk",
     "inspect_disk",
+    "load_disk",
+    "load_lane",
+    "load_volume",
     "version",
 ]
 
@@ -235,6 +238,39 @@ class Volume:
         traceback: TracebackType | None,
         /,
     ) -> None: ...
+
+@type_check_only
+class LoadWork(TypedDict):
+    depth: int
+    block_bytes: int
+    read_percent: int
+    span_bytes: int
+    seconds: float
+    operations: int | None
+    is_sequential: bool
+    seed: int
+
+@type_check_only
+class LoadLatency(TypedDict):
+    count: int
+    mean_us: float
+    p50_us: float
+    p99_us: float
+    max_us: float
+
+@type_check_only
+class LoadReport(TypedDict):
+    operations: int
+    seconds: float
+    flushes: int | None
+    reads: LoadLatency
+    writes: LoadLatency
+
+def load_volume(spec: VolumeSpec, work: LoadWork, *, cluster_id: bytes) -> LoadReport: ...
+def load_lane(
+    path: str | PathLike[str], work: LoadWork, *, cluster_id: bytes, engine: str = "auto"
+) -> LoadReport: ...
+def load_disk(path: str | PathLike[str], work: LoadWork, *, engine: str = "auto") -> LoadReport: ...
 
 @final
 class World:

@@ -233,7 +233,7 @@ pub fn read_header(disk: &DiskFile, pool: &Pool) -> Result<DiskHeader, DiskProbl
 
 /// Open a disk whose last owner may have died a moment ago: the kernel keeps a killed process's ring,
 /// and with it the lock, until the ring's last I/O is over.
-fn open_after_owner(path: &Path) -> Result<DiskFile, DiskProblem> {
+pub(crate) fn open_after_owner(path: &Path) -> Result<DiskFile, DiskProblem> {
     let deadline = Instant::now() + LOCK_WAIT;
     loop {
         match DiskFile::open(path) {

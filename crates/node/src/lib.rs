@@ -14,6 +14,7 @@ pub mod framing;
 pub mod gateway;
 pub mod lanes;
 mod link;
+pub mod load;
 pub mod spec;
 pub mod status;
 pub mod store;

@@ -10,6 +10,7 @@ mod disk;
 mod errors;
 mod gateway;
 mod lane;
+mod load;
 mod store;
 mod volume;
 mod world;
@@ -33,6 +34,8 @@ mod _core {
     use super::gateway::Gateway;
     #[pymodule_export]
     use super::lane::Lane;
+    #[pymodule_export]
+    use super::load::{load_disk, load_lane, load_volume};
     #[pymodule_export]
     use super::store::StoreNode;
     #[pymodule_export]

@@ -300,6 +300,10 @@ impl StoreNode {
         let facts = self.facts(py)?;
         let (out, disks, counters) = (PyDict::new(py), PyList::empty(py), PyDict::new(py));
         counters.set_item("sessions", facts.sessions)?;
+        for (name, hop) in hops(&facts.hops) {
+            counters.set_item(format!("{name}_hops"), hop.count)?;
+            counters.set_item(format!("{name}_nanos"), hop.nanos)?;
+        }
         for disk in &facts.disks {
             disks.append(describe(py, disk)?)?;
             for lane in &disk.counters {
@@ -331,6 +335,17 @@ impl StoreNode {
         py.detach(|| self.with(store::StoreNode::facts))?
             .ok_or_else(|| raise(Status::Unavailable, "the store has stopped"))
     }
+}
+
+fn hops(hops: &store::Hops) -> [(&'static str, store::Hop); 6] {
+    [
+        ("client_read", hops.client_reads),
+        ("client_write", hops.client_writes),
+        ("lane_read", hops.lane_reads),
+        ("lane_write", hops.lane_writes),
+        ("peer_write", hops.peer_writes),
+        ("served_write", hops.served_writes),
+    ]
 }
 
 fn counted(lane: &::lane::lane::Counters) -> [(&'static str, u64); 12] {

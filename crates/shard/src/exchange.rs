@@ -17,6 +17,7 @@ use proto::{BLOCK_BYTES, Epoch, Lsn, Seq, Status};
 
 /// What a client's request comes to.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "the large one is the usual one")]
 pub enum Turn {
     /// Answer it at once.
     Reply(ReplyOp),

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from pureflash.cli import clusters, exports, images, jobs, processes, stores, volumes
+from pureflash.cli import bench, clusters, exports, images, jobs, processes, stores, volumes
 from pureflash.cli.options import DataOption, Output, OutputOption
 from pureflash.cli.outcome import CommandProblem, Exit, present
 
@@ -35,6 +35,7 @@ app.add_typer(images.app, name="image")
 app.add_typer(stores.store_app, name="store")
 app.add_typer(stores.disk_app, name="disk")
 app.add_typer(jobs.app, name="job")
+app.add_typer(bench.app, name="bench")
 app.add_typer(processes.config_app, name="config")
 app.add_typer(processes.conductor_app, name="conductor")
 app.add_typer(processes.gateway_app, name="gateway")

@@ -91,6 +91,22 @@ class Device:
             )
 
 
+def core_spec(spec: VolumeSpec) -> dict[str, Any]:
+    """Describe a volume as the core takes it; shards without a primary are left out."""
+    return {
+        "volume_id": spec.volume_id,
+        "size_bytes": spec.size_bytes,
+        "shard_size_bytes": spec.shard_size_bytes,
+        "attach_epoch": spec.attach_epoch,
+        "ticket": bytes.fromhex(spec.ticket),
+        "shards": [
+            {"index": shard.index, "epoch": shard.epoch, "address": shard.address}
+            for shard in spec.shards
+            if shard.address
+        ],
+    }
+
+
 def open_device(spec: VolumeSpec) -> Device:
     """Open a volume for I/O. Errors: SoftwareError UNSUPPORTED without a core that can."""
     module: Any = importlib.import_module("pureflash._core")
@@ -100,19 +116,5 @@ def open_device(spec: VolumeSpec) -> Device:
             "this build of the core has no Volume",
             next_step="build the package again: pip install .",
         )
-    volume: CoreVolume = module.Volume(
-        {
-            "volume_id": spec.volume_id,
-            "size_bytes": spec.size_bytes,
-            "shard_size_bytes": spec.shard_size_bytes,
-            "attach_epoch": spec.attach_epoch,
-            "ticket": bytes.fromhex(spec.ticket),
-            "shards": [
-                {"index": shard.index, "epoch": shard.epoch, "address": shard.address}
-                for shard in spec.shards
-                if shard.address
-            ],
-        },
-        cluster_id=bytes.fromhex(spec.cluster_id),
-    )
+    volume: CoreVolume = module.Volume(core_spec(spec), cluster_id=bytes.fromhex(spec.cluster_id))
     return Device(volume, size_bytes=spec.size_bytes)

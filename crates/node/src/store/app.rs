@@ -1,8 +1,9 @@
 //! The application of a store's reactor: connections, shards, lanes and control commands meet here.
 
 use super::heart::{HeartCommand, Shared};
+use super::hops::{Hops, LaneWork, is_prepare};
 use super::identity::{Identity, Prover, nonce};
-use super::links::{Links, PeerAddress};
+use super::links::{Answered, Links, PeerAddress};
 use super::{ControlOp, DiskFacts, ReplicaFacts, StoreConfig, StoreEvent, StoreFacts};
 use crate::disk::OpenDisk;
 use crate::framing::Opener;
@@ -48,7 +49,7 @@ pub(super) enum Command {
 
 /// Who waits for a lane.
 enum Waiter {
-    Shard { shard: ShardId, op: u32 },
+    Shard { shard: ShardId, op: u32, since: Tick, work: LaneWork },
     Created { request_id: u64, lane: usize, conf: ShardConf },
     Control { request_id: u64, then: Then },
     Closed,
@@ -100,6 +101,15 @@ struct Pending {
     /// The reply to a success without data; `None` for a read.
     done: Option<ReplyOp>,
     start_in_block: u32,
+    since: Tick,
+}
+
+/// A request of another store that a replica works on.
+struct Asked {
+    conn: ConnId,
+    command_id: u64,
+    since: Tick,
+    is_prepare: bool,
 }
 
 /// A disk with its lanes, by their place in the store.
@@ -117,8 +127,8 @@ pub(super) struct StoreApp {
     conns: HashMap<ConnId, Conn>,
     paths: Paths<ConnId>,
     pending: HashMap<u64, Pending>,
-    /// Requests of other stores that a replica works on.
-    asked: HashMap<u64, (ConnId, u64)>,
+    asked: HashMap<u64, Asked>,
+    hops: Hops,
     links: Links,
     identity: Identity,
     booted: Tick,
@@ -187,6 +197,7 @@ impl StoreApp {
             paths: Paths::new(),
             pending: HashMap::new(),
             asked: HashMap::new(),
+            hops: Hops::default(),
             links: Links::new(Kind::Peer, identity.clone()),
             identity,
             booted: outlets.booted,
@@ -402,7 +413,8 @@ impl StoreApp {
             return;
         }
         self.charge(ctx, id, bytes);
-        let pending = Pending { conn: id, header, bytes, done, start_in_block };
+        let since = clock::now();
+        let pending = Pending { conn: id, header, bytes, done, start_in_block, since };
         self.pending.insert(token, pending);
         let request = ClientRequest {
             token,
@@ -427,7 +439,8 @@ impl StoreApp {
         }
         let token = self.next_token;
         self.next_token += 1;
-        self.asked.insert(token, (id, command_id));
+        let (since, is_prepare) = (clock::now(), is_prepare(&request.op));
+        self.asked.insert(token, Asked { conn: id, command_id, since, is_prepare });
         self.step(ctx, shard, Event::Peer { from, token, request });
     }
 
@@ -454,14 +467,19 @@ impl StoreApp {
         for effect in effects {
             match effect {
                 Effect::Lane { op, request } => {
-                    self.lanes.request(ctx, lane, request, Waiter::Shard { shard, op });
+                    let (since, work) = (clock::now(), LaneWork::of(&request));
+                    let waiter = Waiter::Shard { shard, op, since, work };
+                    self.lanes.request(ctx, lane, request, waiter);
                 }
                 Effect::Reply { token, result } => self.answer(ctx, token, result),
                 Effect::Send { to, request } => self.links.send(ctx, to, request),
                 Effect::Answer { token, mut reply } => {
-                    if let Some((conn, command_id)) = self.asked.remove(&token) {
-                        reply.command_id = command_id;
-                        self.send(ctx, conn, &reply);
+                    if let Some(asked) = self.asked.remove(&token) {
+                        if asked.is_prepare {
+                            self.hops.served_writes.over(asked.since);
+                        }
+                        reply.command_id = asked.command_id;
+                        self.send(ctx, asked.conn, &reply);
                     }
                 }
                 Effect::Propose { epoch, transition } => {
@@ -553,6 +571,10 @@ impl StoreApp {
                 conn.is_paused = false;
                 ctx.resume(pending.conn);
             }
+        }
+        match pending.done {
+            None => self.hops.client_reads.over(pending.since),
+            Some(_) => self.hops.client_writes.over(pending.since),
         }
         let (lsn, status) = match &result {
             // A change that needed no operation has no lsn.
@@ -690,7 +712,12 @@ impl StoreApp {
 
     fn finished(&mut self, ctx: &mut Context, finished: Finished<Waiter>) {
         match finished.waiter {
-            Waiter::Shard { shard, op } => {
+            Waiter::Shard { shard, op, since, work } => {
+                match work {
+                    LaneWork::Read => self.hops.lane_reads.over(since),
+                    LaneWork::Write => self.hops.lane_writes.over(since),
+                    LaneWork::Other => {}
+                }
                 // A deleted shard's operations were all answered before it went.
                 self.step(ctx, shard, Event::Lane { op, result: finished.result });
             }
@@ -809,7 +836,7 @@ impl StoreApp {
             disks.push(facts);
         }
         let sessions = self.clients();
-        StoreFacts { replicas, disks, sessions }
+        StoreFacts { replicas, disks, sessions, hops: self.hops }
     }
 
     fn clients(&self) -> usize {
@@ -888,7 +915,10 @@ impl Application for StoreApp {
 
     fn frame(&mut self, ctx: &mut Context, id: ConnId, frame: Frame) {
         if self.links.owns(id) {
-            if let Some((from, reply)) = self.links.frame(ctx, id, frame) {
+            if let Some(Answered { from, reply, since }) = self.links.frame(ctx, id, frame) {
+                if let Some(since) = since {
+                    self.hops.peer_writes.over(since);
+                }
                 let shard = reply.shard;
                 self.step(ctx, shard, Event::PeerReply { from, reply });
             }
@@ -919,7 +949,7 @@ impl Application for StoreApp {
             return;
         }
         if let Some(Conn { caller: Caller::Store(_), .. }) = self.conns.remove(&id) {
-            self.asked.retain(|_, (conn, _)| *conn != id);
+            self.asked.retain(|_, asked| asked.conn != id);
         }
         self.paths.closed(id);
     }

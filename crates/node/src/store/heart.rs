@@ -15,7 +15,7 @@
 
 use super::app::Command;
 use super::identity::Identity;
-use super::links::{Links, PeerAddress};
+use super::links::{Answered, Links, PeerAddress};
 use crate::framing::Opener;
 use proto::disk::DiskDone;
 use proto::frame::Frame;
@@ -206,7 +206,7 @@ impl Application for HeartApp {
 
     fn frame(&mut self, ctx: &mut Context, conn: ConnId, frame: Frame) {
         if self.links.owns(conn) {
-            if let Some((from, reply)) = self.links.frame(ctx, conn, frame)
+            if let Some(Answered { from, reply, .. }) = self.links.frame(ctx, conn, frame)
                 && let Ok(ReplyOp::Ping(ping)) = reply.result
             {
                 self.step(ctx, Event::Pong { from, ping });

@@ -5,6 +5,7 @@
 //! matters, and takes every answer for what it says itself. Requests get numbers of their own on the
 //! way, because two replicas may use the same.
 
+use super::hops::is_prepare;
 use super::identity::{Identity, Prover, nonce};
 use crate::framing::Opener;
 use proto::frame::Frame;
@@ -13,6 +14,7 @@ use proto::wire::{
     VersionRange, Who,
 };
 use proto::{Epoch, ShardId, Tick};
+use runtime::clock;
 use runtime::reactor::{Address, ConnId, Context, HANDSHAKE_MS};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -33,6 +35,24 @@ pub struct PeerAddress {
     pub incarnation: u64,
     /// Where it listens.
     pub address: SocketAddr,
+}
+
+/// A request whose answer is awaited.
+struct Sent {
+    /// The sender's own number for it.
+    command_id: u64,
+    /// When, if it is a PREPARE.
+    since: Option<Tick>,
+}
+
+/// The answer to somebody's request.
+pub(super) struct Answered {
+    /// Of this store.
+    pub(super) from: u64,
+    /// With the sender's own number.
+    pub(super) reply: Reply,
+    /// When it was sent, if it was a PREPARE.
+    pub(super) since: Option<Tick>,
 }
 
 enum State {
@@ -58,8 +78,8 @@ struct Link {
     retry_at: Tick,
     queue: VecDeque<Request>,
     next: u64,
-    /// Number on the connection: (number of the sender, shard).
-    sent: BTreeMap<u64, u64>,
+    /// By number on the connection.
+    sent: BTreeMap<u64, Sent>,
 }
 
 impl Link {
@@ -135,7 +155,8 @@ impl Links {
     fn pass(ctx: &mut Context, link: &mut Link, conn: ConnId, mut request: Request) {
         let number = link.next;
         link.next += 1;
-        link.sent.insert(number, request.command_id);
+        let since = is_prepare(&request.op).then(clock::now);
+        link.sent.insert(number, Sent { command_id: request.command_id, since });
         link.sent.remove(&number.saturating_sub(SENT_MAX));
         request.command_id = number;
         // A full queue ends the connection; `closed` follows.
@@ -193,7 +214,7 @@ impl Links {
         ctx: &mut Context,
         conn: ConnId,
         frame: Frame,
-    ) -> Option<(u64, Reply)> {
+    ) -> Option<Answered> {
         let store = *self.conns.get(&conn)?;
         let header = Header::parse(&frame.header).expect("the framing has checked it");
         let Ok(mut reply) = Reply::parse(&header, frame) else {
@@ -204,8 +225,9 @@ impl Links {
         let link = self.links.get_mut(&store)?;
         match (&link.state, &reply.result) {
             (State::Open { .. }, _) => {
-                reply.command_id = link.sent.remove(&reply.command_id)?;
-                return Some((store, reply));
+                let sent = link.sent.remove(&reply.command_id)?;
+                reply.command_id = sent.command_id;
+                return Some(Answered { from: store, reply, since: sent.since });
             }
             (State::Greeting { own, .. }, Ok(ReplyOp::Hello(hello))) => {
                 let (own, called) = (*own, hello.peer);

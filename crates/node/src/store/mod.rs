@@ -14,6 +14,7 @@
 
 mod app;
 mod heart;
+mod hops;
 mod identity;
 mod links;
 #[cfg(test)]
@@ -44,6 +45,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use app::verify_ticket;
+pub use hops::{Hop, Hops};
 pub use links::PeerAddress;
 
 /// Free buffers that a store keeps per size class.
@@ -142,6 +144,8 @@ pub struct StoreFacts {
     pub disks: Vec<DiskFacts>,
     /// Connections that have said HELLO.
     pub sessions: usize,
+    /// Where the time of requests goes.
+    pub hops: Hops,
 }
 
 /// What the control plane asks; the answer is an event with the same id.

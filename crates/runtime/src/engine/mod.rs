@@ -16,10 +16,12 @@
 //!
 //! **What it costs.** `uring`: one system call per batch of submissions and one per batch of
 //! completions; no allocation per I/O. `aio`: the same, and one more to find out that there is
-//! nothing before a sleep. `threads`: one hand-over to a worker and one system call per
-//! I/O. `mem`: a copy.
+//! nothing before a sleep. `threads`: one hand-over to a worker and one system call per I/O.
+//! `inline`: one system call per I/O, on the lane's thread. `mem`: a copy.
 
 mod aio;
+mod calls;
+mod inline;
 mod mem;
 mod slots;
 #[cfg(test)]
@@ -40,6 +42,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use aio::Aio;
+pub use inline::Inline;
 pub use mem::{Mem, MemDisk};
 pub use threads::Threads;
 pub use uring::Uring;
@@ -99,14 +102,14 @@ pub trait DiskEngine: Send {
     /// What was done so far.
     fn counters(&self) -> EngineCounters;
 
-    /// `uring`, `aio`, `threads` or `mem`, as `pf disk list` shows it.
+    /// `uring`, `aio`, `threads`, `inline` or `mem`, as `pf disk list` shows it.
     fn name(&self) -> &'static str;
 }
 
 /// What the operator asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum EngineChoice {
-    /// The first of io_uring, Linux AIO and threads that works.
+    /// Inline for a file in memory, else the first of io_uring, Linux AIO and threads that works.
     #[default]
     Auto,
     /// io_uring; falls back like `Auto`, because a store must start where io_uring is forbidden.
@@ -121,7 +124,8 @@ impl EngineChoice {
     /// The engines to try, in order, before threads, which always work.
     fn candidates(self) -> &'static [EngineKind] {
         match self {
-            EngineChoice::Auto | EngineChoice::Uring => &[EngineKind::Uring, EngineKind::Aio],
+            EngineChoice::Auto => &[EngineKind::Inline, EngineKind::Uring, EngineKind::Aio],
+            EngineChoice::Uring => &[EngineKind::Uring, EngineKind::Aio],
             EngineChoice::Aio => &[EngineKind::Aio],
             EngineChoice::Threads => &[],
         }
@@ -137,6 +141,8 @@ pub enum EngineKind {
     Aio,
     /// Worker threads.
     Threads,
+    /// The lane's own thread.
+    Inline,
 }
 
 impl fmt::Display for EngineKind {
@@ -145,6 +151,7 @@ impl fmt::Display for EngineKind {
             EngineKind::Uring => "uring",
             EngineKind::Aio => "aio",
             EngineKind::Threads => "threads",
+            EngineKind::Inline => "inline",
         })
     }
 }
@@ -171,6 +178,9 @@ fn try_out(kind: EngineKind, fd: &Arc<DiskFd>) -> Result<&'static str, String> {
         EngineKind::Uring => uring::probe_read(fd),
         EngineKind::Aio => aio::probe(fd),
         EngineKind::Threads => Ok("always works"),
+        EngineKind::Inline => {
+            inline::in_memory(fd).ok_or_else(|| "the file is on a disk".to_owned())
+        }
     }
 }
 
@@ -195,6 +205,8 @@ fn decide(
                 reasons.push(format!("{kind}: {how}"));
                 return Probe { kind, reasons };
             }
+            // That a file is not in memory is no news.
+            Err(_) if kind == EngineKind::Inline => {}
             Err(why) => reasons.push(format!("{kind}: not usable here: {why}")),
         }
     }
@@ -237,6 +249,7 @@ fn make(
         EngineKind::Uring => Box::new(Uring::new(fd, pool, depth)?),
         EngineKind::Aio => Box::new(Aio::new(fd, pool, depth)?),
         EngineKind::Threads => Box::new(Threads::new(fd, pool, depth)?),
+        EngineKind::Inline => Box::new(Inline::new(fd, pool)?),
     })
 }
 

@@ -21,6 +21,7 @@ enum Kind {
     Uring,
     Aio,
     Threads,
+    Inline,
     Mem,
 }
 
@@ -51,6 +52,7 @@ impl Rig {
             Kind::Uring => Box::new(Uring::new(fd, pool, DEPTH).expect("a ring")),
             Kind::Aio => Box::new(Aio::new(fd, pool, DEPTH).expect("a context")),
             Kind::Threads => Box::new(Threads::new(fd, pool, DEPTH).expect("threads")),
+            Kind::Inline => Box::new(Inline::new(fd, pool).expect("an inline engine")),
             Kind::Mem => Box::new(Mem::new(self.memory.clone(), pool).expect("a mem engine")),
         }
     }
@@ -251,6 +253,7 @@ macro_rules! suite {
         mod uring { $(#[test] fn $case() { super::$case(super::Kind::Uring); })* }
         mod aio { $(#[test] fn $case() { super::$case(super::Kind::Aio); })* }
         mod threads { $(#[test] fn $case() { super::$case(super::Kind::Threads); })* }
+        mod inline { $(#[test] fn $case() { super::$case(super::Kind::Inline); })* }
         mod mem { $(#[test] fn $case() { super::$case(super::Kind::Mem); })* }
     };
 }
@@ -291,6 +294,7 @@ fn engine_over(kind: Kind, fd: OwnedFd) -> Box<dyn DiskEngine> {
         Kind::Uring => Box::new(Uring::new(fd, pool, DEPTH).expect("a ring")),
         Kind::Aio => Box::new(Aio::new(fd, pool, DEPTH).expect("a context")),
         Kind::Threads => Box::new(Threads::new(fd, pool, DEPTH).expect("threads")),
+        Kind::Inline => Box::new(Inline::new(fd, pool).expect("an inline engine")),
         Kind::Mem => panic!("it has no descriptor"),
     }
 }

@@ -1,20 +1,20 @@
 //! The `threads` engine: pread, pwritev and fdatasync on worker threads.
 //!
-//! For hosts where io_uring and AIO are forbidden (containers, hardened kernels), for files without
-//! `O_DIRECT`, and as the plain reading of the engine contract that the others are compared with. A job carries its buffers to the worker and
+//! For hosts where io_uring is forbidden (containers, hardened kernels) and as the plain reading of
+//! the engine contract that `uring` is compared with. A job carries its buffers to the worker and
 //! back, so nothing is shared but the list of completions. Dropping the engine closes the job
 //! channel and joins the workers, which finish what they were given.
 
-use super::{DiskEngine, EngineCounters, Kind};
-use super::{assert_request, failed, retried, transfer};
+use super::calls::{Job, perform};
+use super::{DiskEngine, EngineCounters, Kind, assert_request};
 use crate::disk_file::DiskFd;
 use crate::thread;
 use crate::wake::Wake;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use proto::buffer::{BufMut, Pool};
-use proto::disk::{BufList, DiskDone, DiskError, DiskOp, DiskRequest, IoId};
+use proto::buffer::Pool;
+use proto::disk::{DiskDone, DiskRequest};
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,17 +23,6 @@ use std::thread::JoinHandle;
 /// Worker threads of one engine: the number of I/Os that a device sees at once. More threads than
 /// this cost more in context switches than the additional depth brings.
 const WORKERS: usize = 8;
-
-struct Job {
-    id: IoId,
-    work: Work,
-}
-
-enum Work {
-    Read { offset: u64, buf: BufMut },
-    Write { offset: u64, data: BufList },
-    Flush,
-}
 
 /// What the workers and the lane's thread share.
 struct Shared {
@@ -106,14 +95,7 @@ impl Threads {
 impl DiskEngine for Threads {
     fn queue(&mut self, request: DiskRequest) {
         assert_request(&request);
-        let work = match request.op {
-            DiskOp::Read { offset, len } => {
-                Work::Read { offset, buf: self.pool.alloc(len as usize) }
-            }
-            DiskOp::Write { offset, data } => Work::Write { offset, data },
-            DiskOp::Flush => Work::Flush,
-        };
-        self.queued.push_back(Job { id: request.id, work });
+        self.queued.push_back(Job::new(request, &self.pool));
         self.in_flight += 1;
     }
 
@@ -183,55 +165,4 @@ fn work(shared: &Shared, inbox: &Receiver<Job>) {
             shared.wake.signal();
         }
     }
-}
-
-fn perform(fd: BorrowedFd<'_>, job: Job) -> (DiskDone, Kind) {
-    let (kind, result) = match job.work {
-        Work::Read { offset, buf } => (Kind::Read, read(fd, offset, buf)),
-        Work::Write { offset, data } => {
-            let bytes = data.iter().map(|buf| buf.len() as u64).sum();
-            (Kind::Write { bytes }, write(fd, offset, &data, bytes as usize))
-        }
-        Work::Flush => (Kind::Flush, flush(fd)),
-    };
-    let done = match result {
-        Ok(buf) => DiskDone { id: job.id, result: Ok(buf.map(BufMut::freeze)) },
-        Err(error) => failed(job.id, error),
-    };
-    (done, kind)
-}
-
-fn read(fd: BorrowedFd<'_>, offset: u64, mut buf: BufMut) -> Result<Option<BufMut>, DiskError> {
-    let total = buf.len();
-    transfer(total, |done| rustix::io::pread(fd, &mut buf[done..], offset + done as u64))?;
-    Ok(Some(buf))
-}
-
-fn write(
-    fd: BorrowedFd<'_>,
-    offset: u64,
-    data: &BufList,
-    total: usize,
-) -> Result<Option<BufMut>, DiskError> {
-    transfer(total, |done| rustix::io::pwritev(fd, &gather(data, done), offset + done as u64))?;
-    Ok(None)
-}
-
-fn flush(fd: BorrowedFd<'_>) -> Result<Option<BufMut>, DiskError> {
-    retried(|| rustix::fs::fdatasync(fd)).map(|()| None)
-}
-
-/// The buffers from byte `done` on.
-fn gather(data: &BufList, done: usize) -> Vec<IoSlice<'_>> {
-    let mut skip = done;
-    let mut slices = Vec::with_capacity(data.len());
-    for buf in data {
-        if skip >= buf.len() {
-            skip -= buf.len();
-        } else {
-            slices.push(IoSlice::new(&buf[skip..]));
-            skip = 0;
-        }
-    }
-    slices
 }

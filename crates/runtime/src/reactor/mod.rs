@@ -7,9 +7,10 @@
 //!
 //! **One iteration.** wait (epoll; the engines' and the command eventfd; timeout = next deadline,
 //! at most [`IDLE_TICK_MS`]) -> commands -> sockets: accept, receive, frames -> disk completions ->
-//! deadlines, timer -> `idle` -> submit to the disks, and if that completed something at once
-//! (memory, page cache) again completions and `idle` -> one send call per connection with frames ->
-//! report ended connections. So submissions and replies leave in batches that grow with the load.
+//! deadlines, timer -> `idle` -> one send call per connection with frames -> submit to the disks,
+//! and if that completed something at once (memory, page cache) again completions and `idle`, and
+//! what these brought is sent -> report ended connections. So submissions and replies leave in
+//! batches that grow with the load.
 //!
 //! **What it guarantees.** A connection that was opened is closed exactly once, with a reason, and
 //! no frame of it is handed out after that. Frames of one connection arrive in order and leave in
@@ -299,6 +300,9 @@ impl<A: Application> Reactor<A> {
     /// Let everything leave that this iteration has brought about.
     fn finish_turn(&mut self) {
         self.app.idle(&mut self.ctx);
+        // Before the disks: what goes to other stores is on its way while this one's disk works,
+        // which matters where an engine does its work inside `submit`.
+        self.send_dirty();
         for _ in 0..DISK_ROUNDS_PER_TURN {
             self.submit_disks();
             if !self.reap_disks() {

@@ -1,0 +1,156 @@
+//! Load on a volume, through a session as every client has one.
+
+use super::{Ask, LoadOptions, LoadProblem, Loop, PendingLoad};
+use crate::link::{self, Link, Outcome};
+use crate::{ClientProblem, VolumeSpec};
+use crossbeam_channel::bounded;
+use proto::Pool;
+use proto::block::{BlockOp, BlockRequest};
+use proto::disk::DiskDone;
+use proto::frame::Frame;
+use runtime::reactor::{
+    Application, CloseReason, ConnId, Context, DiskIndex, ListenerId, Opened, Options, SPIN_MAX,
+    spawn,
+};
+use shard::session::PathId;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::os::fd::OwnedFd;
+
+/// Free buffers kept, per size class.
+const POOL_BYTES: usize = 16 << 20;
+/// Id of the first request, which is not measured.
+const FIRST: u64 = u64::MAX;
+
+/// Begin a load on a volume. Requests that cannot be answered now wait, as always; the report comes
+/// when the last one is.
+pub fn run_volume(
+    cluster_id: [u8; 16],
+    spec: VolumeSpec,
+    load: LoadOptions,
+) -> Result<PendingLoad, LoadProblem> {
+    if let Some(problem) = load.problem(spec.size_bytes()) {
+        return Err(LoadProblem::Options(problem));
+    }
+    let (answer, result) = bounded(1);
+    let pool = Pool::new(POOL_BYTES);
+    let options = Options {
+        name: "load".to_owned(),
+        command_capacity: 1,
+        spin: SPIN_MAX,
+        pool: pool.clone(),
+    };
+    let session = link::options(cluster_id, None);
+    spawn(options, Vec::new(), move || App {
+        opening: Some((session, spec)),
+        link: None,
+        work: Loop::new(load, &pool, answer),
+        roles: HashMap::new(),
+    })
+    .map_err(ClientProblem::from)?;
+    Ok(PendingLoad { result })
+}
+
+struct App {
+    /// Taken in `start`.
+    opening: Option<(shard::session::Options, VolumeSpec)>,
+    link: Option<Link>,
+    work: Loop,
+    roles: HashMap<ConnId, PathId>,
+}
+
+impl App {
+    fn step(&mut self, ctx: &mut Context, act: impl FnOnce(&mut Link, &mut Context, &mut Outcome)) {
+        let mut outcome = Outcome::default();
+        act(self.link.as_mut().expect("start() is the first call"), ctx, &mut outcome);
+        self.follow(ctx, outcome);
+    }
+
+    /// Take what a step has brought; each answer begins the next request.
+    fn follow(&mut self, ctx: &mut Context, mut outcome: Outcome) {
+        loop {
+            self.roles.extend(outcome.begun.drain(..));
+            let replies = std::mem::take(&mut outcome.replies);
+            if replies.is_empty() {
+                return;
+            }
+            for (id, result) in replies {
+                if let Err(status) = result {
+                    self.work.fail(status.to_string());
+                    return ctx.stop();
+                }
+                if id == FIRST {
+                    self.work.begin();
+                    for place in 0..self.work.options.depth {
+                        self.ask(ctx, place, &mut outcome);
+                    }
+                } else {
+                    let place = u32::try_from(id).expect("ids are places");
+                    self.work.done(place);
+                    self.ask(ctx, place, &mut outcome);
+                }
+            }
+            if self.work.is_over() {
+                self.work.finish(None);
+                return ctx.stop();
+            }
+        }
+    }
+
+    fn ask(&mut self, ctx: &mut Context, place: u32, outcome: &mut Outcome) {
+        let Some(Ask { offset, is_read, .. }) = self.work.next(place) else { return };
+        let op = if is_read {
+            BlockOp::Read { offset, len: self.work.options.block_bytes }
+        } else {
+            BlockOp::Write { offset, data: self.work.payload.clone() }
+        };
+        let request = BlockRequest { id: u64::from(place), op };
+        self.link.as_mut().expect("started").submit(ctx, request, outcome);
+    }
+}
+
+impl Application for App {
+    type Command = Infallible;
+
+    fn start(&mut self, ctx: &mut Context) {
+        let (options, spec) = self.opening.take().expect("start() is called once");
+        let mut outcome = Outcome::default();
+        let mut link = Link::open(ctx, options, spec, &mut outcome);
+        let op = BlockOp::Read { offset: 0, len: self.work.options.block_bytes };
+        link.submit(ctx, BlockRequest { id: FIRST, op }, &mut outcome);
+        self.link = Some(link);
+        self.follow(ctx, outcome);
+    }
+
+    fn command(&mut self, _ctx: &mut Context, command: Infallible) {
+        match command {}
+    }
+
+    fn opened(&mut self, ctx: &mut Context, conn: ConnId, _how: Opened) {
+        // It may have been given up in the very iteration in which it came about.
+        let Some(path) = self.roles.get(&conn).copied() else { return };
+        self.step(ctx, |link, ctx, out| link.opened(ctx, path, out));
+    }
+
+    fn frame(&mut self, ctx: &mut Context, conn: ConnId, frame: Frame) {
+        let path = *self.roles.get(&conn).expect("a connection has a role until it has ended");
+        self.step(ctx, |link, ctx, out| link.frame(ctx, path, frame, out));
+    }
+
+    fn closed(&mut self, ctx: &mut Context, conn: ConnId, _reason: CloseReason) {
+        let path = self.roles.remove(&conn).expect("a connection ends once");
+        self.step(ctx, |link, ctx, out| link.closed(ctx, path, out));
+    }
+
+    fn timer(&mut self, ctx: &mut Context) {
+        self.step(ctx, |link, ctx, out| link.tick(ctx, out));
+    }
+
+    fn idle(&mut self, ctx: &mut Context) {
+        ctx.set_timer(self.link.as_ref().and_then(|link| link.session().wake_at()));
+    }
+
+    fn disk(&mut self, _ctx: &mut Context, _disk: DiskIndex, _done: &mut Vec<DiskDone>) {}
+
+    fn accepted(&mut self, _ctx: &mut Context, _listener: ListenerId, _socket: OwnedFd) {}
+}
