@@ -24,5 +24,6 @@ def test_acknowledged_writes_survive_kill_9(tmp_path: Path, engine: str) -> None
     assert totals.replayed_records > 0, "a kill without a clean close leaves records to replay"
     print(
         f"{engine}, served by {totals.engine}: {totals.kills} kills,"
-        f" {totals.acknowledged} writes acknowledged, {totals.checked_blocks} blocks decided by recovery"
+        f" {totals.acknowledged} writes acknowledged,"
+        f" {totals.checked_blocks} blocks decided by recovery"
     )

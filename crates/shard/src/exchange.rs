@@ -17,6 +17,7 @@ use proto::{BLOCK_BYTES, Epoch, Lsn, Seq, Status};
 
 /// What a client's request comes to.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "the large one is the common one: no box per I/O")]
 pub enum Turn {
     /// Answer it at once.
     Reply(ReplyOp),
