@@ -116,6 +116,9 @@ class FakeStoreNode:
     def resize_replica(self, request_id: int, volume_id: int, index: int, size_bytes: int) -> None:
         self._update(request_id, volume_id, index, {"size_bytes": size_bytes})
 
+    def hold_growth(self, disk: int, is_held: bool) -> None:
+        self.held[disk] = is_held
+
     def set_conf(self, request_id: int, volume_id: int, index: int, conf: bytes) -> None:
         known = self._read()["replicas"].get(f"{volume_id}/{index}")
         if known is None:

@@ -386,6 +386,49 @@ def test_an_older_incarnation_of_a_store_may_not_register() -> None:
     run(story())
 
 
+def test_a_life_that_was_reported_to_have_ended_may_not_register_again() -> None:
+    async def story() -> None:
+        world = World(stores=2)
+        await world.start_conductor()
+        world.stores[1].incarnation = 5
+        await world.join_all()
+        await world.conductor.store_exited(1, incarnation=5)
+        error = await attempt(world.join(1))
+        assert error is not None
+        assert error.code is Code.UNAVAILABLE
+        assert "incarnation 5 of s1 was reported to have ended" in error.message
+        assert "start the store again" in (error.next_step or "")
+        assert not world.conductor.view().is_online(1)
+
+        # Another conductor knows it from the metastore: the others were told for good.
+        await world.start_conductor()
+        assert await attempt(world.join(1)) is not None
+        world.stores[1].incarnation = 6
+        await world.join_all()
+        assert world.conductor.view().is_online(1)
+        assert world.conductor.view().stores[1].exited == 5
+        await world.conductor.store_exited(1, incarnation=5)
+        assert world.conductor.view().is_online(1), "said twice is no news of the next life"
+
+    run(story())
+
+
+def test_the_end_of_a_life_that_has_not_registered_yet_keeps_it_out() -> None:
+    async def story() -> None:
+        world = World(stores=1)
+        await world.start_conductor()
+        await world.join(1)
+        await world.conductor.store_exited(1, incarnation=2)
+        assert world.conductor.view().is_online(1), "the registered life is another one"
+        world.stores[1].incarnation = 2
+        assert await attempt(world.join(1)) is not None, "its message was on its way when it died"
+        world.stores[1].incarnation = 3
+        await world.join(1)
+        assert world.conductor.view().is_online(1)
+
+    run(story())
+
+
 def test_an_attach_gives_routes_and_a_ticket_of_the_volume() -> None:
     async def story() -> None:
         world = World(stores=2)

@@ -63,6 +63,11 @@ impl<W> Lanes<W> {
         &self.lanes[index].machine
     }
 
+    /// Let one lane take nothing more of its host's file system, or do again.
+    pub fn hold_growth(&mut self, index: usize, is_held: bool) {
+        self.lanes[index].machine.hold_growth(is_held);
+    }
+
     /// What recovery found on one lane.
     #[must_use]
     pub fn report(&self, index: usize) -> RecoveryReport {

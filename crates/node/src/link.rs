@@ -1,13 +1,12 @@
 //! One session on a reactor: its effects become connections and frames, and what comes back becomes
 //! its events. Shared by the gateway and the volume client.
 
-use crate::ClientProblem;
+use crate::{ClientProblem, framing};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use proto::Status;
 use proto::block::{BlockData, BlockRequest};
-use proto::frame::{BodyLayout, Frame, FrameError, Framing};
+use proto::frame::Frame;
 use proto::seam::Machine;
-use proto::wire::{HEADER_BYTES, Opcode, PfwFraming, Side};
 use runtime::clock;
 use runtime::reactor::{Address, ConnId, Context, Handle, Refused};
 use runtime::wake::Wake;
@@ -15,25 +14,6 @@ use shard::session::{Effect, Event, Options, PathId, Session, VolumeConf};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::RawFd;
 use std::sync::{Mutex, MutexGuard};
-
-/// PFW as the connecting side receives it: one HELLO reply, then everything else. It changes over
-/// by itself, because the frame behind the HELLO reply may be in the same read.
-struct CallerFraming(PfwFraming);
-
-impl Framing for CallerFraming {
-    fn header_bytes(&self) -> usize {
-        HEADER_BYTES
-    }
-
-    fn body(&mut self, header: &[u8]) -> Result<BodyLayout, FrameError> {
-        let header =
-            self.0.check(header).map_err(|error| FrameError { reason: error.to_string() })?;
-        if header.opcode == Opcode::Hello {
-            self.0 = PfwFraming::open(Side::Caller);
-        }
-        Ok(header.body)
-    }
-}
 
 /// What a step of the session has brought for its owner.
 #[derive(Default)]
@@ -116,8 +96,7 @@ impl Link {
             for effect in self.effects.drain(..) {
                 match effect {
                     Effect::Connect { path, address } => {
-                        let framing = CallerFraming(PfwFraming::handshake(Side::Caller));
-                        match ctx.connect(&Address::Tcp(address), Box::new(framing)) {
+                        match ctx.connect(&Address::Tcp(address), framing::caller(1)) {
                             Ok(conn) => {
                                 self.conns.insert(path, conn);
                                 out.begun.push((conn, path));

@@ -257,6 +257,11 @@ impl StoreNode {
         self.accepted(self.with(|node| node.set_peers(peers))?)
     }
 
+    /// Take no more of the host's file system for a disk (by its place in the store), or do again.
+    fn hold_growth(&self, disk: usize, is_held: bool) -> PyResult<()> {
+        self.accepted(self.with(|node| node.hold_growth(disk, is_held))?)
+    }
+
     /// A life of a store is over for certain.
     fn dead(&self, store: u64, incarnation: u64) -> PyResult<()> {
         self.accepted(self.with(|node| node.dead(store, incarnation))?)

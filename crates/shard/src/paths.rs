@@ -29,7 +29,7 @@
 //! right after it has connected again, so its outcomes are young and are not the ones to go.
 
 use crate::mutant::Mutant;
-use proto::wire::{FenceOutcome, Header};
+use proto::wire::{FenceOutcome, Header, PAYLOAD_BYTES_MAX};
 use proto::{Lsn, Status};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
@@ -40,8 +40,12 @@ use std::ops::RangeInclusive;
 /// opening of it would be accepted whose HELLO has been on its way ever since.
 pub const FENCED_MAX: usize = 65_536;
 
-/// Outcomes that are kept for fences to come: of some hundred clients that died at full depth.
-pub const OUTCOMES_MAX: usize = 65_536;
+/// Outcomes that are kept for fences to come: of some hundred clients that died at full depth, and
+/// never more than one answer has room for.
+pub const OUTCOMES_MAX: usize = PAYLOAD_BYTES_MAX as usize / FENCE_OUTCOME_BYTES;
+
+/// Bytes of one outcome in an answer (docs/reference/pfw.md).
+const FENCE_OUTCOME_BYTES: usize = 32;
 
 /// Forgotten sessions that are remembered; of more, the one forgotten longest ago goes. Its ticket
 /// would have to be older than all clients that have died since.

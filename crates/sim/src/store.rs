@@ -15,13 +15,14 @@ use proto::disk::{DiskDone, DiskOp, DiskRequest, IoId};
 use proto::frame::Frame;
 use proto::seam::Machine;
 use proto::wire::{
-    ByteRange, CheckedData, Header, Hello, HelloReply, Limits, Peer, Ping, Reply, ReplyOp, Request,
-    RequestOp, VERSION, Who,
+    Header, Hello, HelloReply, Limits, Peer, Ping, Reply, ReplyOp, Request, RequestOp, Ticket,
+    VERSION, Who,
 };
 use proto::{BLOCK_BYTES, Epoch, Lsn, Pool, Seq, ShardId, Status, Tick, VolumeId};
-use shard::client::{Answer, ClientOp, ClientRequest};
+use shard::client::Answer;
 use shard::conf::transition::Transition;
 use shard::conf::{Incarnation, ShardConf, StoreId};
+use shard::exchange::{Exchange, Finished, Turn, reply_to, turn};
 use shard::heartbeat::{self, Heartbeats, Timing};
 use shard::mutant::Mutant;
 use shard::paths::Paths;
@@ -236,18 +237,17 @@ enum Waiter {
     Audit(u64),
 }
 
+/// A connection that has said HELLO.
 struct Conn {
-    /// Set by HELLO: session, slot, generation.
-    slot: Option<(u64, u8, u64)>,
+    ticket: Ticket,
+    /// Session, slot, generation.
+    slot: (u64, u8, u64),
 }
 
 /// A client's request that a replica works on.
 struct Pending {
     conn: u64,
-    header: Header,
-    /// The reply to a success without data; `None` for a read.
-    done: Option<ReplyOp>,
-    start_in_block: u32,
+    exchange: Exchange,
     arrived: u64,
 }
 
@@ -748,7 +748,7 @@ impl Up {
             out.push(Output::Close(conn));
             return;
         }
-        self.conns.insert(conn, Conn { slot: Some(slot) });
+        self.conns.insert(conn, Conn { ticket: signed.ticket, slot });
         let peer = Peer {
             store: settings.store,
             incarnation: settings.incarnation,
@@ -763,7 +763,7 @@ impl Up {
             peer,
         };
         let op = ReplyOp::Hello(Box::new(reply));
-        self.reply(conn, header, Seq(0), Ok(op), out);
+        self.reply_ok(conn, header, op, out);
     }
 
     fn epoch(&self, shard: u32) -> Epoch {
@@ -771,28 +771,20 @@ impl Up {
         conf.map_or(Epoch(0), |conf| conf.epoch)
     }
 
-    fn reply(
-        &self,
-        conn: u64,
-        header: &Header,
-        seq: Seq,
-        result: Result<ReplyOp, Status>,
-        out: &mut Vec<Output>,
-    ) {
-        let epoch = self.epoch(header.shard.index);
-        let reply = match result {
-            Ok(op) => Reply {
-                command_id: header.command_id,
-                shard: header.shard,
-                epoch,
-                seq,
-                result: Ok(op),
-            },
-            Err(status) => Reply::refuse(header, epoch, status, 0),
-        };
+    fn send(&self, conn: u64, reply: Reply, out: &mut Vec<Output>) {
         if self.conns.contains_key(&conn) {
             out.push(Output::Frame { conn, reply });
         }
+    }
+
+    fn reply_ok(&self, conn: u64, header: &Header, op: ReplyOp, out: &mut Vec<Output>) {
+        let reply = reply_to(header, self.epoch(header.shard.index), Seq(0), op);
+        self.send(conn, reply, out);
+    }
+
+    fn refuse(&self, conn: u64, header: &Header, status: Status, out: &mut Vec<Output>) {
+        let reply = Reply::refuse(header, self.epoch(header.shard.index), status, 0);
+        self.send(conn, reply, out);
     }
 
     fn request(
@@ -802,43 +794,17 @@ impl Up {
         request: Request,
         out: &mut Vec<Output>,
     ) {
-        let Some(slot) = self.conns.get(&conn).and_then(|conn| conn.slot) else { return };
-        let zero =
-            |range: ByteRange| ClientOp::Zero { offset: range.offset(), length: range.length() };
-        let (op, done, start_in_block) = match request.op {
-            RequestOp::FencePath { slot, generation } => {
-                for closed in self.paths.fence(conn, header, slot, generation) {
-                    self.conns.remove(&closed);
-                    out.push(Output::Close(closed));
-                }
+        let Some(&Conn { ticket, slot }) = self.conns.get(&conn) else { return };
+        let token = self.token();
+        let (exchange, question) = match turn(token, header, request, &ticket) {
+            Turn::Reply(op) => return self.reply_ok(conn, &header, op, out),
+            Turn::Refuse(status) => return self.refuse(conn, &header, status, out),
+            Turn::Fence { slot, generation } => {
+                let closed = self.paths.fence(conn, header, slot, generation);
+                self.close(closed, out);
                 return self.answer_fences(out);
             }
-            RequestOp::Read { range, snap_seq: None } => {
-                let op = ClientOp::Read { offset: range.offset(), length: range.length() };
-                (op, None, (range.offset() % BLOCK_BYTES as u64) as u32)
-            }
-            RequestOp::Write(data) => {
-                let (range, crcs, data) = data.into_parts();
-                let op = ClientOp::Write { offset: range.offset(), crcs, data };
-                (op, Some(ReplyOp::Write), 0)
-            }
-            RequestOp::Discard(range) => (zero(range), Some(ReplyOp::Discard), 0),
-            RequestOp::WriteZeroes { range, .. } => (zero(range), Some(ReplyOp::WriteZeroes), 0),
-            RequestOp::Flush => (ClientOp::Flush, Some(ReplyOp::Flush), 0),
-            RequestOp::Ping(_)
-            | RequestOp::Read { snap_seq: Some(_), .. }
-            | RequestOp::CompareAndWrite { .. }
-            | RequestOp::Hello(_)
-            | RequestOp::Prepare(_)
-            | RequestOp::Settle(_)
-            | RequestOp::Tails(_)
-            | RequestOp::Copy(_)
-            | RequestOp::Digest(_)
-            | RequestOp::Snap(_)
-            | RequestOp::Attach(..)
-            | RequestOp::NeedConf(_) => {
-                return self.reply(conn, &header, Seq(0), Err(Status::Unsupported), out);
-            }
+            Turn::Ask(exchange, question) => (exchange, question),
         };
         let is_fenced = self.fenced.get(&(slot.0, slot.1)).is_some_and(|&upto| slot.2 <= upto);
         if is_fenced {
@@ -850,17 +816,20 @@ impl Up {
         }
         let shard = header.shard.index;
         if !self.replicas.contains_key(&shard) {
-            return self.reply(conn, &header, Seq(0), Err(Status::NotPrimary), out);
+            return self.refuse(conn, &header, Status::NotPrimary, out);
         }
-        let token = self.token();
         if !self.paths.begin(conn, &header, token) {
             return;
         }
-        let pending = Pending { conn, header, done, start_in_block, arrived: moment };
-        self.clients.insert(token, pending);
-        let (epoch, attach_epoch) = (request.epoch, request.attach_epoch);
-        let request = ClientRequest { token, epoch, attach_epoch, op };
-        self.work.push_back(Work::Replica(shard, replica::Event::Client(request)));
+        self.clients.insert(token, Pending { conn, exchange, arrived: moment });
+        self.work.push_back(Work::Replica(shard, replica::Event::Client(question)));
+    }
+
+    fn close(&mut self, conns: Vec<u64>, out: &mut Vec<Output>) {
+        for conn in conns {
+            self.conns.remove(&conn);
+            out.push(Output::Close(conn));
+        }
     }
 
     fn answer(
@@ -875,32 +844,23 @@ impl Up {
             out.push(Output::Violation(text));
             return;
         };
-        let header = &pending.header;
-        let (lsn, status) = match &result {
-            Ok(Answer::Done(seq)) if *seq > Seq(0) => {
-                (Some(Lsn { epoch: Epoch(header.epoch), seq: *seq }), Status::Ok)
-            }
-            Ok(Answer::Done(_) | Answer::Read { .. }) => (None, Status::Ok),
-            Err(status) => (None, *status),
-        };
+        if let Ok(Answer::Read { .. }) = result {
+            let (epoch, arrived) = (self.epoch(shard), pending.arrived);
+            out.push(Output::Served { shard, epoch, arrived });
+        }
+        let reign = self.replicas.get(&shard).map_or(Epoch(0), Replica::reign_epoch);
+        let Finished { lsn, status, reply } =
+            pending.exchange.finish(result, self.epoch(shard), reign);
         self.paths.finish(token, lsn, status);
-        let (seq, result) = match result {
-            Ok(Answer::Done(seq)) => (seq, Ok(pending.done.expect("only a read brings data"))),
-            Ok(Answer::Read { crcs, data }) => {
-                let epoch = self.epoch(shard);
-                out.push(Output::Served { shard, epoch, arrived: pending.arrived });
-                let data = CheckedData::assume(pending.start_in_block, crcs, data);
-                (Seq(0), Ok(ReplyOp::Read(data)))
-            }
-            Err(status) => (Seq(0), Err(status)),
-        };
-        self.reply(pending.conn, &pending.header, seq, result, out);
+        let orphaned = self.paths.orphaned();
+        self.close(orphaned, out);
+        self.send(pending.conn, reply, out);
         self.answer_fences(out);
     }
 
     fn answer_fences(&mut self, out: &mut Vec<Output>) {
         for (conn, header, outcomes) in self.paths.ready_fences() {
-            self.reply(conn, &header, Seq(0), Ok(ReplyOp::FencePath(outcomes)), out);
+            self.reply_ok(conn, &header, ReplyOp::FencePath(outcomes), out);
         }
     }
 }

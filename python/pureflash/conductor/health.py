@@ -122,6 +122,10 @@ def _disks(view: View) -> Iterator[HealthView]:
                 step = "replace the disk; data with other replicas is not lost"
                 yield finding("DISK_FAILED", name, report.reason, step)
                 continue
+            if report.reason:
+                step = "make room on that host; overwrites go on, new data waits for it"
+                yield finding("DISK_FULL", name, report.reason, step)
+                continue
             used = report.bytes_total - report.bytes_free
             percent = 100 * used // report.bytes_total if report.bytes_total else 0
             cause = f"{percent} % of {format_size(report.bytes_total)} used"

@@ -29,10 +29,12 @@ from pureflash.model.domain import (
     ExportKind,
     Job,
     JobState,
+    Store,
     Transport,
     Volume,
     VolumeIntent,
 )
+from pureflash.model.messages import RegisterStore
 from pureflash.model.names import check_name
 from pureflash.units import BLOCK_BYTES, SIZE_BYTES_MAX, format_size
 
@@ -366,3 +368,24 @@ def _grow_last_shard(view: View, grown: Volume, index: int, available: Sequence[
                     next_step="free space on that store, or raise the property overcommit_ratio",
                 )
             room.room_bytes -= more_bytes
+
+
+def check_registration(known: Store | None, message: RegisterStore) -> None:
+    """Refuse a life of a store that cannot be the present one.
+
+    Errors: ClusterError(UNAVAILABLE) for a life older than the registered one, and for one whose
+    supervisor has seen it end: others have taken back what they had promised to it.
+    """
+    if known is not None and known.incarnation > message.incarnation:
+        raise ClusterError(
+            Code.UNAVAILABLE,
+            f"{message.name} has registered a newer incarnation {known.incarnation}",
+            next_step="end the older process of this store",
+        )
+    if known is not None and known.exited >= message.incarnation:
+        raise ClusterError(
+            Code.UNAVAILABLE,
+            f"incarnation {message.incarnation} of {message.name} was reported to have ended, and"
+            " the other stores count on that",
+            next_step="start the store again: a new process has a new incarnation",
+        )

@@ -330,9 +330,18 @@ class Conductor:
         return self._specs().volume(volume, plan, rights, self._identity.draw())
 
     async def store_exited(self, store_id: int, *, incarnation: int) -> None:
-        """Believe a supervisor that this incarnation ended; an older one is no news."""
-        store = self.records.stores.get(store_id)
-        if store is None or store.incarnation != incarnation:
+        """Believe a supervisor that this incarnation ended; an older one is no news.
+
+        Stored before anybody is told: what was told to be over must not come back, not even to
+        another conductor.
+        """
+        async with self._lock:
+            store = self.records.stores.get(store_id)
+            if store is None or incarnation <= max(store.exited, store.incarnation - 1):
+                return
+            ended = replace(store, exited=incarnation)
+            await self._write_all([Write(keys.store(store_id), ended, "its process ended")])
+        if store.incarnation != incarnation:
             return
         if session := self._sessions.pop(store_id, None):
             session.close()
@@ -393,18 +402,14 @@ class Conductor:
         self._check_cluster(message.cluster_id)
         async with self._lock:
             known = self.records.stores.get(message.store)
-            if known is not None and known.incarnation > message.incarnation:
-                raise ClusterError(
-                    Code.UNAVAILABLE,
-                    f"{message.name} has registered a newer incarnation {known.incarnation}",
-                    next_step="end the older process of this store",
-                )
+            requests.check_registration(known, message)
             store = Store(
                 id=message.store,
                 name=message.name,
                 incarnation=message.incarnation,
                 address=message.address,
                 disks=message.disks,
+                exited=known.exited if known else 0,
             )
             if store != known:
                 await self._write_all([Write(keys.store(store.id), store, "it registered")])

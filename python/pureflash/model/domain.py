@@ -102,13 +102,18 @@ class Disk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """`store/ID`: the newest registration of a store node. `address` is host:port."""
+    """`store/ID`: the newest registration of a store node. `address` is host:port.
+
+    `exited` is the newest incarnation that its supervisor has seen end; 0: none. Others were told
+    that it is over for certain, so no incarnation up to it may ever register again.
+    """
 
     id: int
     name: str
     incarnation: int
     address: str
     disks: tuple[Disk, ...]
+    exited: int = 0
 
 
 class ExportKind(StrEnum):

@@ -69,7 +69,10 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DiskReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How a disk is; `bytes_total` is what data can use, `reason` explains a bad `state`."""
+    """How a disk is; `bytes_total` is what data can use.
+
+    `reason` explains a bad `state`, or why a disk takes overwrites only.
+    """
 
     index: int
     state: str

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -71,9 +72,17 @@ class _Question:
 class StoreAgent:
     """An `AgentOwner` for one node."""
 
-    def __init__(self, node: StoreNode, *, facts: StoreFacts, log: Log) -> None:
-        """Speak for `node`."""
+    def __init__(
+        self,
+        node: StoreNode,
+        *,
+        facts: StoreFacts,
+        log: Log,
+        held: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
+        """Speak for `node`; `held` are the disks that their host has no room for, and why."""
         self._node = node
+        self._held = held
         self._facts = facts
         self._log = log
         self._questions: dict[int, _Question] = {}
@@ -95,7 +104,7 @@ class StoreAgent:
             incarnation=facts.incarnation,
             address=facts.address,
             disks=facts.disks,
-            disk_reports=disk_reports(self._node.stats()),
+            disk_reports=disk_reports(self._node.stats(), self._held),
             replicas=self._sent_replicas,
         )
 
@@ -108,7 +117,7 @@ class StoreAgent:
         return Heartbeat(
             id=0,
             term=term,
-            disk_reports=disk_reports(stats),
+            disk_reports=disk_reports(stats, self._held),
             replicas=None if is_same else replicas,
             counters={name: int(value) for name, value in stats["counters"].items()},
         )
@@ -254,13 +263,13 @@ def replica_report(found: Mapping[str, Any]) -> ReplicaReport:
     )
 
 
-def disk_reports(stats: Mapping[str, Any]) -> tuple[DiskReport, ...]:
-    """Turn the disks of `StoreNode.stats()` into reports."""
+def disk_reports(stats: Mapping[str, Any], held: Mapping[int, str]) -> tuple[DiskReport, ...]:
+    """Turn the disks of `StoreNode.stats()` into reports; `held` say why they may not grow."""
     return tuple(
         DiskReport(
             index=index,
             state=disk["state"],
-            reason=disk["reason"] or "",
+            reason=disk["reason"] or held.get(index, ""),
             engine=disk["engine"],
             engine_reason=disk.get("engine_reason") or "",
             bytes_total=disk["bytes_total"],

@@ -59,6 +59,9 @@ class StoreNode(Protocol):
     def verify_replica(self, request_id: int, volume_id: int, index: int) -> None:
         """As primary, compare all in-sync replicas of a shard; answered by "verified"."""
 
+    def hold_growth(self, disk: int, is_held: bool) -> None:
+        """Take no more of the host's file system for a disk, or do again."""
+
     def set_peers(self, peers: list[tuple[int, int, str]]) -> None:
         """Take over (store, incarnation, host:port) of every store; earlier lives are over."""
 

@@ -17,6 +17,7 @@ from pureflash.process.net import check_loopback, split_address
 from pureflash.process.secrets import read_key
 from pureflash.store.agent import StoreAgent, StoreFacts
 from pureflash.store.core import StoreCore, StoreNode, load_core
+from pureflash.store.host_space import LOOK_S, HostSpace
 
 DISK_STEP: Final = (
     "nothing was written to it; put the disk of this store back at this path, and see"
@@ -69,12 +70,16 @@ async def run_store_on(core: StoreCore, settings: Settings) -> None:
 async def _serve(
     node: StoreNode, facts: StoreFacts, settings: Settings, stop: asyncio.Event, log: Log
 ) -> None:
-    agent = StoreAgent(node, facts=facts, log=log)
+    paths = {disk.index: Path(disk.path) for disk in facts.disks}
+    host = HostSpace(paths, hold=node.hold_growth, log=log)
+    host.look()
+    agent = StoreAgent(node, facts=facts, log=log, held=host.held)
     token = Path(settings.text("node.token_file")).read_text().strip()
     link = AgentLink(address=settings.text("node.conductors"), token=token, owner=agent, log=log)
     loop = asyncio.get_running_loop()
     loop.add_reader(node.fileno(), agent.drain)
-    tasks = [asyncio.create_task(link.run()), asyncio.create_task(stop.wait())]
+    coroutines = (link.run(), stop.wait(), _watch(host))
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         announce(settings.path("node.ready"), incarnation=facts.incarnation, address=facts.address)
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -85,6 +90,12 @@ async def _serve(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch(host: HostSpace) -> None:
+    while True:
+        await asyncio.sleep(LOOK_S)
+        host.look()
 
 
 def prepare_disks(core: StoreCore, settings: Settings, log: Log) -> tuple[Disk, ...]:

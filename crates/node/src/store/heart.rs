@@ -19,7 +19,7 @@ use super::links::{Answered, Links, PeerAddress};
 use crate::framing::Opener;
 use proto::disk::DiskDone;
 use proto::frame::Frame;
-use proto::wire::{Header, Kind, Ping, Reply, ReplyOp, Request, RequestOp, Side};
+use proto::wire::{Header, Kind, Ping, Reply, ReplyOp, Request, RequestOp};
 use proto::{Epoch, Seq, ShardId, Status, Tick};
 use runtime::clock;
 use runtime::reactor::{
@@ -191,7 +191,7 @@ impl Application for HeartApp {
             HeartCommand::Adopt { socket, leftover, store } => {
                 let opener = Opener::default();
                 opener.open();
-                if let Ok(conn) = ctx.adopt(socket, opener.framing(Side::Called), &leftover) {
+                if let Ok(conn) = ctx.adopt(socket, opener.framing(), &leftover) {
                     self.callers.insert(conn, store);
                 }
             }

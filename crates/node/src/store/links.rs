@@ -7,11 +7,11 @@
 
 use super::hops::is_prepare;
 use super::identity::{Identity, Prover, nonce};
-use crate::framing::Opener;
+use crate::framing;
 use proto::frame::Frame;
 use proto::wire::{
-    Header, Hello, Kind, Limits, PathSlot, Peer, Reply, ReplyOp, Request, RequestOp, Side,
-    VersionRange, Who,
+    Header, Hello, Kind, Limits, PathSlot, Peer, Reply, ReplyOp, Request, RequestOp, VersionRange,
+    Who,
 };
 use proto::{Epoch, ShardId, Tick};
 use runtime::clock;
@@ -74,7 +74,6 @@ enum State {
 struct Link {
     address: SocketAddr,
     state: State,
-    opener: Opener,
     retry_at: Tick,
     queue: VecDeque<Request>,
     next: u64,
@@ -127,7 +126,6 @@ impl Links {
             self.links.entry(peer.store).or_insert_with(|| Link {
                 address: peer.address,
                 state: State::Down,
-                opener: Opener::default(),
                 retry_at: Tick(0),
                 queue: VecDeque::new(),
                 next: 1,
@@ -166,13 +164,11 @@ impl Links {
     fn connect(&mut self, ctx: &mut Context, to: u64) {
         let link = self.links.get_mut(&to).expect("looked up by the caller");
         link.retry_at = ctx.now().after_millis(RETRY_MS);
-        let opener = Opener::default();
-        let framing = opener.framing(Side::Caller);
-        let Ok(conn) = ctx.connect(&Address::Tcp(link.address), framing) else { return };
+        let address = Address::Tcp(link.address);
+        let Ok(conn) = ctx.connect(&address, framing::caller(2)) else { return };
         ctx.set_conn_deadline(conn, Some(ctx.now().after_millis(HANDSHAKE_MS)));
         let own = self.identity.peer(nonce(), [0; 32]);
         link.state = State::Greeting { conn, own };
-        link.opener = opener;
         link.sent.clear();
         self.conns.insert(conn, to);
         self.greet(ctx, conn, own);
@@ -247,7 +243,6 @@ impl Links {
                 }
             }
             (State::Proving { .. }, Ok(ReplyOp::Hello(_))) => {
-                link.opener.open();
                 link.state = State::Open { conn };
                 ctx.set_conn_deadline(conn, None);
                 for request in std::mem::take(&mut link.queue) {

@@ -437,6 +437,13 @@ impl StoreNode {
         self.handle.try_send(Command::Dead(store, incarnation)).is_ok()
     }
 
+    /// The host's file system has no more room for a disk (by its place in the store), or has again.
+    /// False: the queue is full, or it has stopped.
+    #[must_use]
+    pub fn hold_growth(&self, disk: usize, is_held: bool) -> bool {
+        self.handle.try_send(Command::HoldGrowth(disk, is_held)).is_ok()
+    }
+
     /// A snapshot; `None` when it has stopped.
     #[must_use]
     pub fn facts(&self) -> Option<StoreFacts> {
