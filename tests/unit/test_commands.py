@@ -117,40 +117,35 @@ async def test_a_volume_from_the_command_line(
         assert out.splitlines()[1].startswith("v1/0\thealthy\tprimary on s1")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "said"),
-    [
-        (("create", "v2", "0"), Exit.USAGE, "0 has no unit"),
-        (("create", "v2", "0G"), Exit.USAGE, "greater than zero"),
-        (("create", "v2", "5"), Exit.USAGE, "5,368,709,120 bytes"),
-        (("create", "v2", "1G", "--shard-size", "3G"), Exit.USAGE, "3 GiB (3221225472 bytes)"),
-        (("create", "v2", "1G", "--shard-size", "1M"), Exit.USAGE, "power of two from 1G to 64G"),
-        (("create", "v2", "1G", "--shard-size", "128G"), Exit.USAGE, "power of two"),
-        (("create", "v2", "1G", "--shard-size", "1073741824"), Exit.USAGE, "has no unit"),
-        (("create", "v2", "1G", "--replicas", "0"), Exit.USAGE, "use 1 to 3"),
-        (("create", "V 2", "1G"), Exit.USAGE, "1 to 96 of a-z"),
-        (("create", "v2", "100P"), Exit.USAGE, "8,388,608 GiB"),
-        (("create", "v2", "100G"), Exit.FAILED, "overcommit_ratio"),
-        (("create", "v1", "1G"), Exit.IN_THE_WAY, "a volume named v1 exists"),
-        (("show", "none"), Exit.NOT_FOUND, "there is no volume 'none'"),
-        (("resize", "v1", "1M"), Exit.USAGE, "cannot shrink"),
-        (("resize", "v1", "100G"), Exit.FAILED, "overcommit_ratio"),
-        (("delete", "v1"), Exit.UNSAFE, "--yes"),
-    ],
-)
+WISHES: list[tuple[tuple[str, ...], Exit, str]] = [
+    (("create", "v2", "0"), Exit.USAGE, "0 has no unit"),
+    (("create", "v2", "0G"), Exit.USAGE, "greater than zero"),
+    (("create", "v2", "5"), Exit.USAGE, "5,368,709,120 bytes"),
+    (("create", "v2", "1G", "--shard-size", "3G"), Exit.USAGE, "3 GiB (3221225472 bytes)"),
+    (("create", "v2", "1G", "--shard-size", "1M"), Exit.USAGE, "power of two from 1G to 64G"),
+    (("create", "v2", "1G", "--shard-size", "128G"), Exit.USAGE, "power of two"),
+    (("create", "v2", "1G", "--shard-size", "1073741824"), Exit.USAGE, "has no unit"),
+    (("create", "v2", "1G", "--replicas", "0"), Exit.USAGE, "use 1 to 3"),
+    (("create", "V 2", "1G"), Exit.USAGE, "1 to 96 of a-z"),
+    (("create", "v2", "100P"), Exit.USAGE, "8,388,608 GiB"),
+    (("create", "v2", "100G"), Exit.FAILED, "overcommit_ratio"),
+    (("create", "v1", "1G"), Exit.IN_THE_WAY, "a volume named v1 exists"),
+    (("show", "none"), Exit.NOT_FOUND, "there is no volume 'none'"),
+    (("resize", "v1", "1M"), Exit.USAGE, "cannot shrink"),
+    (("resize", "v1", "100G"), Exit.FAILED, "overcommit_ratio"),
+    (("delete", "v1"), Exit.UNSAFE, "--yes"),
+]
+
+
 async def test_a_wish_that_cannot_be_is_refused_with_its_status(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...],
-    status: Exit,
-    said: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with serving(tmp_path) as served, served.store(1):
         command = commands_of(served, monkeypatch, capsys)
         assert (await command("volume", "create", "v1", "1G"))[0] == Exit.OK
-        found, _, err = await command("volume", *arguments)
-        assert (found, said in err) == (status, True), err
+        for arguments, status, said in WISHES:
+            found, _, err = await command("volume", *arguments)
+            assert (found, said in err) == (status, True), f"{arguments}: {err}"
         assert [volume.name for volume in await served.call("volumes")] == ["v1"]
 
 
