@@ -149,6 +149,41 @@ async def test_a_wish_that_cannot_be_is_refused_with_its_status(
         assert [volume.name for volume in await served.call("volumes")] == ["v1"]
 
 
+async def test_a_list_has_the_columns_and_the_order_that_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with serving(tmp_path) as served, served.store(1):
+        command = commands_of(served, monkeypatch, capsys)
+        for name, size in (("b", "2G"), ("a", "3G"), ("c", "1536M")):
+            assert (await command("volume", "create", name, size))[0] == Exit.OK
+
+        async def listed(*flags: str) -> list[str]:
+            status, out, err = await command("volume", "ls", "-H", *flags)
+            assert status == Exit.OK, err
+            return out.splitlines()
+
+        assert await listed("--columns", "name") == ["b", "a", "c"]
+        assert await listed("--columns", "name", "--sort", "name") == ["a", "b", "c"]
+        by_size = await listed("--columns", "Size, name", "--sort", "size")
+        assert by_size == ["1.5 GiB\tc", "2 GiB\tb", "3 GiB\ta"]
+        assert await listed("--columns", "name", "--sort", "-size") == ["a", "b", "c"]
+        assert len((await listed("--columns", "id,reason"))[0].split("\t")) == 2, "also wide ones"
+        assert await listed("-o", "name", "--sort", "-name") == ["c", "b", "a"]
+        status, out, _ = await command("volume", "list", "-o", "json", "--sort", "name")
+        assert [item["name"] for item in json.loads(out)["items"]] == ["a", "b", "c"]
+        status, out, _ = await command("volume", "explain", "a", "--columns", "subject", "-H")
+        assert out.splitlines() == ["a", "a/0"]
+        for wrong, said in (
+            (("volume", "ls", "--columns", "colour"), "use name, size, used"),
+            (("store", "ls", "--sort", "colour"), "there is no column 'colour'"),
+            (("disk", "ls", "-o", "json", "--columns", "id"), "--columns is for tables"),
+            (("export", "ls", "--sort", "size"), "use volume, kind"),
+            (("job", "ls", "--columns", "size"), "use id, kind"),
+        ):
+            status, _, err = await command(*wrong)
+            assert (status, said in err) == (Exit.USAGE, True), err
+
+
 async def test_the_parts_of_a_cluster_and_a_deletion_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
