@@ -9,7 +9,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 PYTHON = sys.executable
 CHECKS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -29,8 +28,10 @@ CHECKS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
 )
-GENERATOR = Path("tools/gen_errors.py")
-GENERATOR_CHECK = ("generated errors", (PYTHON, str(GENERATOR), "--check"))
+GENERATORS = (
+    ("generated errors", (PYTHON, "tools/gen_errors.py", "--check")),
+    ("generated cli page", (PYTHON, "tools/gen_cli.py", "--check")),
+)
 
 
 def run_check(name: str, command: tuple[str, ...]) -> bool:
@@ -41,10 +42,10 @@ def run_check(name: str, command: tuple[str, ...]) -> bool:
             command, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
     except FileNotFoundError:
-        print(f"lint: {name:<16} FAILED: {command[0]} is not installed; run tools/setup")
+        print(f"lint: {name:<18} FAILED: {command[0]} is not installed; run tools/setup")
         return False
     verdict = "ok" if result.returncode == 0 else "FAILED"
-    print(f"lint: {name:<16} {verdict:<6} {time.monotonic() - started:5.1f} s", flush=True)
+    print(f"lint: {name:<18} {verdict:<6} {time.monotonic() - started:5.1f} s", flush=True)
     if result.returncode != 0:
         print(result.stdout, flush=True)
     return result.returncode == 0
@@ -52,8 +53,8 @@ def run_check(name: str, command: tuple[str, ...]) -> bool:
 
 def main() -> int:
     """Run them all."""
-    checks = (*CHECKS, GENERATOR_CHECK) if GENERATOR.exists() else CHECKS
-    verdicts = [run_check(name, command) for name, command in checks]  # all, also after a failure
+    # All of them, also after a failure.
+    verdicts = [run_check(name, command) for name, command in (*CHECKS, *GENERATORS)]
     return 0 if all(verdicts) else 1
 
 

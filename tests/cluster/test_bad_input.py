@@ -507,7 +507,8 @@ def test_a_volume_that_cannot_be_is_refused(
 def test_clients_that_never_finish_keep_nobody_out(target: Target) -> None:
     """Many half-open connections on every port at once; honest clients come and go meanwhile.
 
-    A connection without a handshake, or without the head of a request, is ended after 5 s.
+    A connection without a handshake is ended by stores and gateway after 5 s; the conductor gives
+    the head of a request 10 s, for which nobody waits here (tests/unit/test_api.py).
     """
     cluster = target.cluster
     with cluster.api() as api:
@@ -529,6 +530,7 @@ def test_clients_that_never_finish_keep_nobody_out(target: Target) -> None:
                 stack.enter_context(made)
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     made.sendall(half)  # the oldest handshakes are ended by newer ones
+                # The last one of each round is the conductor's.
                 slow.append(made)
         started = time.monotonic()
         target.is_unharmed()
@@ -540,7 +542,7 @@ def test_clients_that_never_finish_keep_nobody_out(target: Target) -> None:
         assert call(target, {})[0] == 200
         assert "unix" in cluster.pf("volume", "list")
         assert time.monotonic() - started < SLOW_S
-        for client_socket in slow:
+        for client_socket in (made for number, made in enumerate(slow) if number % 4 != 3):
             client_socket.settimeout(SLOW_S)
             with contextlib.suppress(ConnectionResetError):
                 while client_socket.recv(4096):

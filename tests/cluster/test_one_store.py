@@ -1,7 +1,8 @@
 """The main job with one replica, by real processes and foreign clients.
 
 An image goes in through qemu, the store is killed under fio's verified load, and everything that
-was acknowledged is there.
+was acknowledged is there. One cluster for all of it, each story with a volume of its own; the last
+one deletes it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import os
 import random
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.cluster.conftest import EXPECTED_WARNINGS, RealCluster
+from tests.support.cluster import EXPECTED_WARNINGS, PF, RealCluster, temporary_cluster
 
 MIB = 1 << 20
 IMAGE_BYTES = 64 * MIB
@@ -41,11 +43,12 @@ def export_uri(cluster: RealCluster, volume: str) -> str:
     return cluster.pf("export", "nbd", volume, "-o", "name").strip()
 
 
-@pytest.fixture
-def one(cluster: RealCluster) -> RealCluster:
+@pytest.fixture(scope="module")
+def one() -> Iterator[RealCluster]:
     """Start a cluster with one store and a journal that is small enough to wrap."""
-    cluster.pf("up", "--detach", "--stores", "1", "--disk", "4G", "--journal", "16M")
-    return cluster
+    with temporary_cluster() as made:
+        made.pf("up", "--detach", "--stores", "1", "--disk", "4G", "--journal", "16M")
+        yield made
 
 
 def test_an_image_goes_through_qemu_and_a_killed_store_unchanged(one: RealCluster) -> None:
@@ -66,8 +69,8 @@ def test_an_image_goes_through_qemu_and_a_killed_store_unchanged(one: RealCluste
 
 
 def test_fio_verifies_every_block_over_a_store_that_is_killed_under_it(one: RealCluster) -> None:
-    one.pf("volume", "create", "v1", "256M")
-    uri = export_uri(one, "v1")
+    one.pf("volume", "create", "fio", "256M")
+    uri = export_uri(one, "fio")
     one.allowed |= EXPECTED_WARNINGS
     command = [
         "fio", "--name=verify", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite", "--bs=4k",
@@ -92,15 +95,15 @@ def test_fio_verifies_every_block_over_a_store_that_is_killed_under_it(one: Real
 
 
 def test_pf_image_takes_an_image_in_and_out_and_refuses_to_overwrite(one: RealCluster) -> None:
-    source, back = one.home / "in.img", one.home / "out.img"
+    source, back = one.home / "in.img", one.home / "image.img"
     digest = make_image(source, seed=2)
-    one.pf("volume", "create", "v1", "64M")
-    one.pf("image", "import", str(source), "v1")
-    one.pf("image", "export", "v1", str(back))
+    one.pf("volume", "create", "image", "64M")
+    one.pf("image", "import", str(source), "image")
+    one.pf("image", "export", "image", str(back))
     assert hash_of(back) == digest
     assert back.stat().st_blocks * 512 < IMAGE_BYTES
-    assert "exists" in one.pf("image", "export", "v1", str(back), status=4)
-    assert "--yes" in one.pf("image", "import", str(source), "v1", status=6)
+    assert "exists" in one.pf("image", "export", "image", str(back), status=4)
+    assert "--yes" in one.pf("image", "import", str(source), "image", status=6)
     one.pf("volume", "create", "small", "32M")
     assert "resize" in one.pf("image", "import", str(source), "small", status=2)
 
@@ -108,8 +111,8 @@ def test_pf_image_takes_an_image_in_and_out_and_refuses_to_overwrite(one: RealCl
 def test_what_was_written_is_there_after_a_stop_at_the_same_addresses(one: RealCluster) -> None:
     source = one.home / "in.img"
     make_image(source, seed=3)
-    one.pf("volume", "create", "v1", "64M")
-    uri = export_uri(one, "v1")
+    one.pf("volume", "create", "kept", "64M")
+    uri = export_uri(one, "kept")
     assert one.run(["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", str(source), uri]
                    ).returncode == 0  # fmt: skip
     before = one.layout.cluster_file.read_text()
@@ -123,23 +126,53 @@ def test_what_was_written_is_there_after_a_stop_at_the_same_addresses(one: RealC
     assert compared.returncode == 0, compared.stdout + compared.stderr
 
 
-def test_space_that_was_used_by_a_deleted_volume_reads_as_zeros(one: RealCluster) -> None:
-    source, back = one.home / "in.img", one.home / "out.img"
-    make_image(source, seed=4)
-    one.pf("volume", "create", "old", "64M")
-    one.pf("image", "import", str(source), "old")
-    one.pf("volume", "delete", "old", "--yes")
-    one.pf("volume", "create", "new", "64M")
-    one.pf("image", "export", "new", str(back))
-    assert hash_of(back) == hashlib.sha256(bytes(IMAGE_BYTES)).hexdigest()
+def test_a_port_that_is_taken_is_named_with_its_holder(one: RealCluster) -> None:
+    with one.api() as api:
+        host, port = api.address.split(":")
+    one.pf("down")
+    one.allowed_errors |= {"process.failed", "cluster.failed"}
+    with socket.create_server((host, int(port))):
+        said = one.pf("up", "--detach", status=5)
+        assert "c1 did not start: it ended with status 1: " in said
+        assert f"cannot listen on {host}:{port}: Address already in use, held by" in said
+        assert f"(pid {os.getpid()})" in said
+    one.pf("up", "--detach")
+    one.wait_healthy()
+
+
+def test_a_store_whose_disk_is_gone_says_so_and_comes_back_with_it(one: RealCluster) -> None:
+    one.allowed |= EXPECTED_WARNINGS
+    one.allowed_errors |= {"process.failed"}
+    source, back = one.home / "in.img", one.home / "disk.img"
+    digest = make_image(source, seed=6)
+    one.pf("volume", "create", "safe", "64M")
+    one.pf("image", "import", str(source), "safe")
+    disk, aside = one.layout.store_data("s1") / "disk0.img", one.home / "aside.img"
+    disk.rename(aside)
+    with disk.open("wb") as file:
+        file.truncate(aside.stat().st_size)
+    one.kill("s1")
+
+    def is_told() -> bool:
+        said = one.run([PF, "status"]).stdout  # its exit status is that of the cluster
+        cause = "never formatted by PureFlash, or it was overwritten"
+        return cause in said and "nothing was written to it" in said
+
+    one.wait("cause and next step in pf status", is_told)
+    assert disk.stat().st_blocks == 0, "and so it is"
+    aside.rename(disk)
+    one.wait("s1 runs", lambda: one.children()["s1"]["state"] == "running")
+    one.wait_healthy()
+    one.pf("image", "export", "safe", str(back))
+    assert hash_of(back) == digest
 
 
 def test_a_killed_conductor_and_a_killed_gateway_come_back_with_all_they_knew(
     one: RealCluster,
 ) -> None:
     one.allowed |= EXPECTED_WARNINGS
-    one.pf("volume", "create", "v1", "64M")
-    uri = export_uri(one, "v1")
+    one.pf("volume", "create", "plain", "64M")
+    uri = export_uri(one, "plain")
     for name in ("c1", "g1"):
         killed = one.kill(name)
         one.wait(
@@ -150,17 +183,19 @@ def test_a_killed_conductor_and_a_killed_gateway_come_back_with_all_they_knew(
         )
         one.wait_healthy()
         with one.api() as api:
-            assert [volume.state for volume in api.volumes()] == ["healthy"]
+            assert {volume.state for volume in api.volumes()} == {"healthy"}
 
             def is_offered() -> bool:
-                return [export.uri for export in api.exports()] == [uri]
+                return uri in [export.uri for export in api.exports()]
 
             one.wait("the export", is_offered)
 
 
 def test_purge_leaves_no_process_socket_file_or_context(one: RealCluster) -> None:
-    one.pf("volume", "create", "v1", "64M")
-    export_uri(one, "v1")
+    one.pf("volume", "create", "last", "64M")
+    export_uri(one, "last")
+    ours = {entry.name for entry in one.home.iterdir() if entry.is_file()}
+    one.check_logs()  # nothing is left to be judged afterwards
     with one.api() as api:
         address = api.address
     assert "--yes" in one.pf("down", "--purge", status=6)
@@ -172,21 +207,5 @@ def test_purge_leaves_no_process_socket_file_or_context(one: RealCluster) -> Non
     host, port = address.split(":")
     with socket.socket() as probe:
         assert probe.connect_ex((host, int(port))) != 0
-    left = {entry.name for entry in one.home.rglob("*") if entry.is_file()}
+    left = {entry.name for entry in one.home.rglob("*") if entry.is_file()} - ours
     assert left == set(), f"left behind in {os.fspath(one.home)}"
-
-
-def test_a_disk_of_another_cluster_is_refused_with_its_name(one: RealCluster) -> None:
-    one.pf("down")
-    other = one.home / "other"
-    one.pf("up", "--detach", "--stores", "1", "--disk", "4G", "--data", str(other))
-    one.pf("down", "--data", str(other))
-    disk = one.layout.store_data("s1") / "disk0.img"
-    disk.unlink()
-    (other / "stores/s1/disk0.img").rename(disk)
-    printed = one.pf("up", "--detach", "--data", str(one.layout.directory), status=5)
-    assert "s1 did not start" in printed
-    assert "belongs to cluster" in printed
-    # This story breaks the store on purpose: its log is not judged.
-    for path in one.layout.log("x").parent.glob("*.jsonl"):
-        path.unlink()

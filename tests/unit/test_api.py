@@ -326,6 +326,36 @@ async def test_an_agent_that_says_nothing_is_disconnected(
             await asyncio.wait_for(socket.wait_closed(), 10)
 
 
+async def test_half_a_head_of_a_request_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pureflash.api.server.HEADER_MS", 200)
+    async with serving(tmp_path) as served:
+        host, port = served.address.split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /v1/volumes HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        told = await asyncio.wait_for(reader.read(), 10)
+        assert told.split(b"\r\n")[0] in (b"", b"HTTP/1.1 408 Request Timeout")
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_more_idle_connections_than_a_backlog_keep_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pureflash.api.server.HEADER_MS", 600_000)
+    async with serving(tmp_path) as served:
+        host, port = served.address.split(":")
+        idle = [await asyncio.open_connection(host, int(port)) for _ in range(200)]
+        try:
+            answer = await asyncio.wait_for(ask(served, "GET", "/v1/volumes"), 25)
+            assert answer.status_code == 200
+        finally:
+            for _, writer in idle:
+                writer.close()
+            await asyncio.gather(*(writer.wait_closed() for _, writer in idle))
+
+
 async def test_an_export_without_a_gateway_is_refused_and_the_cluster_view_is_whole(
     tmp_path: Path,
 ) -> None:

@@ -117,6 +117,73 @@ async def test_a_volume_from_the_command_line(
         assert out.splitlines()[1].startswith("v1/0\thealthy\tprimary on s1")
 
 
+WISHES: list[tuple[tuple[str, ...], Exit, str]] = [
+    (("create", "v2", "0"), Exit.USAGE, "0 has no unit"),
+    (("create", "v2", "0G"), Exit.USAGE, "greater than zero"),
+    (("create", "v2", "5"), Exit.USAGE, "5,368,709,120 bytes"),
+    (("create", "v2", "1G", "--shard-size", "3G"), Exit.USAGE, "3 GiB (3221225472 bytes)"),
+    (("create", "v2", "1G", "--shard-size", "1M"), Exit.USAGE, "power of two from 1G to 64G"),
+    (("create", "v2", "1G", "--shard-size", "128G"), Exit.USAGE, "power of two"),
+    (("create", "v2", "1G", "--shard-size", "1073741824"), Exit.USAGE, "has no unit"),
+    (("create", "v2", "1G", "--replicas", "0"), Exit.USAGE, "use 1 to 3"),
+    (("create", "V 2", "1G"), Exit.USAGE, "1 to 96 of a-z"),
+    (("create", "v2", "100P"), Exit.USAGE, "8,388,608 GiB"),
+    (("create", "v2", "100G"), Exit.FAILED, "overcommit_ratio"),
+    (("create", "v1", "1G"), Exit.IN_THE_WAY, "a volume named v1 exists"),
+    (("show", "none"), Exit.NOT_FOUND, "there is no volume 'none'"),
+    (("resize", "v1", "1M"), Exit.USAGE, "cannot shrink"),
+    (("resize", "v1", "100G"), Exit.FAILED, "overcommit_ratio"),
+    (("delete", "v1"), Exit.UNSAFE, "--yes"),
+]
+
+
+async def test_a_wish_that_cannot_be_is_refused_with_its_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with serving(tmp_path) as served, served.store(1):
+        command = commands_of(served, monkeypatch, capsys)
+        assert (await command("volume", "create", "v1", "1G"))[0] == Exit.OK
+        for arguments, status, said in WISHES:
+            found, _, err = await command("volume", *arguments)
+            assert (found, said in err) == (status, True), f"{arguments}: {err}"
+        assert [volume.name for volume in await served.call("volumes")] == ["v1"]
+
+
+async def test_a_list_has_the_columns_and_the_order_that_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with serving(tmp_path) as served, served.store(1):
+        command = commands_of(served, monkeypatch, capsys)
+        for name, size in (("b", "2G"), ("a", "3G"), ("c", "1536M")):
+            assert (await command("volume", "create", name, size))[0] == Exit.OK
+
+        async def listed(*flags: str) -> list[str]:
+            status, out, err = await command("volume", "ls", "-H", *flags)
+            assert status == Exit.OK, err
+            return out.splitlines()
+
+        assert await listed("--columns", "name") == ["b", "a", "c"]
+        assert await listed("--columns", "name", "--sort", "name") == ["a", "b", "c"]
+        by_size = await listed("--columns", "Size, name", "--sort", "size")
+        assert by_size == ["1.5 GiB\tc", "2 GiB\tb", "3 GiB\ta"]
+        assert await listed("--columns", "name", "--sort", "-size") == ["a", "b", "c"]
+        assert len((await listed("--columns", "id,reason"))[0].split("\t")) == 2, "also wide ones"
+        assert await listed("-o", "name", "--sort", "-name") == ["c", "b", "a"]
+        status, out, _ = await command("volume", "list", "-o", "json", "--sort", "name")
+        assert [item["name"] for item in json.loads(out)["items"]] == ["a", "b", "c"]
+        status, out, _ = await command("volume", "explain", "a", "--columns", "subject", "-H")
+        assert out.splitlines() == ["a", "a/0"]
+        for wrong, said in (
+            (("volume", "ls", "--columns", "colour"), "use name, size, used"),
+            (("store", "ls", "--sort", "colour"), "there is no column 'colour'"),
+            (("disk", "ls", "-o", "json", "--columns", "id"), "--columns is for tables"),
+            (("export", "ls", "--sort", "size"), "use volume, kind"),
+            (("job", "ls", "--columns", "size"), "use id, kind"),
+        ):
+            status, _, err = await command(*wrong)
+            assert (status, said in err) == (Exit.USAGE, True), err
+
+
 async def test_the_parts_of_a_cluster_and_a_deletion_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

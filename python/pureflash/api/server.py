@@ -37,8 +37,9 @@ BACKLOG: Final = 128
 CONNECTIONS_MAX: Final = 4_096
 """Open at once, agents included. Granian's own default is the backlog: 128 idle connections, or
 agents, would keep everybody else out."""
-HEADER_MS: Final = 5_000
-"""For the head of a request, as for every other handshake; Granian's default is 30 s."""
+HEADER_MS: Final = 10_000
+"""For the head of a request; Granian's default is 30 s. It also ends idle connections, and HTTP
+clients keep those for about 5 s: whoever is sooner must be the client."""
 STOP_TIMEOUT_S: Final = 5.0
 
 

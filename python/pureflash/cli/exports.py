@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pureflash.cli.listing import Listing, lists
 from pureflash.cli.options import (
     DataOption,
-    NoHeaderOption,
     Output,
     OutputOption,
     ServerOption,
@@ -59,9 +59,9 @@ def nbd(
 
 
 @app.command("list")
+@lists
 def list_all(
-    output: OutputOption = Output.TABLE,
-    bare: NoHeaderOption = False,
+    listing: Listing,
     server: ServerOption = None,
     data: DataOption = None,
 ) -> None:
@@ -74,14 +74,14 @@ def list_all(
         Column("VOLUME", lambda e: e.volume),
         Column("KIND", lambda e: e.kind),
         Column("STATE", lambda e: e.state),
-        Column("CLIENTS", lambda e: str(e.connections)),
+        Column("CLIENTS", lambda e: str(e.connections), key=lambda e: e.connections),
         Column("URI", lambda e: e.uri or "-"),
-        Column("ID", lambda e: str(e.id), is_wide=True),
+        Column("ID", lambda e: str(e.id), is_wide=True, key=lambda e: e.id),
         Column("GATEWAY", lambda e: e.gateway, is_wide=True),
         Column("READ-ONLY", lambda e: "yes" if e.read_only else "no", is_wide=True),
         Column("REASON", lambda e: e.reason, is_wide=True),
     ]
-    print_list(exports, columns, name=lambda e: e.volume, output=output, is_bare=bare)
+    print_list(exports, columns, name=lambda e: e.volume, listing=listing)
 
 
 app.command("ls", hidden=True)(list_all)

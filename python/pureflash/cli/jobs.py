@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from pureflash.cli.listing import Listing, lists
 from pureflash.cli.options import (
     DataOption,
-    NoHeaderOption,
     Output,
     OutputOption,
     ServerOption,
@@ -27,9 +27,9 @@ FINISHED: Final = frozenset({"succeeded", "failed", "cancelled"})
 
 
 @app.command("list")
+@lists
 def list_all(
-    output: OutputOption = Output.TABLE,
-    bare: NoHeaderOption = False,
+    listing: Listing,
     server: ServerOption = None,
     data: DataOption = None,
 ) -> None:
@@ -39,16 +39,16 @@ def list_all(
     with connected(server, data) as api:
         jobs = api.jobs()
     columns: list[Column[JobView]] = [
-        Column("ID", lambda j: str(j.id)),
+        Column("ID", lambda j: str(j.id), key=lambda j: j.id),
         Column("KIND", lambda j: j.kind),
         Column("TARGET", lambda j: j.target),
         Column("STATE", lambda j: j.state),
-        Column("DONE", lambda j: f"{j.done} of {j.total} {j.unit}"),
+        Column("DONE", lambda j: f"{j.done} of {j.total} {j.unit}", key=lambda j: j.done),
         Column("REASON", lambda j: j.reason),
         Column("CREATED", lambda j: j.created_at, is_wide=True),
         Column("FINISHED", lambda j: j.finished_at or "-", is_wide=True),
     ]
-    print_list(jobs, columns, name=lambda j: str(j.id), output=output, is_bare=bare)
+    print_list(jobs, columns, name=lambda j: str(j.id), listing=listing)
 
 
 app.command("ls", hidden=True)(list_all)

@@ -16,18 +16,25 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import typer
 
+from pureflash.cli.listing import Listing
 from pureflash.cli.options import Output
+from pureflash.cli.outcome import CommandProblem, Exit
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[_T]):
-    """A column: its title and the text of a cell. `is_wide`: only with `-o wide`."""
+    """A column: its title and the text of a cell.
+
+    `is_wide`: only with `-o wide` or when it is asked for. `key`: what to sort by where that is not
+    the text, such as bytes.
+    """
 
     title: str
     cell: Callable[[_T], str]
     is_wide: bool = False
+    key: Callable[[_T], int] | None = None
 
 
 def print_list(
@@ -35,19 +42,49 @@ def print_list(
     columns: Sequence[Column[_T]],
     *,
     name: Callable[[_T], str],
-    output: Output,
-    is_bare: bool = False,
+    listing: Listing,
 ) -> None:
-    """Print a list of objects."""
-    if output is Output.NAME:
+    """Print a list of objects. Errors: CommandProblem (usage) for a column that there is not."""
+    shown = choose_columns(columns, listing)
+    items = sorted_by(items, columns, listing)
+    if listing.output is Output.NAME:
         for item in items:
             typer.echo(name(item))
-    elif output in (Output.JSON, Output.YAML):
-        _print_data({"items": [msgspec.to_builtins(item) for item in items]}, output)
+    elif listing.output in (Output.JSON, Output.YAML):
+        _print_data({"items": [msgspec.to_builtins(item) for item in items]}, listing.output)
     else:
-        shown = [column for column in columns if output is Output.WIDE or not column.is_wide]
         rows = [[column.cell(item) for column in shown] for item in items]
-        print_rows([column.title for column in shown], rows, is_bare=is_bare)
+        print_rows([column.title for column in shown], rows, is_bare=listing.is_bare)
+
+
+def choose_columns(columns: Sequence[Column[_T]], listing: Listing) -> list[Column[_T]]:
+    """Give the columns that are asked for, in that order, else the usual ones."""
+    if not listing.columns:
+        return [one for one in columns if listing.output is Output.WIDE or not one.is_wide]
+    if listing.output not in (Output.TABLE, Output.WIDE):
+        raise CommandProblem(
+            f"--columns is for tables, not for -o {listing.output}", exit_status=Exit.USAGE
+        )
+    return [_column(columns, title) for title in listing.columns]
+
+
+def sorted_by(items: Sequence[_T], columns: Sequence[Column[_T]], listing: Listing) -> Sequence[_T]:
+    """Sort by a column: numbers by size, texts by letters; equal ones stay as they came."""
+    if not listing.sort:
+        return items
+    column = _column(columns, listing.sort)
+    key: Callable[[_T], Any] = column.cell if column.key is None else column.key
+    return sorted(items, key=key, reverse=listing.is_falling)
+
+
+def _column(columns: Sequence[Column[_T]], title: str) -> Column[_T]:
+    for column in columns:
+        if column.title.lower() == title:
+            return column
+    known = ", ".join(column.title.lower() for column in columns)
+    raise CommandProblem(
+        f"there is no column {title[:32]!r}", exit_status=Exit.USAGE, next_step=f"use {known}"
+    )
 
 
 def print_object(

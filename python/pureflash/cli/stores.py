@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pureflash.cli.listing import Listing, lists
 from pureflash.cli.options import (
     DataOption,
-    NoHeaderOption,
     Output,
     OutputOption,
     ServerOption,
@@ -23,9 +23,9 @@ disk_app = typer.Typer(help="Disks of the stores.", no_args_is_help=True)
 
 
 @store_app.command("list")
+@lists
 def list_stores(
-    output: OutputOption = Output.TABLE,
-    bare: NoHeaderOption = False,
+    listing: Listing,
     server: ServerOption = None,
     data: DataOption = None,
 ) -> None:
@@ -38,24 +38,28 @@ def list_stores(
         Column("NAME", lambda s: s.name),
         Column("STATE", lambda s: s.state),
         Column("ADDRESS", lambda s: s.address),
-        Column("DISKS", lambda s: str(len(s.disks))),
-        Column("REPLICAS", lambda s: str(s.replicas)),
-        Column("OUT", lambda s: str(s.replicas_out)),
-        Column("HEARD", lambda s: "-" if s.silent_ms is None else f"{s.silent_ms} ms ago"),
-        Column("ID", lambda s: str(s.id), is_wide=True),
+        Column("DISKS", lambda s: str(len(s.disks)), key=lambda s: len(s.disks)),
+        Column("REPLICAS", lambda s: str(s.replicas), key=lambda s: s.replicas),
+        Column("OUT", lambda s: str(s.replicas_out), key=lambda s: s.replicas_out),
+        Column(
+            "HEARD",
+            lambda s: "-" if s.silent_ms is None else f"{s.silent_ms} ms ago",
+            key=lambda s: s.silent_ms or 0,
+        ),
+        Column("ID", lambda s: str(s.id), is_wide=True, key=lambda s: s.id),
         Column("INCARNATION", lambda s: str(s.incarnation), is_wide=True),
         Column("REASON", lambda s: "; ".join(filter(None, [s.reason, s.out_reason]))),
     ]
-    print_list(stores, columns, name=lambda s: s.name, output=output, is_bare=bare)
+    print_list(stores, columns, name=lambda s: s.name, listing=listing)
 
 
 store_app.command("ls", hidden=True)(list_stores)
 
 
 @disk_app.command("list")
+@lists
 def list_disks(
-    output: OutputOption = Output.TABLE,
-    bare: NoHeaderOption = False,
+    listing: Listing,
     server: ServerOption = None,
     data: DataOption = None,
 ) -> None:
@@ -64,7 +68,7 @@ def list_disks(
 
     with connected(server, data) as api:
         disks = api.disks()
-    print_list(disks, _disk_columns(Column), name=lambda d: d.id, output=output, is_bare=bare)
+    print_list(disks, _disk_columns(Column), name=lambda d: d.id, listing=listing)
 
 
 disk_app.command("ls", hidden=True)(list_disks)
@@ -104,8 +108,8 @@ def _disk_columns(column: type) -> list[Column[DiskView]]:
         column("STORE", lambda d: d.store),
         column("DISK", lambda d: str(d.index)),
         column("STATE", lambda d: d.state),
-        column("SIZE", lambda d: format_size(d.size_bytes)),
-        column("FREE", lambda d: size(d.bytes_free)),
+        column("SIZE", lambda d: format_size(d.size_bytes), key=lambda d: d.size_bytes),
+        column("FREE", lambda d: size(d.bytes_free), key=lambda d: d.bytes_free or 0),
         column("ENGINE", lambda d: d.engine or "-"),
         column("PATH", lambda d: d.path),
         column("ID", lambda d: d.id, is_wide=True),

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from pureflash.cli.listing import Listing, lists
 from pureflash.cli.options import (
     DataOption,
     DryRunOption,
-    NoHeaderOption,
     Output,
     OutputOption,
     ServerOption,
@@ -64,9 +64,9 @@ def create(
 
 
 @app.command("list")
+@lists
 def list_all(
-    output: OutputOption = Output.TABLE,
-    bare: NoHeaderOption = False,
+    listing: Listing,
     server: ServerOption = None,
     data: DataOption = None,
 ) -> None:
@@ -78,16 +78,20 @@ def list_all(
         volumes = api.volumes()
     columns: list[Column[VolumeView]] = [
         Column("NAME", lambda v: v.name),
-        Column("SIZE", lambda v: format_size(v.size_bytes)),
-        Column("USED", lambda v: "-" if v.used_bytes is None else format_size(v.used_bytes)),
-        Column("REPLICAS", lambda v: str(v.replicas)),
+        Column("SIZE", lambda v: format_size(v.size_bytes), key=lambda v: v.size_bytes),
+        Column(
+            "USED",
+            lambda v: "-" if v.used_bytes is None else format_size(v.used_bytes),
+            key=lambda v: v.used_bytes or 0,
+        ),
+        Column("REPLICAS", lambda v: str(v.replicas), key=lambda v: v.replicas),
         Column("STATE", lambda v: v.state),
-        Column("ID", lambda v: str(v.id), is_wide=True),
-        Column("SHARDS", lambda v: str(len(v.shards)), is_wide=True),
+        Column("ID", lambda v: str(v.id), is_wide=True, key=lambda v: v.id),
+        Column("SHARDS", lambda v: str(len(v.shards)), is_wide=True, key=lambda v: len(v.shards)),
         Column("CREATED", lambda v: v.created_at, is_wide=True),
         Column("REASON", lambda v: v.reason, is_wide=True),
     ]
-    print_list(volumes, columns, name=lambda v: v.name, output=output, is_bare=bare)
+    print_list(volumes, columns, name=lambda v: v.name, listing=listing)
 
 
 app.command("ls", hidden=True)(list_all)
@@ -170,10 +174,10 @@ def verify(
 
 
 @app.command()
+@lists
 def explain(
     volume: VolumeArgument,
-    output: OutputOption = Output.TABLE,
-    bare: NoHeaderOption = False,
+    listing: Listing,
     server: ServerOption = None,
     data: DataOption = None,
 ) -> None:
@@ -190,8 +194,7 @@ def explain(
             Column("REASON", lambda line: line.reason),
         ],
         name=lambda line: line.subject,
-        output=output,
-        is_bare=bare,
+        listing=listing,
     )
 
 
