@@ -14,6 +14,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use lane::{Op, Outcome, Problem};
 use proto::disk::DiskDone;
 use proto::frame::Frame;
+use proto::id_map::IdMap;
 use proto::wire::{
     ByteRange, CheckedData, Header, Hello, HelloReply, Kind, Limits, Peer, Reply, ReplyOp, Request,
     RequestOp, Rights, Side, SignedTicket, Ticket, VersionRange, Who,
@@ -31,7 +32,7 @@ use shard::heartbeat::{Event as HeartEvent, Timing};
 use shard::mutant::Mutant;
 use shard::paths::Paths;
 use shard::replica::{Effect, Event, Options, Replica, View};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -124,10 +125,10 @@ pub(super) struct StoreApp {
     lanes: Lanes<Waiter>,
     disks: Vec<HostedDisk>,
     shards: BTreeMap<ShardId, Served>,
-    conns: HashMap<ConnId, Conn>,
+    conns: IdMap<ConnId, Conn>,
     paths: Paths<ConnId>,
-    pending: HashMap<u64, Pending>,
-    asked: HashMap<u64, Asked>,
+    pending: IdMap<u64, Pending>,
+    asked: IdMap<u64, Asked>,
     hops: Hops,
     links: Links,
     identity: Identity,
@@ -141,6 +142,8 @@ pub(super) struct StoreApp {
     /// Commands that are done when the replica follows this epoch.
     conf_waiters: Vec<(ShardId, Epoch, u64)>,
     next_token: u64,
+    /// Kept between steps for its memory.
+    effects: Vec<Effect>,
     events: Sender<StoreEvent>,
     wake: Arc<Wake>,
     listening: Option<Sender<std::io::Result<SocketAddr>>>,
@@ -193,10 +196,10 @@ impl StoreApp {
             lanes: Lanes::new(disks, &pool),
             disks: hosted,
             shards: BTreeMap::new(),
-            conns: HashMap::new(),
+            conns: IdMap::default(),
             paths: Paths::new(),
-            pending: HashMap::new(),
-            asked: HashMap::new(),
+            pending: IdMap::default(),
+            asked: IdMap::default(),
             hops: Hops::default(),
             links: Links::new(Kind::Peer, identity.clone()),
             identity,
@@ -207,6 +210,7 @@ impl StoreApp {
             timers: BTreeSet::new(),
             conf_waiters: Vec::new(),
             next_token: 1,
+            effects: Vec::new(),
             events: outlets.events,
             wake: outlets.wake,
             listening: Some(outlets.listening),
@@ -460,11 +464,11 @@ impl StoreApp {
         let Some(served) = self.shards.get_mut(&shard) else { return };
         let lane = served.lane;
         let view = View { tables: self.lanes.lane(lane).tables(), leases: &self.leases };
-        let mut effects = Vec::new();
+        let mut effects = std::mem::take(&mut self.effects);
         // Not the time at which the iteration began: a process that was stopped since then must not
         // take its leases for valid.
         served.replica.step(clock::now(), event, &view, &mut effects);
-        for effect in effects {
+        for effect in effects.drain(..) {
             match effect {
                 Effect::Lane { op, request } => {
                     let (since, work) = (clock::now(), LaneWork::of(&request));
@@ -513,6 +517,7 @@ impl StoreApp {
                 Effect::Note(_) => {}
             }
         }
+        self.effects = effects;
     }
 
     /// A life of a store, and every earlier one, is over.
