@@ -116,6 +116,22 @@ def wait_whole(cluster: RealCluster) -> None:
     cluster.wait("all replicas in sync", is_whole)
 
 
+def check_bench(cluster: RealCluster) -> None:
+    """Measure with `pf bench`: the stores' counters reach it and explain a replicated request."""
+    report = json.loads(cluster.pf("bench", "--size", "8M", "--seconds", "0.3", "-o", "json"))
+    assert report["replicas"] == 3
+    assert [budget["kind"] for budget in report["budgets"]] == ["write", "read"]
+    for budget in report["budgets"]:
+        parts = {part["part"]: part for part in budget["parts"]}
+        whole = sum(part["mean_us"] for part in parts.values() if not part["is_inside"])
+        assert whole == pytest.approx(budget["whole"]["mean_us"]), "the parts add up"
+        assert parts["disk"]["mean_us"] > 0
+        # A hop that missed requests, or held others, would not lie inside the whole.
+        assert all(part["mean_us"] > 0 for part in parts.values() if part["part"] != "secondary")
+    assert all(load["iops"] > 0 for load in report["loads"])
+    assert cluster.pf("volume", "list", "-o", "name").split() == ["v1"], "its volume is gone"
+
+
 def stop(cluster: RealCluster, name: str, seconds: float) -> None:
     """Stop a process for a time."""
     pid = cluster.children()[name]["pid"]
@@ -166,6 +182,7 @@ def test_a_stopped_conductor_is_not_missed(three: RealCluster) -> None:
     with loaded(three, uri):
         stop(three, "c1", float(os.environ.get("PF_CONDUCTOR_STOPPED_S", CONDUCTOR_STOPPED_S)))
     three.wait_healthy()
+    check_bench(three)
 
 
 def test_two_replicas_survive_either(three: RealCluster) -> None:

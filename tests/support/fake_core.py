@@ -62,6 +62,7 @@ class FakeStoreNode:
         self.refuse: tuple[int, str] | None = None
         self.peers: list[tuple[int, int, str]] = []
         self.over: set[tuple[int, int]] = set()
+        self.held: dict[int, bool] = {}
         self.resyncs: dict[tuple[int, int], list[dict[str, int]]] = {}
         self.found: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
         self._listen = listen

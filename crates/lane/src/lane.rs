@@ -20,11 +20,12 @@ use crate::recover::Mounted;
 use crate::tables::{SHARDS_MAX, Tables};
 use crate::{REGION_BLOCKS, SHARD_BLOCKS_MAX, SLOT_BLOCKS};
 use proto::disk::{BufList, DiskDone, DiskError, DiskOp, DiskRequest, IoId};
+use proto::id_map::{IdMap, IdSet};
 use proto::seam::Machine;
 use proto::{Buf, Lsn, Pool, ReplicaId, Seq, Tick, VolumeId};
 use read::Reading;
 use smallvec::SmallVec;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use write::{Part, Plan};
 
 pub use request::{Counters, Effects, Event, Op, Outcome, POISON_CRC, Problem, Reply, Request};
@@ -152,8 +153,8 @@ pub struct Lane {
     ios: Vec<Option<Io>>,
     free_ios: Vec<u32>,
     locks: BTreeMap<u32, RangeLocks>,
-    pins: HashMap<(u32, u32, u32), Pin>,
-    pinned_slots: HashSet<u32>,
+    pins: IdMap<(u32, u32, u32), Pin>,
+    pinned_slots: IdSet<u32>,
     /// REDO writes that are acknowledged but not placed, per shard.
     placing: BTreeMap<u32, Vec<OpIx>>,
     /// Granted data operations that wait for room in the journal.
@@ -226,8 +227,8 @@ impl Lane {
             ios: Vec::new(),
             free_ios: Vec::new(),
             locks: BTreeMap::new(),
-            pins: HashMap::new(),
-            pinned_slots: HashSet::new(),
+            pins: IdMap::default(),
+            pinned_slots: IdSet::default(),
             placing: BTreeMap::new(),
             stalled: VecDeque::new(),
             awaiting_space: VecDeque::new(),

@@ -12,6 +12,7 @@
 
 pub mod alloc;
 mod checkpoint;
+mod deltas;
 pub mod format;
 mod formatter;
 mod journal;

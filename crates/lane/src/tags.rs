@@ -8,10 +8,12 @@
 //! Pages are cached up to a bound and read on demand; the lane asks `lookup` and loads what is
 //! missing.
 
+use crate::deltas::Deltas;
 use crate::format::TAGS_PER_PAGE;
 use proto::BLOCK_BYTES;
 use proto::checksum::crc32c;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use proto::id_map::IdMap;
+use std::collections::VecDeque;
 
 /// CRC pages kept in memory per lane (4 KiB each, 16 MiB in all: tags of 16 GiB).
 const CACHED_PAGES_MAX: usize = 4096;
@@ -47,12 +49,12 @@ pub struct MergedPage {
 /// All tags of a lane.
 #[derive(Default)]
 pub struct Tags {
-    delta: BTreeMap<u64, u32>,
+    delta: Deltas,
     /// Deltas that the running checkpoint merges into pages.
-    merging: BTreeMap<u64, u32>,
+    merging: Deltas,
     merged: Vec<(u32, u8, u32, Page)>,
     sides: Vec<PageSide>,
-    cache: HashMap<u32, Page>,
+    cache: IdMap<u32, Page>,
     cache_order: VecDeque<u32>,
 }
 
@@ -65,13 +67,13 @@ impl Tags {
 
     /// Set the tag of a physical block.
     pub fn set(&mut self, block: u64, tag: u32) {
-        self.delta.insert(block, tag);
+        self.delta.set(block, tag);
     }
 
     /// The tag of a physical block, or the page to load.
     #[must_use]
     pub fn lookup(&self, block: u64) -> Lookup {
-        if let Some(&tag) = self.delta.get(&block).or_else(|| self.merging.get(&block)) {
+        if let Some(tag) = self.delta.get(block).or_else(|| self.merging.get(block)) {
             return Lookup::Known(tag);
         }
         let page = (block / TAGS_PER_PAGE) as u32;
@@ -128,16 +130,7 @@ impl Tags {
     /// Pages that deltas belong to, at most `max`, and those of them that must be loaded first.
     #[must_use]
     pub fn merge_candidates(&self, max: usize) -> (Vec<u32>, Vec<u32>) {
-        let mut pages: Vec<u32> = Vec::new();
-        for block in self.delta.keys() {
-            let page = (block / TAGS_PER_PAGE) as u32;
-            if pages.last() != Some(&page) {
-                if pages.len() == max {
-                    break;
-                }
-                pages.push(page);
-            }
-        }
+        let pages: Vec<u32> = self.delta.pages().take(max).collect();
         let missing = pages
             .iter()
             .copied()
@@ -159,13 +152,9 @@ impl Tags {
                 None if old.is_none() => Box::new([0; TAGS_PER_PAGE as usize]),
                 None => continue,
             };
-            let range = u64::from(page) * TAGS_PER_PAGE..(u64::from(page) + 1) * TAGS_PER_PAGE;
-            let blocks: Vec<u64> = self.delta.range(range).map(|(&block, _)| block).collect();
-            for block in blocks {
-                let tag = self.delta.remove(&block).expect("listed above");
-                tags[(block % TAGS_PER_PAGE) as usize] = tag;
-                self.merging.insert(block, tag);
-            }
+            let moved = self.delta.take_page(page);
+            moved.iter().for_each(|&(index, tag)| tags[usize::from(index)] = tag);
+            self.merging.put_back(page, moved);
             let other = old.map_or(0, |(side, _)| if same_side { side } else { 1 - side });
             let bytes: Vec<u8> = tags.iter().flat_map(|tag| tag.to_le_bytes()).collect();
             let crc = crc32c(&bytes);
@@ -187,20 +176,21 @@ impl Tags {
 
     /// Deltas that the running checkpoint must store: those it does not merge.
     pub fn deltas(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
-        self.delta.iter().map(|(&block, &tag)| (block, tag))
+        self.delta.iter()
     }
 
     /// The checkpoint was given up before anything was written: the deltas are deltas again.
     pub fn abort_merge(&mut self) {
         self.merged.clear();
-        for (block, tag) in std::mem::take(&mut self.merging) {
-            self.delta.entry(block).or_insert(tag);
+        let mut merging = std::mem::take(&mut self.merging);
+        for page in merging.pages().collect::<Vec<u32>>() {
+            self.delta.put_back(page, merging.take_page(page));
         }
     }
 
     /// The checkpoint is durable: the merged pages are the valid ones.
     pub fn finish_merge(&mut self) {
-        self.merging.clear();
+        self.merging = Deltas::default();
         for (page, side, crc, tags) in std::mem::take(&mut self.merged) {
             self.sides[page as usize] = Some((side, crc));
             self.insert(page, tags);

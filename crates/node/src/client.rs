@@ -16,13 +16,13 @@ use proto::block::{BlockData, BlockOp, BlockRequest};
 use proto::buffer::BUFFER_BYTES_MAX;
 use proto::disk::{BufList, DiskDone};
 use proto::frame::Frame;
+use proto::id_map::IdMap;
 use runtime::RuntimeError;
 use runtime::reactor::{
     Application, CloseReason, ConnId, Context, DiskIndex, Handle, ListenerId, Opened, Options,
     SPIN_MAX, spawn,
 };
 use shard::session::{Counters, PathId, REQUEST_BYTES_MAX};
-use std::collections::HashMap;
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -105,8 +105,8 @@ impl Volume {
             link: None,
             events: shown,
             size_bytes: size,
-            roles: HashMap::new(),
-            waiting: HashMap::new(),
+            roles: IdMap::default(),
+            waiting: IdMap::default(),
             count: 0,
         })?;
         let thread = Mutex::new(Some(running.thread));
@@ -227,8 +227,8 @@ struct App {
     link: Option<Link>,
     events: Arc<Events>,
     size_bytes: Arc<AtomicU64>,
-    roles: HashMap<ConnId, PathId>,
-    waiting: HashMap<u64, Answer<BlockData>>,
+    roles: IdMap<ConnId, PathId>,
+    waiting: IdMap<u64, Answer<BlockData>>,
     count: u64,
 }
 

@@ -18,6 +18,7 @@ use front::nbd::{Incoming, NbdConnection, NbdFraming, Parameters, REQUEST_BYTES_
 use proto::block::{BlockData, BlockRequest};
 use proto::disk::DiskDone;
 use proto::frame::Frame;
+use proto::id_map::IdMap;
 use proto::{Pool, Status, Tick};
 use runtime::RuntimeError;
 use runtime::reactor::{
@@ -25,7 +26,7 @@ use runtime::reactor::{
     LEFTOVER_BYTES_MAX, ListenerId, Opened, Options, SPIN_MAX, spawn,
 };
 use shard::session::{Counters, PathId};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -105,7 +106,7 @@ impl Gateway {
             cluster_id,
             events: shown,
             volumes: BTreeMap::new(),
-            roles: HashMap::new(),
+            roles: IdMap::default(),
             wakes: BTreeSet::new(),
             conn_count: 0,
             shutdown: Vec::new(),
@@ -215,7 +216,7 @@ struct App {
     cluster_id: [u8; 16],
     events: Arc<Events>,
     volumes: BTreeMap<u64, Volume>,
-    roles: HashMap<ConnId, Role>,
+    roles: IdMap<ConnId, Role>,
     wakes: BTreeSet<(Tick, u64)>,
     conn_count: u64,
     shutdown: Vec<Answer<()>>,

@@ -9,9 +9,9 @@ use lane::recover::RecoveryReport;
 use lane::{Effects, Event, Lane, Op, Outcome, Problem, Request};
 use proto::Pool;
 use proto::disk::DiskDone;
+use proto::id_map::IdMap;
 use proto::seam::Machine;
 use runtime::reactor::{Context, DiskIndex};
-use std::collections::HashMap;
 
 use crate::disk::OpenDisk;
 
@@ -31,7 +31,7 @@ struct Hosted {
 /// The lanes of one reactor; lane i does its I/O on the reactor's disk i.
 pub struct Lanes<W> {
     lanes: Vec<Hosted>,
-    waiting: HashMap<u64, W>,
+    waiting: IdMap<u64, W>,
     next_token: u64,
     effects: Effects,
 }
@@ -48,7 +48,7 @@ impl<W> Lanes<W> {
                 Hosted { machine: Lane::open(mounted, pool.clone()), report }
             })
             .collect();
-        Lanes { lanes, waiting: HashMap::new(), next_token: 1, effects: Effects::default() }
+        Lanes { lanes, waiting: IdMap::default(), next_token: 1, effects: Effects::default() }
     }
 
     /// Number of lanes.

@@ -6,12 +6,13 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use proto::Status;
 use proto::block::{BlockData, BlockRequest};
 use proto::frame::Frame;
+use proto::id_map::IdMap;
 use proto::seam::Machine;
 use runtime::clock;
 use runtime::reactor::{Address, ConnId, Context, Handle, Refused};
 use runtime::wake::Wake;
 use shard::session::{Effect, Event, Options, PathId, Session, VolumeConf};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::RawFd;
 use std::sync::{Mutex, MutexGuard};
 
@@ -29,7 +30,7 @@ pub(crate) struct Outcome {
 
 pub(crate) struct Link {
     session: Session,
-    conns: HashMap<PathId, ConnId>,
+    conns: IdMap<PathId, ConnId>,
     /// Kept between steps for its memory.
     effects: Vec<Effect>,
 }
@@ -39,7 +40,7 @@ impl Link {
     pub fn open(ctx: &mut Context, options: Options, conf: VolumeConf, out: &mut Outcome) -> Link {
         let mut effects = Vec::new();
         let session = Session::new(ctx.now(), options, conf, &mut effects);
-        let mut link = Link { session, conns: HashMap::new(), effects };
+        let mut link = Link { session, conns: IdMap::default(), effects };
         link.carry_out(ctx, out);
         link
     }

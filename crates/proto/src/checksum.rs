@@ -61,14 +61,23 @@ pub fn tag_mask(
 pub fn content_digest<'a>(data: impl Iterator<Item = &'a [u8]>, poisoned: &[u32]) -> u128 {
     let mut hashes: Vec<u8> = poisoned.iter().flat_map(|index| index.to_le_bytes()).collect();
     for block in data.flat_map(|bytes| bytes.chunks_exact(BLOCK_BYTES)) {
-        let hash = if block.iter().all(|&byte| byte == 0) {
-            0
-        } else {
-            xxhash_rust::xxh3::xxh3_128(block)
-        };
+        let hash = if is_zero(block) { 0 } else { xxhash_rust::xxh3::xxh3_128(block) };
         hashes.extend_from_slice(&hash.to_le_bytes());
     }
     xxhash_rust::xxh3::xxh3_128(&hashes)
+}
+
+/// Whether a block is all zeros.
+///
+/// Blocks that nobody has written are most of what is compared, in a sparse volume as in a simulated
+/// world; a byte at a time this was nearly half of the simulator's time. A block whose first byte is
+/// zero and that is equal to itself moved by one byte is zero throughout, and comparing is the
+/// library's fastest loop.
+fn is_zero(block: &[u8]) -> bool {
+    match block.split_first() {
+        None => true,
+        Some((&first, rest)) => first == 0 && *rest == block[..rest.len()],
+    }
 }
 
 #[cfg(test)]
@@ -84,6 +93,19 @@ mod tests {
         assert_eq!(whole, cut);
         bytes.rotate_left(BLOCK_BYTES);
         assert_ne!(whole, content_digest([&bytes[..]].into_iter(), &[]), "elsewhere");
+    }
+
+    #[test]
+    fn one_byte_anywhere_is_not_zero() {
+        for len in [0, 1, 63, 64, 65, 200] {
+            let mut bytes = vec![0; len];
+            assert!(is_zero(&bytes), "{len} bytes");
+            for at in 0..len {
+                bytes[at] = 0x80;
+                assert!(!is_zero(&bytes), "byte {at} of {len}");
+                bytes[at] = 0;
+            }
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod buffer;
 pub mod checksum;
 pub mod disk;
 pub mod frame;
+pub mod id_map;
 pub mod ids;
 pub mod seam;
 pub mod status;

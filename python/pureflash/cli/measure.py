@@ -96,7 +96,7 @@ def measure_cluster(
     with temporary_volume(api, size_bytes, replicas) as name:
         bench = _Bench(core, api, name, size_bytes)
         bench.fill()
-        budgets = [bench.budget(kind, seconds) for kind in ("write", "read")]
+        budgets = bench.budgets(seconds)
         loads = [bench.load(kind, seconds, depth) for kind in ("write", "read")]
         return Report(api.volume(name).replicas, budgets, loads)
 
@@ -146,9 +146,6 @@ class _Bench:
         report = self._core.load_volume(core_spec(spec), dict(work), cluster_id=cluster_id)
         return report, time.process_time() - started
 
-    def _counters(self) -> Mapping[str, int]:
-        return self._api.cluster().counters
-
     def fill(self) -> None:
         """Write everything once, so that reads find data and writes overwrite."""
         self._run(fill_work(self._size))
@@ -158,17 +155,25 @@ class _Bench:
         report, cpu = self._run(work(kind, self._size, seconds, depth))
         return measured(f"volume, 4k {kind}", report, cpu)
 
-    def budget(self, kind: str, seconds: float) -> Budget:
+    def budgets(self, seconds: float) -> list[Budget]:
         """Measure at depth 1, where nothing waits for anything else, and arrange the hops."""
-        before, _ = settled(self._counters)
-        report, cpu = self._run(work(kind, self._size, seconds, 1))
-        after, is_quiet = settled(self._counters)
+        found = []
+        before = self._settled()
+        for kind in ("write", "read"):
+            report, cpu = self._run(work(kind, self._size, seconds, 1))
+            after = self._settled()
+            whole = measured(f"volume, 4k {kind}, depth 1", report, cpu)
+            arrange = read_budget if kind == "read" else write_budget
+            parts = arrange(whole.mean_us, means(before, after))
+            found.append(Budget(kind, whole, lines_of(parts, whole.mean_us)))
+            before = after
+        return found
+
+    def _settled(self) -> Mapping[str, int]:
+        counters, is_quiet = settled(lambda: self._api.cluster().counters)
         if not is_quiet:
             typer.echo("notice: others use the cluster; their requests are in the means", err=True)
-        whole = measured(f"volume, 4k {kind}, depth 1", report, cpu)
-        seen = means(before, after)
-        arrange = read_budget if kind == "read" else write_budget
-        return Budget(kind, whole, lines_of(arrange(whole.mean_us, seen), whole.mean_us))
+        return counters
 
 
 def settled(

@@ -8,12 +8,12 @@ use proto::Pool;
 use proto::block::{BlockOp, BlockRequest};
 use proto::disk::DiskDone;
 use proto::frame::Frame;
+use proto::id_map::IdMap;
 use runtime::reactor::{
     Application, CloseReason, ConnId, Context, DiskIndex, ListenerId, Opened, Options, SPIN_MAX,
     spawn,
 };
 use shard::session::PathId;
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 
@@ -45,7 +45,7 @@ pub fn run_volume(
         opening: Some((session, spec)),
         link: None,
         work: Loop::new(load, &pool, answer),
-        roles: HashMap::new(),
+        roles: IdMap::default(),
     })
     .map_err(ClientProblem::from)?;
     Ok(PendingLoad { result })
@@ -56,7 +56,7 @@ struct App {
     opening: Option<(shard::session::Options, VolumeSpec)>,
     link: Option<Link>,
     work: Loop,
-    roles: HashMap<ConnId, PathId>,
+    roles: IdMap<ConnId, PathId>,
 }
 
 impl App {

@@ -23,6 +23,7 @@ use crossbeam_channel::Sender;
 use lane::Op;
 use proto::disk::DiskDone;
 use proto::frame::Frame;
+use proto::id_map::IdMap;
 use proto::wire::{Header, Kind, Limits, Peer, Reply, ReplyOp, Request, RequestOp, Ticket};
 use proto::{Epoch, Pool, Seq, ShardId, Status, Tick};
 use runtime::clock;
@@ -35,7 +36,7 @@ use shard::exchange::reply_to;
 use shard::heartbeat::Event as HeartEvent;
 use shard::paths::Paths;
 use shard::replica::{Effect, Event, Replica, View};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -112,9 +113,9 @@ pub(super) struct StoreApp {
     lanes: Lanes<Waiter>,
     disks: Vec<HostedDisk>,
     shards: BTreeMap<ShardId, Served>,
-    conns: HashMap<ConnId, Conn>,
+    conns: IdMap<ConnId, Conn>,
     paths: Paths<ConnId>,
-    pending: HashMap<u64, Pending>,
+    pending: IdMap<u64, Pending>,
     /// Requests of other stores that a replica works on.
     asked: Asks<ConnId>,
     hops: Hops,
@@ -167,9 +168,9 @@ impl StoreApp {
             lanes: Lanes::new(disks, &pool),
             disks: hosted,
             shards: BTreeMap::new(),
-            conns: HashMap::new(),
+            conns: IdMap::default(),
             paths: Paths::new(),
-            pending: HashMap::new(),
+            pending: IdMap::default(),
             asked: Asks::new(),
             hops: Hops::default(),
             links: Links::new(Kind::Peer, identity.clone()),

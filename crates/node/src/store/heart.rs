@@ -19,6 +19,7 @@ use super::links::{Answered, Links, PeerAddress};
 use crate::framing::Opener;
 use proto::disk::DiskDone;
 use proto::frame::Frame;
+use proto::id_map::IdMap;
 use proto::wire::{Header, Kind, Ping, Reply, ReplyOp, Request, RequestOp};
 use proto::{Epoch, Seq, ShardId, Status, Tick};
 use runtime::clock;
@@ -27,7 +28,6 @@ use runtime::reactor::{
 };
 use shard::conf::{Incarnation, StoreId};
 use shard::heartbeat::{Effect, Event, Heartbeats, Leases};
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -97,9 +97,9 @@ pub(super) struct HeartApp {
     machine: Shared,
     links: Links,
     /// Connections of other stores.
-    callers: HashMap<ConnId, StoreId>,
+    callers: IdMap<ConnId, StoreId>,
     /// PINGs that are being answered.
-    asked: HashMap<u64, (ConnId, Header)>,
+    asked: IdMap<u64, (ConnId, Header)>,
     next_token: u64,
     data: Handle<Command>,
     limits: Limits,
@@ -116,8 +116,8 @@ impl HeartApp {
         HeartApp {
             machine,
             links: Links::new(Kind::Heartbeat, identity),
-            callers: HashMap::new(),
-            asked: HashMap::new(),
+            callers: IdMap::default(),
+            asked: IdMap::default(),
             next_token: 1,
             data,
             limits,

@@ -9,6 +9,7 @@ use super::hops::is_prepare;
 use super::identity::{Identity, Prover, nonce};
 use crate::framing;
 use proto::frame::Frame;
+use proto::id_map::IdMap;
 use proto::wire::{
     Header, Hello, Kind, Limits, PathSlot, Peer, Reply, ReplyOp, Request, RequestOp, VersionRange,
     Who,
@@ -16,7 +17,7 @@ use proto::wire::{
 use proto::{Epoch, ShardId, Tick};
 use runtime::clock;
 use runtime::reactor::{Address, ConnId, Context, HANDSHAKE_MS};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
 /// Requests that wait for a connection that is being made.
@@ -97,12 +98,12 @@ pub(super) struct Links {
     kind: Kind,
     identity: Identity,
     links: BTreeMap<u64, Link>,
-    conns: HashMap<ConnId, u64>,
+    conns: IdMap<ConnId, u64>,
 }
 
 impl Links {
     pub(super) fn new(kind: Kind, identity: Identity) -> Links {
-        Links { kind, identity, links: BTreeMap::new(), conns: HashMap::new() }
+        Links { kind, identity, links: BTreeMap::new(), conns: IdMap::default() }
     }
 
     /// Take over where the stores are; connections to other addresses are ended.

@@ -8,8 +8,8 @@
 //! **One iteration.** wait (epoll; the engines' and the command eventfd; timeout = next deadline,
 //! at most [`IDLE_TICK_MS`]) -> commands -> sockets: accept, receive, frames -> disk completions ->
 //! deadlines, timer -> `idle` -> one send call per connection with frames -> submit to the disks,
-//! and if that completed something at once (memory, page cache) again completions and `idle`, and
-//! what these brought is sent -> report ended connections. So submissions and replies leave in
+//! and if that completed something at once (memory, page cache) again completions, `idle` and what
+//! these brought is sent -> report ended connections. So submissions and replies leave in
 //! batches that grow with the load.
 //!
 //! **What it guarantees.** A connection that was opened is closed exactly once, with a reason, and
@@ -309,6 +309,8 @@ impl<A: Application> Reactor<A> {
                 break;
             }
             self.app.idle(&mut self.ctx);
+            // An answer does not wait for what the lane still has to do with its disk.
+            self.send_dirty();
         }
         self.submit_disks();
         self.send_dirty();
