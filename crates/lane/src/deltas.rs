@@ -38,7 +38,9 @@ struct Table {
 impl Table {
     fn of(few: &[(u16, u32)]) -> Box<Table> {
         let mut table = Box::new(Table { tags: [0; PLACES], set: [0; PLACES / 64] });
-        few.iter().for_each(|&(index, tag)| drop(table.set(index, tag)));
+        for &(index, tag) in few {
+            table.set(index, tag);
+        }
         table
     }
 

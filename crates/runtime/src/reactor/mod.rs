@@ -309,8 +309,6 @@ impl<A: Application> Reactor<A> {
                 break;
             }
             self.app.idle(&mut self.ctx);
-            // An answer does not wait for what the lane still has to do with its disk.
-            self.send_dirty();
         }
         self.submit_disks();
         self.send_dirty();
