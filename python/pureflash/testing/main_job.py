@@ -235,8 +235,8 @@ def load_under_kills(cluster: Cluster, uri: str, summary: Summary) -> None:
                 summary.add(f"{name} in sync again after its return", f"{took:.1f} s")
             if fio.poll() == 0:
                 raise DemoProblem(
-                    f"the machine is too slow: fio was done with its {RUNTIME_SECONDS} s, without an"
-                    " error, before the second store was back"
+                    f"the machine is too slow: fio was done with its {RUNTIME_SECONDS} s, without"
+                    " an error, before the second store was back"
                 )
             if fio.poll() is not None:
                 raise DemoProblem(f"fio saw an error: {output.read_text()[-2000:]}")
