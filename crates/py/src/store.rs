@@ -370,6 +370,19 @@ fn counted(lane: &::lane::lane::Counters) -> [(&'static str, u64); 12] {
     ]
 }
 
+/// What is wrong with a disk; empty when nothing is. One that hangs has not failed yet.
+fn reason(disk: &DiskFacts) -> String {
+    const SLOW_NANOS: u64 = 1_000_000_000;
+    match &disk.failure {
+        Some(failure) => failure.clone(),
+        None if disk.oldest_io_nanos >= SLOW_NANOS => {
+            let seconds = disk.oldest_io_nanos as f64 / 1e9;
+            format!("the device has not answered an operation for {seconds:.1} s")
+        }
+        None => String::new(),
+    }
+}
+
 fn describe<'py>(py: Python<'py>, disk: &DiskFacts) -> PyResult<Bound<'py, PyDict>> {
     let out = PyDict::new(py);
     out.set_item("disk_uuid", &disk.uuid)?;
@@ -379,7 +392,7 @@ fn describe<'py>(py: Python<'py>, disk: &DiskFacts) -> PyResult<Bound<'py, PyDic
     out.set_item("durability", durability_name(disk.durability))?;
     out.set_item("durability_reason", &disk.durability_reason)?;
     out.set_item("state", if disk.failure.is_some() { "failed" } else { "online" })?;
-    out.set_item("reason", disk.failure.as_deref().unwrap_or(""))?;
+    out.set_item("reason", reason(disk))?;
     out.set_item("bytes_total", disk.bytes.0)?;
     out.set_item("bytes_free", disk.bytes.1)?;
     let recovered = node::disk::total(disk.reports.iter().copied());

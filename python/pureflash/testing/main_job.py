@@ -233,8 +233,13 @@ def load_under_kills(cluster: Cluster, uri: str, summary: Summary) -> None:
                 say(f"{name} is back: {cluster.shard('load')['reason'] or 'in sync'}")
                 took = wait_whole(cluster, "load")
                 summary.add(f"{name} in sync again after its return", f"{took:.1f} s")
+            if fio.poll() == 0:
+                raise DemoProblem(
+                    f"the machine is too slow: fio was done with its {RUNTIME_SECONDS} s, without"
+                    " an error, before the second store was back"
+                )
             if fio.poll() is not None:
-                raise DemoProblem("fio ended before the last kill: it saw an error")
+                raise DemoProblem(f"fio saw an error: {output.read_text()[-2000:]}")
             status = fio.wait(timeout=COMMAND_SECONDS)
         except subprocess.TimeoutExpired as late:
             raise DemoProblem("fio does not end: the volume is stuck") from late

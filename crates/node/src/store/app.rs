@@ -315,7 +315,7 @@ impl Application for StoreApp {
     fn command(&mut self, ctx: &mut Context, command: Command) {
         match command {
             Command::Control(request_id, op) => self.control(ctx, request_id, op),
-            Command::Look(waiter) => drop(waiter.send(self.facts())),
+            Command::Look(waiter) => drop(waiter.send(self.facts(ctx))),
             Command::Peers(peers) => {
                 self.links.set_peers(ctx, &peers);
                 for peer in &peers {

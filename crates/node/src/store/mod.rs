@@ -127,6 +127,8 @@ pub struct DiskFacts {
     pub durability_reason: String,
     /// Why it stopped, if it did.
     pub failure: Option<String>,
+    /// Age of its oldest operation; 0: none is under way.
+    pub oldest_io_nanos: u64,
     /// Bytes of all slots, and of those that clients may still take.
     pub bytes: (u64, u64),
     /// Counters of its lanes.
@@ -303,6 +305,7 @@ impl OpenStore {
                 durability: disk.durability,
                 durability_reason: disk.file.promise().reason.clone(),
                 failure: None,
+                oldest_io_nanos: 0,
                 bytes: (0, 0),
                 counters: Vec::new(),
                 reports: Vec::new(),

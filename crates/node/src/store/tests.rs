@@ -180,6 +180,8 @@ fn a_store_whose_device_hangs_is_not_vouched_for_until_it_answers_again() {
     assert!(age(&node) >= long, "it had not been answered meanwhile");
     assert!(node.handle.age_nanos(clock::now()) < 60_000_000_000, "the thread itself lives");
 
+    let told = node.facts().expect("its thread runs").disks[0].oldest_io_nanos;
+    assert!(told >= long, "the control plane sees it as well");
     faults.hold(false);
     until("the device answers", || age(&node) < short);
     neighbour.ping(3);

@@ -171,6 +171,13 @@ impl Context {
         disk.is_dirty = true;
     }
 
+    /// Nanoseconds that the oldest operation of a disk has been under way; 0 if there is none.
+    #[must_use]
+    pub fn oldest_io_nanos(&self, disk: DiskIndex) -> u64 {
+        let oldest = self.disks[disk.0].watch.oldest();
+        oldest.map_or(0, |since| self.now.0.saturating_sub(since.0))
+    }
+
     /// Put a frame behind the others of a connection. All frames of one iteration leave together.
     ///
     /// If the queue is full, the connection ends with [`CloseReason::SendQueueFull`]: its peer does

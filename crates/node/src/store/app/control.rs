@@ -11,7 +11,7 @@ use crate::store::hops::LaneWork;
 use crate::store::{ControlOp, ReplicaFacts, StoreEvent, StoreFacts};
 use lane::{Op, Outcome, Problem};
 use proto::{ReplicaId, ShardId, Status, Tick};
-use runtime::reactor::Context;
+use runtime::reactor::{Context, DiskIndex};
 use shard::conf::ShardConf;
 use shard::heartbeat::{Event as HeartEvent, Timing};
 use shard::mutant::Mutant;
@@ -215,7 +215,7 @@ impl StoreApp {
     }
 
     /// A picture of everything.
-    pub(super) fn facts(&self) -> StoreFacts {
+    pub(super) fn facts(&self, ctx: &Context) -> StoreFacts {
         let mut replicas = Vec::new();
         let mut disks = Vec::new();
         for (disk_ix, disk) in self.disks.iter().enumerate() {
@@ -226,6 +226,8 @@ impl StoreApp {
                 facts.bytes.0 += u64::from(lane.space().total()) * slot;
                 facts.bytes.1 += u64::from(lane.free_slots()) * slot;
                 facts.failure = facts.failure.or_else(|| lane.failure().map(str::to_owned));
+                let age_nanos = ctx.oldest_io_nanos(DiskIndex(lane_ix));
+                facts.oldest_io_nanos = facts.oldest_io_nanos.max(age_nanos);
                 facts.counters.push(lane.counters());
                 facts.reports.push(self.lanes.report(lane_ix));
                 for shard in lane.tables().shards.iter().flatten() {
