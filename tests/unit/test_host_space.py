@@ -6,9 +6,9 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.world import ListLog
 
 from pureflash.store.host_space import LEAST_BYTES, HostSpace, must_hold
-from tests.support.world import ListLog
 
 GIB = 1 << 30
 

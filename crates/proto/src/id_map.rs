@@ -78,8 +78,7 @@ mod tests {
     fn pairs_and_bytes_are_told_apart() {
         assert_ne!(hash((1u32, 2u32)), hash((2u32, 1u32)));
         assert_ne!(hash([1u8, 2].as_slice()), hash([2u8, 1].as_slice()));
-        let mut map: IdMap<u64, u64> = IdMap::default();
-        map.extend((0..1000).map(|n| (n, n * n)));
+        let map: IdMap<u64, u64> = (0..1000).map(|n| (n, n * n)).collect();
         assert!((0..1000).all(|n| map.get(&n) == Some(&(n * n))));
     }
 }

@@ -272,7 +272,7 @@ suite!(
 /// A descriptor opened for reading refuses writes: the errno arrives, the engine lives on.
 #[test]
 fn an_errno_is_reported_with_its_request() {
-    for kind in [Kind::Uring, Kind::Aio, Kind::Threads] {
+    for kind in [Kind::Uring, Kind::Aio, Kind::Threads, Kind::Inline] {
         let mut rig = Rig::new(kind);
         let flags = rustix::fs::OFlags::RDONLY;
         let fd = rustix::fs::open(rig.disk.path(), flags, rustix::fs::Mode::empty());
@@ -493,4 +493,21 @@ fn the_probe_says_what_it_found() {
     assert_eq!(auto, opened);
     assert_eq!(engine.name(), auto.kind.to_string());
     assert_eq!(auto.reasons.len(), 1);
+}
+
+#[test]
+fn a_file_in_memory_is_served_inline_unless_something_else_is_asked_for() {
+    let made = rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).expect("a memfd");
+    rustix::fs::ftruncate(&made, DISK_BYTES).expect("a size");
+    let fd = Arc::new(DiskFd::unlocked(made));
+    let pool = Pool::new(1 << 20);
+    let (mut engine, probed) = open_fd(EngineChoice::Auto, &fd, &pool, DEPTH).expect("opened");
+    assert_eq!((engine.name(), probed.kind), ("inline", EngineKind::Inline));
+    assert_eq!(probed.reasons, ["inline: the file is in memory (tmpfs)"]);
+    let block = pool.copy_of(&[7; BLOCK_BYTES]).freeze();
+    run(&mut *engine, vec![write(1, BLOCK, [block])]);
+    let threads = probe_fd(EngineChoice::Threads, &fd);
+    assert_eq!(threads.kind, EngineKind::Threads);
+    let asked = probe_fd(EngineChoice::Uring, &fd);
+    assert_ne!(asked.kind, EngineKind::Inline, "{:?}", asked.reasons);
 }
