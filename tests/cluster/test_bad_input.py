@@ -30,7 +30,7 @@ from tests.support.pfw import (
     status,
     ticket_fields,
 )
-from tests.support.target import MIB, VOLUME_BYTES, Target, rss_bytes, running_target
+from tests.support.target import MIB, RSS_BYTES_MAX, VOLUME_BYTES, Target, rss_bytes, running_target
 from tests.support.wrong_nbd import (
     EINVAL,
     ENOSPC,
@@ -48,6 +48,10 @@ from pureflash.testing.model.wire import Message, Opcode
 
 SLOW_CLIENTS = 150
 SLOW_S = 20.0
+DEAF_REQUESTS = 96
+"""Of 1 MiB each: more than any queue of replies holds, and as requests fit into a socket."""
+DEAF_BYTES_MAX = 64 * MIB
+"""Of answers that one client does not take: what may be in flight, and one request more."""
 DESCRIPTORS_MAX = 100
 """Of a process without clients but the honest one; each slow client would be one more."""
 
@@ -548,6 +552,33 @@ def test_clients_that_never_finish_keep_nobody_out(target: Target) -> None:
                 while client_socket.recv(4096):
                     pass  # the greeting
         target.is_unharmed()
+
+
+def test_clients_that_read_no_answers_hold_little_and_keep_nobody_out(target: Target) -> None:
+    """Each asks for 96 MiB and takes nothing for a while.
+
+    The gateway reads no further requests of an NBD client, which may do so and loses nothing; a PFW
+    client breaks the limits that HELLO agreed on, and the store ends its connection.
+    """
+    before = {name: rss_bytes(pid) for name, pid in target.pids.items()}
+    with contextlib.ExitStack() as stack:
+        deaf = [stack.enter_context(NbdClient(target.uris["unix"])) for _ in range(2)]
+        rude = stack.enter_context(target.session(path_slot=1))
+        for _ in range(DEAF_REQUESTS):
+            for client in deaf:
+                client.send(Command.READ, 0, MIB)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                rude.send(rude.request(Opcode.READ, 0, MIB))
+        for _ in range(32):
+            target.is_unharmed()
+        for name, pid in target.pids.items():
+            grown = rss_bytes(pid) - before[name]
+            print(f"{name}: {grown / MIB:.1f} MiB more")
+            assert grown < len(deaf) * DEAF_BYTES_MAX + RSS_BYTES_MAX, name
+        for client in deaf:
+            answers = [client.receive() for _ in range(DEAF_REQUESTS)]
+            assert {(answer.error, len(answer.data)) for answer in answers} == {(0, MIB)}
+    target.is_unharmed()
 
 
 def test_nothing_is_left_open_behind_those_who_went(target: Target) -> None:

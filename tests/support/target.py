@@ -17,8 +17,9 @@ from pureflash.model.rest import CreateExport, CreateVolume
 
 MIB: Final = 1 << 20
 VOLUME_BYTES: Final = 64 * MIB
-RSS_BYTES_MAX: Final = 64 * MIB
-"""How much a process may grow over all cases: buffers of a pool, not what strangers announced."""
+RSS_BYTES_MAX: Final = 128 * MIB
+"""How much a process may grow over all cases: buffers that a pool keeps for later, 64 MiB, and as
+much again; not what strangers announced."""
 
 
 @dataclass

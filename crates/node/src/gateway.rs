@@ -5,8 +5,8 @@
 //! and wait for the answer, which takes one turn of the loop (closing takes longer, see below).
 //!
 //! **What it guarantees.** An adopted connection is reported as closed exactly once. A client that
-//! asks for more than may be in flight is not read from until there is room; so is every client of
-//! a volume whose session is full. [`Gateway::close_volume`] lets requests under way finish for
+//! asks for more than may be in flight is not read from until there is room; nor is one that does not
+//! take its replies, which NBD does not forbid, nor any client of a volume whose session is full. [`Gateway::close_volume`] lets requests under way finish for
 //! [`CLOSE_MS`]; after that the connections end *without* an answer to what is left: an error would
 //! be passed on to an application, a lost connection is made again by the client.
 //!
@@ -23,7 +23,7 @@ use proto::{Pool, Status, Tick};
 use runtime::RuntimeError;
 use runtime::reactor::{
     Application, CONNECTIONS_MAX, CloseReason, ConnId, Context, DiskIndex, Handle,
-    LEFTOVER_BYTES_MAX, ListenerId, Opened, Options, SPIN_MAX, spawn,
+    LEFTOVER_BYTES_MAX, ListenerId, Opened, Options, SEND_QUEUE_BYTES_MAX, SPIN_MAX, spawn,
 };
 use shard::session::{Counters, PathId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,6 +35,12 @@ use std::thread::JoinHandle;
 pub const CLOSE_MS: u64 = 5_000;
 /// Commands that may wait.
 const COMMANDS_MAX: usize = 1024;
+/// Bytes in flight and replies unsent at which a connection is not read from. One request more, of
+/// the greatest size, and all headers still fit into the reactor's queue, whose overflow would end
+/// the connection: NBD has no bound on what a client may ask for before it reads.
+const PROMISED_BYTES_MAX: u64 = SEND_QUEUE_BYTES_MAX as u64 - REQUEST_BYTES_MAX as u64 - (1 << 20);
+/// Pause before looking again whether a slow reader has taken its replies: nothing tells of it.
+const SLOW_LOOK_MS: u64 = 5;
 /// Free receive buffers kept, per size class.
 const POOL_BYTES: usize = 64 << 20;
 /// A request's id in the session: place of its connection above, the connection's own id below.
@@ -108,6 +114,7 @@ impl Gateway {
             volumes: BTreeMap::new(),
             roles: IdMap::default(),
             wakes: BTreeSet::new(),
+            slow: BTreeSet::new(),
             conn_count: 0,
             shutdown: Vec::new(),
             is_shutting_down: false,
@@ -205,6 +212,8 @@ struct Volume {
     link: Link,
     fronts: Vec<Option<Front>>,
     free: Vec<usize>,
+    /// Places of connections that were not to be read from when they were last looked at.
+    slow: BTreeSet<usize>,
     /// The session is full: no front end is read from.
     is_full: bool,
     wake: Option<Tick>,
@@ -218,6 +227,8 @@ struct App {
     volumes: BTreeMap<u64, Volume>,
     roles: IdMap<ConnId, Role>,
     wakes: BTreeSet<(Tick, u64)>,
+    /// Volumes with slow connections.
+    slow: BTreeSet<u64>,
     conn_count: u64,
     shutdown: Vec<Answer<()>>,
     is_shutting_down: bool,
@@ -244,6 +255,7 @@ impl App {
             link,
             fronts: Vec::new(),
             free: Vec::new(),
+            slow: BTreeSet::new(),
             is_full: false,
             wake: None,
             closing: None,
@@ -355,10 +367,21 @@ impl App {
             }
         }
         let front = volume.fronts[index].as_mut().expect("still there");
-        if !front.nbd.wants_frames() {
+        if !front.wants_frames(ctx) {
             ctx.pause(front.conn);
+            volume.slow.insert(index);
         }
         self.follow(ctx, handle, outcome);
+    }
+
+    /// Read again from connections whose clients have taken their replies.
+    fn resume_slow(&mut self, ctx: &mut Context) {
+        let volumes = &mut self.volumes;
+        self.slow.retain(|handle| {
+            let Some(volume) = volumes.get_mut(handle) else { return false };
+            volume.resume_slow(ctx);
+            !volume.slow.is_empty()
+        });
     }
 
     /// An empty outcome, with the memory of the last one.
@@ -380,6 +403,9 @@ impl App {
         }
         self.scratch = outcome;
         volume.balance(ctx);
+        if !volume.slow.is_empty() {
+            self.slow.insert(handle);
+        }
         let wake = volume.wake_at();
         if wake != volume.wake {
             let before = std::mem::replace(&mut volume.wake, wake);
@@ -427,6 +453,14 @@ impl App {
     }
 }
 
+impl Front {
+    /// Whether another request may be read: none of its replies could be one too many.
+    fn wants_frames(&self, ctx: &Context) -> bool {
+        let unsent = ctx.send_queue_bytes(self.conn) as u64;
+        self.nbd.wants_frames() && self.nbd.inflight_bytes() + unsent < PROMISED_BYTES_MAX
+    }
+}
+
 impl Volume {
     /// Pass a reply on to the connection that asked.
     fn answer(&mut self, ctx: &mut Context, id: u64, result: Result<BlockData, Status>) {
@@ -446,8 +480,10 @@ impl Volume {
         let _ = ctx.send(front.conn, reply);
         if front.nbd.is_idle() && front.reason.is_some() {
             ctx.finish(front.conn);
-        } else if front.nbd.wants_frames() && !self.is_full {
+        } else if !self.is_full && front.wants_frames(ctx) {
             ctx.resume(front.conn);
+        } else {
+            self.slow.insert(index);
         }
     }
 
@@ -457,13 +493,31 @@ impl Volume {
         if std::mem::replace(&mut self.is_full, is_full) == is_full {
             return;
         }
-        for front in self.fronts.iter().flatten().filter(|front| !front.is_gone) {
+        for (index, place) in self.fronts.iter().enumerate() {
+            let Some(front) = place.as_ref().filter(|front| !front.is_gone) else { continue };
             if is_full {
                 ctx.pause(front.conn);
-            } else if front.nbd.wants_frames() {
+            } else if front.wants_frames(ctx) {
                 ctx.resume(front.conn);
+            } else {
+                self.slow.insert(index);
             }
         }
+    }
+
+    /// Read again from those of the slow that may be read; a full session resumes them itself.
+    fn resume_slow(&mut self, ctx: &mut Context) {
+        let (fronts, is_full) = (&self.fronts, self.is_full);
+        self.slow.retain(|&index| {
+            let Some(front) = fronts[index].as_ref().filter(|front| !front.is_gone) else {
+                return false;
+            };
+            let may_read = front.wants_frames(ctx);
+            if may_read && !is_full {
+                ctx.resume(front.conn);
+            }
+            !may_read
+        });
     }
 
     fn wake_at(&self) -> Option<Tick> {
@@ -583,7 +637,10 @@ impl Application for App {
     }
 
     fn idle(&mut self, ctx: &mut Context) {
-        ctx.set_timer(self.wakes.first().map(|(tick, _)| *tick));
+        self.resume_slow(ctx);
+        let look = (!self.slow.is_empty()).then(|| ctx.now().after_millis(SLOW_LOOK_MS));
+        let wake = self.wakes.first().map(|(tick, _)| *tick);
+        ctx.set_timer([look, wake].into_iter().flatten().min());
     }
 
     fn disk(&mut self, _ctx: &mut Context, _disk: DiskIndex, _done: &mut Vec<DiskDone>) {}

@@ -103,6 +103,12 @@ impl NbdConnection {
         has_room && self.state != State::Draining
     }
 
+    /// Data bytes of the READs and WRITEs that wait for their results.
+    #[must_use]
+    pub fn inflight_bytes(&self) -> u64 {
+        self.inflight_bytes
+    }
+
     /// Whether no request waits for its result.
     #[must_use]
     pub fn is_idle(&self) -> bool {
