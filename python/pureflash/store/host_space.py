@@ -1,10 +1,10 @@
 """Keep a store from filling the file system that its disk files lie on.
 
-Theory of operation. A disk file is sparse: it takes room of its host as data comes in. A host that is
-full hits every file on it at once, so ENOSPC must never be met by a write that has its place among
-the others: that would look like a failing replica, on all copies together. Therefore a store stops
-growing its disk files while room is left: below 5 % or 1 GiB the disk behaves as a full one. New
-data is refused with NO_SPACE before anything is changed; overwrites go on, since their room is
+Theory of operation. A disk file is sparse: it takes room of its host as data comes in. A host that
+is full hits every file on it at once, so ENOSPC must never be met by a write that has its place
+among the others: that would look like a failing replica, on all copies together. Therefore a store
+stops growing its disk files while room is left: below 5 % or 1 GiB the disk behaves as a full one.
+New data is refused with NO_SPACE before anything is changed; overwrites go on, since their room is
 taken already. Growth is allowed again a quarter above that, so that it does not flutter.
 
 Devices have their own room and are not looked at.

@@ -169,7 +169,11 @@ pub struct Probe {
 /// Decide which engine serves `disk`, by one real read through each candidate.
 #[must_use]
 pub fn probe(choice: EngineChoice, disk: &DiskFile) -> Probe {
-    decide(choice, |kind| try_out(kind, disk.fd()))
+    probe_fd(choice, disk.fd())
+}
+
+fn probe_fd(choice: EngineChoice, fd: &Arc<DiskFd>) -> Probe {
+    decide(choice, |kind| try_out(kind, fd))
 }
 
 /// Read once through an engine of this kind: how that went, or why it cannot be used.
@@ -221,7 +225,15 @@ pub fn open(
     pool: &Pool,
     depth: u32,
 ) -> Result<(Box<dyn DiskEngine>, Probe), RuntimeError> {
-    let fd = disk.fd();
+    open_fd(choice, disk.fd(), pool, depth)
+}
+
+fn open_fd(
+    choice: EngineChoice,
+    fd: &Arc<DiskFd>,
+    pool: &Pool,
+    depth: u32,
+) -> Result<(Box<dyn DiskEngine>, Probe), RuntimeError> {
     let mut made: Option<Box<dyn DiskEngine>> = None;
     let probed = decide(choice, |kind| {
         let how = try_out(kind, fd)?;
