@@ -439,18 +439,22 @@ def test_an_attach_gives_routes_and_a_ticket_of_the_volume() -> None:
             name="a", size_bytes=2 * GIB, replicas=1, shard_size_bytes=GIB
         )
         await world.pump()
-        spec = conductor.attach("a", is_read_only=False)
+        spec = await conductor.attach("a", is_read_only=False)
         assert {route.address for route in spec.shards} == {"127.0.0.1:7162", "127.0.0.1:7163"}
         now = world.clock.wall_ms() // 1000
         ticket = verify_ticket(bytes(32), bytes.fromhex(spec.ticket), now=now)
-        assert (ticket.volume_id, ticket.attach_epoch, ticket.rights) == (1, 1, 3)
+        assert (ticket.volume_id, ticket.attach_epoch, ticket.rights) == (1, 2, 3)
+        await world.pump()
+        confs = conductor.view().shards.values()
+        assert {conf.attach_epoch for conf in confs} == {2}, "who was attached before is fenced"
         await conductor.create_export(
             kind="nbd", volume="a", transport="unix", is_read_only=False, gateway=None
         )
         with pytest.raises(PureFlashError) as caught:
-            conductor.attach("a", is_read_only=False)
+            await conductor.attach("a", is_read_only=False)
         assert caught.value.code is Code.IN_USE
-        assert conductor.attach("a", is_read_only=True).volume_id == 1
+        spec = await conductor.attach("a", is_read_only=True)
+        assert (spec.volume_id, spec.attach_epoch) == (1, 3), "a reader takes nothing over"
 
     run(story())
 

@@ -199,7 +199,7 @@ async def attach_volume(
     conductor: Leader, reference: Reference, data: JSONBody[AttachVolume]
 ) -> VolumeSpec:
     """Give what a client needs to do I/O on a volume directly."""
-    return conductor.attach(reference, is_read_only=data.is_read_only)
+    return await conductor.attach(reference, is_read_only=data.is_read_only)
 
 
 @get("/v1/stores")

@@ -10,9 +10,10 @@ Order of urgency, docs/internals/replication.md sections 2 and 5:
 1. T6 when no ISR member is there in its registered life, after a gather of those that come back;
 2. T2 when the primary's life is over, its store is silent, or its disk has failed;
 3. T1 of another ISR member whose life is over, while somebody of the ISR is there;
-4. what replicas propose: they see dead links, failed writes and caught-up learners;
-5. T8 of a learner that is gone;
-6. T3 of a member that is there and in neither list, one learner per shard at a time, with a pause
+4. T9 when the volume was attached anew: writers of before are fenced;
+5. what replicas propose: they see dead links, failed writes and caught-up learners;
+6. T8 of a learner that is gone;
+7. T3 of a member that is there and in neither list, one learner per shard at a time, with a pause
    after one that was given up.
 """
 
@@ -27,6 +28,7 @@ from pureflash.metastore import keys
 from pureflash.metastore.records import Write
 from pureflash.model.conf import (
     AddLearner,
+    Attach,
     ByConductor,
     ByReplica,
     Cancel,
@@ -73,9 +75,11 @@ def _wishes(view: View, key: ShardKey, conf: ShardConf) -> Iterator[Wish]:
     present = [member for member in isr if _is_good(view, key, member)]
     if not present:
         yield from _reopen(view, key, isr)
+        yield from _attach(view, key, conf)
         return
     primary = members[conf.primary]
     yield from _replace_lost(view, key, isr, primary)
+    yield from _attach(view, key, conf)
     yield from _proposed(view, key, conf)
     for copy in conf.learners:
         learner = members[copy]
@@ -97,6 +101,13 @@ def _replace_lost(view: View, key: ShardKey, isr: list[Member], primary: Member)
         if member is not primary and _is_reborn(view, member):
             reason = f"{_name(view, member.store)} has restarted"
             yield Remove(copy=member.copy), ByConductor(), reason
+
+
+def _attach(view: View, key: ShardKey, conf: ShardConf) -> Iterator[Wish]:
+    """T9: the shard learns that its volume was attached anew."""
+    attach_epoch = view.volumes[key[0]].attach_epoch
+    if conf.attach_epoch < attach_epoch:
+        yield Attach(attach_epoch=attach_epoch), ByConductor(), "its volume was attached anew"
 
 
 def _proposed(view: View, key: ShardKey, conf: ShardConf) -> Iterator[Wish]:

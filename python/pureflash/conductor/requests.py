@@ -34,7 +34,7 @@ from pureflash.model.domain import (
     Volume,
     VolumeIntent,
 )
-from pureflash.model.messages import RegisterStore
+from pureflash.model.messages import RegisterGateway, RegisterStore
 from pureflash.model.names import check_name
 from pureflash.units import BLOCK_BYTES, SIZE_BYTES_MAX, format_size
 
@@ -368,6 +368,15 @@ def _grow_last_shard(view: View, grown: Volume, index: int, available: Sequence[
                     next_step="free space on that store, or raise the property overcommit_ratio",
                 )
             room.room_bytes -= more_bytes
+
+
+def check_cluster(own: str, message: RegisterStore | RegisterGateway) -> None:
+    """Refuse an agent of another cluster. Errors: ClusterError(WRONG_CLUSTER)."""
+    if message.cluster_id != own:
+        raise ClusterError(
+            Code.WRONG_CLUSTER,
+            f"the agent belongs to cluster {message.cluster_id[:32]}, not to this one",
+        )
 
 
 def check_registration(known: Store | None, message: RegisterStore) -> None:

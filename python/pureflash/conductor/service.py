@@ -27,17 +27,18 @@ from pureflash.conductor.planner import Offer
 from pureflash.conductor.specs import TICKET_S, Clock, Identity, Specs, peers_of
 from pureflash.conductor.tell import Tell
 from pureflash.conductor.view import View
+from pureflash.conductor.writer import Writer
 from pureflash.errors import ClusterError, Code, SecurityError
 from pureflash.metastore import keys
 from pureflash.metastore.lease import Lead, take_leadership
 from pureflash.metastore.records import Records, Write
 from pureflash.model.domain import (
     Cluster,
+    Export,
     HealthState,
     Job,
     JobState,
     NameClaim,
-    ShardConf,
     Store,
     StoreState,
     Volume,
@@ -98,6 +99,7 @@ class Conductor:
         self._wake = asyncio.Event()
         self._news = asyncio.Condition()
         self._lead = Lead(records.metastore, owner=identity.owner)
+        self._writer = Writer(records, self.observations, self.events, clock=clock, log=log)
         self._started_ms = clock.now_ms()
         self._trouble = ""
 
@@ -115,7 +117,7 @@ class Conductor:
         await self.records.load()
         if self.records.cluster is None:
             first = Cluster(cluster_id=self._identity.cluster_id, next_id=1, created_at_ms=wall_ms)
-            await self._write([Write(keys.CLUSTER, first, "the first start")])
+            await self._writer.write([Write(keys.CLUSTER, first, "the first start")])
         assert self.records.cluster is not None, "written above"
         if self.records.cluster.cluster_id != self._identity.cluster_id:
             raise ClusterError(
@@ -129,7 +131,8 @@ class Conductor:
         while True:
             await self.reconcile()
             try:
-                await asyncio.wait_for(self._wake.wait(), TICK_MS / 1000)
+                async with asyncio.timeout(TICK_MS / 1000):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
             self._wake.clear()
@@ -182,7 +185,7 @@ class Conductor:
                     if not writes:
                         self.observations.proposals.clear()
                         break
-                    await self._write(writes)
+                    await self._writer.write(writes)
                 else:
                     self._log.error("planner.circle", f"{PASSES_MAX} plans without an end")
             self._trouble = ""
@@ -197,7 +200,8 @@ class Conductor:
         """Wait until the view satisfies `is_so`; False when it did not in time."""
         async with self._news:
             try:
-                await asyncio.wait_for(self._news.wait_for(lambda: is_so(self.view())), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._news.wait_for(lambda: is_so(self.view()))
             except TimeoutError:
                 return False
         return True
@@ -225,11 +229,11 @@ class Conductor:
             )
             if is_dry_run:
                 return volume
-            await self._take_id()
+            await self._writer.take_id()
             claim = NameClaim(volume_id=volume.id)
             # The name first: of two volumes that want it one must lose before it is stored.
-            await self._write_all([Write(keys.name(name), claim, "a request")])
-            await self._write_all([Write(keys.volume(volume.id), volume, "a request")])
+            await self._writer.write_all([Write(keys.name(name), claim, "a request")])
+            await self._writer.write_all([Write(keys.volume(volume.id), volume, "a request")])
         await self._settle(volume)
         return volume
 
@@ -242,21 +246,17 @@ class Conductor:
             volume = requests.find_volume(view, reference)
             grown = requests.resized(view, volume, size_bytes=size_bytes, if_version=if_version)
             if grown != volume:
-                await self._write_all([Write(keys.volume(volume.id), grown, "a request")])
+                await self._writer.write_all([Write(keys.volume(volume.id), grown, "a request")])
         await self._settle(grown)
         return grown
 
     async def delete_volume(self, reference: str, *, if_version: int | None) -> Job:
         """Begin to delete a volume; gives the job, also when one is under way."""
-        async with self._lock:
-            view = self.view()
-            volume = requests.find_volume(view, reference)
-            job = requests.delete_job(view, volume, if_version=if_version)
-            if job is None:
-                return requests.running_job(view, volume, requests.DELETE_JOB)
-            await self._take_id()
-            await self._write_all([Write(keys.job(job.id), job, "a request")])
-        self.kick()
+
+        def make(view: View, volume: Volume) -> Job | None:
+            return requests.delete_job(view, volume, if_version=if_version)
+
+        job = await self._begin(reference, requests.DELETE_JOB, make)
         await self.wait_for(
             lambda view: view.jobs[job.id].state is not JobState.QUEUED,
             timeout_s=self._settle_timeout_s,
@@ -265,14 +265,20 @@ class Conductor:
 
     async def verify_volume(self, reference: str) -> Job:
         """Begin to compare all in-sync replicas; gives the job, also when one is under way."""
+        return await self._begin(reference, requests.VERIFY_JOB, requests.verify_job)
+
+    async def _begin(
+        self, reference: str, kind: str, make: Callable[[View, Volume], Job | None]
+    ) -> Job:
+        """Store the job that `make` gives; without one, one of this kind is under way."""
         async with self._lock:
             view = self.view()
             volume = requests.find_volume(view, reference)
-            job = requests.verify_job(view, volume)
+            job = make(view, volume)
             if job is None:
-                return requests.running_job(view, volume, requests.VERIFY_JOB)
-            await self._take_id()
-            await self._write_all([Write(keys.job(job.id), job, "a request")])
+                return requests.running_job(view, volume, kind)
+            await self._writer.take_id()
+            await self._writer.write_all([Write(keys.job(job.id), job, "a request")])
         self.kick()
         return job
 
@@ -286,8 +292,8 @@ class Conductor:
         gateway: str | None,
     ) -> tuple[int, bool]:
         """Make an export and wait for its gateway; gives its id and whether it is new."""
-        async with self._lock:
-            view = self.view()
+
+        def wanted(view: View) -> tuple[Export, bool]:
             export = requests.new_export(
                 view,
                 kind=kind,
@@ -296,10 +302,16 @@ class Conductor:
                 is_read_only=is_read_only,
                 gateway=gateway,
             )
-            is_new = export.id not in view.exports
+            return export, export.id not in view.exports
+
+        export, is_new = wanted(self.view())
+        if is_new and not is_read_only:
+            await self._take_over(export.volume_id)
+        async with self._lock:
+            export, is_new = wanted(self.view())
             if is_new:
-                await self._take_id()
-                await self._write_all([Write(keys.export(export.id), export, "a request")])
+                await self._writer.take_id()
+                await self._writer.write_all([Write(keys.export(export.id), export, "a request")])
         self.kick()
         await self.wait_for(
             lambda view: states.export_view(view, export).state in ("ready", "failed"),
@@ -311,7 +323,7 @@ class Conductor:
         """Forget an export and wait until its gateway, if connected, has taken it away."""
         async with self._lock:
             gateway = self.records.exports[export_id].gateway
-            await self._write_all([Write(keys.export(export_id), None, "a request")])
+            await self._writer.write_all([Write(keys.export(export_id), None, "a request")])
         self.kick()
 
         def is_gone(view: View) -> bool:
@@ -320,14 +332,36 @@ class Conductor:
 
         await self.wait_for(is_gone, timeout_s=self._settle_timeout_s)
 
-    def attach(self, reference: str, *, is_read_only: bool) -> VolumeSpec:
+    async def attach(self, reference: str, *, is_read_only: bool) -> VolumeSpec:
         """Give what a client needs to do I/O by itself; errors as `requests.check_attach`."""
+        volume = requests.find_volume(self.view(), reference)
+        requests.check_attach(self.view(), volume, is_read_only=is_read_only)
+        if not is_read_only:
+            await self._take_over(volume.id)
         view = self.view()
-        volume = requests.find_volume(view, reference)
-        requests.check_attach(view, volume, is_read_only=is_read_only)
+        volume = requests.find_volume(view, str(volume.id))
         plan = planner.routes(view, volume)
         rights = Rights.READ if is_read_only else Rights.READ_WRITE
         return self._specs().volume(volume, plan, rights, self._identity.draw())
+
+    async def _take_over(self, volume_id: int) -> None:
+        """Fence every writer of before (T9), whatever it still has on its way: one at a time.
+
+        A shard serves the new one in the epoch of that configuration at the earliest.
+        """
+        async with self._lock:
+            volume = self.records.volumes[volume_id]
+            after = replace(volume, attach_epoch=volume.attach_epoch + 1)
+            await self._writer.write_all(
+                [Write(keys.volume(volume_id), after, "it is attached anew")]
+            )
+        self.kick()
+
+        def is_told(view: View) -> bool:
+            confs = view.shards_of(view.volumes[volume_id]) if volume_id in view.volumes else []
+            return all(conf.attach_epoch >= after.attach_epoch for conf in confs)
+
+        await self.wait_for(is_told, timeout_s=self._settle_timeout_s)
 
     async def store_exited(self, store_id: int, *, incarnation: int) -> None:
         """Believe a supervisor that this incarnation ended; an older one is no news.
@@ -340,7 +374,7 @@ class Conductor:
             if store is None or incarnation <= max(store.exited, store.incarnation - 1):
                 return
             ended = replace(store, exited=incarnation)
-            await self._write_all([Write(keys.store(store_id), ended, "its process ended")])
+            await self._writer.write_all([Write(keys.store(store_id), ended, "its process ended")])
         if store.incarnation != incarnation:
             return
         if session := self._sessions.pop(store_id, None):
@@ -399,7 +433,7 @@ class Conductor:
             session.close()
 
     async def _register_store(self, session: Session, message: RegisterStore) -> None:
-        self._check_cluster(message.cluster_id)
+        requests.check_cluster(self._identity.cluster_id, message)
         async with self._lock:
             known = self.records.stores.get(message.store)
             requests.check_registration(known, message)
@@ -412,7 +446,7 @@ class Conductor:
                 exited=known.exited if known else 0,
             )
             if store != known:
-                await self._write_all([Write(keys.store(store.id), store, "it registered")])
+                await self._writer.write_all([Write(keys.store(store.id), store, "it registered")])
         self._enter(store.id, session)
         session.store, session.incarnation = store.id, store.incarnation
         self.observations.register_store(message, now_ms=self._clock.now_ms())
@@ -421,19 +455,12 @@ class Conductor:
         self._log.info("store.registered", f"{store.name} at {store.address}", store=store.id)
 
     def _register_gateway(self, session: Session, message: RegisterGateway) -> None:
-        self._check_cluster(message.cluster_id)
+        requests.check_cluster(self._identity.cluster_id, message)
         self._enter(message.gateway, session)
         session.gateway, session.incarnation = message.gateway, message.incarnation
         self.observations.register_gateway(message.gateway, now_ms=self._clock.now_ms())
         self._answer_registration(session)
         self._log.info("gateway.registered", message.gateway, gateway=message.gateway)
-
-    def _check_cluster(self, cluster_id: str) -> None:
-        if cluster_id != self._identity.cluster_id:
-            raise ClusterError(
-                Code.WRONG_CLUSTER,
-                f"the agent belongs to cluster {cluster_id[:32]}, not to this one",
-            )
 
     def _enter(self, peer: int | str, session: Session) -> None:
         """Make `session` the one of `peer`; an older one of it is closed."""
@@ -535,45 +562,6 @@ class Conductor:
             ),
             timeout_s=self._settle_timeout_s,
         )
-
-    async def _take_id(self) -> None:
-        """Use up the next id: written before the record that has it, so no id is given twice."""
-        cluster = self.records.cluster
-        assert cluster is not None, "start() was called"
-        after = replace(cluster, next_id=cluster.next_id + 1)
-        await self._write_all([Write(keys.CLUSTER, after, "an id was used")])
-
-    async def _write_all(self, writes: list[Write]) -> None:
-        """Write records that must all be applied; the lock makes anything else another writer."""
-        if not all(await self._write(writes)):
-            raise ClusterError(
-                Code.UNAVAILABLE,
-                "another conductor changed the metastore",
-                next_step="try again; if it persists look for a second conductor",
-            )
-
-    async def _write(self, writes: list[Write]) -> list[bool]:
-        before = {write.key: self._subject(write) for write in writes}
-        confs = dict(self.records.shards)
-        applied = await self.records.commit(writes)
-        for write, is_applied in zip(writes, applied, strict=True):
-            conf = write.record
-            if is_applied and isinstance(conf, ShardConf) and (conf.volume_id, conf.index) in confs:
-                older = confs[conf.volume_id, conf.index]
-                self.observations.configured(older, conf, now_ms=self._clock.now_ms())
-            if is_applied and write.key != keys.CLUSTER:
-                verb = "deleted" if write.record is None else "changed"
-                kind = f"{write.key.partition('/')[0]}.{verb}"
-                subject = before[write.key]
-                self.events.add(self._clock.wall_ms(), kind, subject, write.reason)
-                self._log.info(kind, f"{subject}: {write.reason}", key=write.key)
-        return applied
-
-    def _subject(self, write: Write) -> str:
-        if write.record is None and write.key.startswith("volume/"):
-            volume = self.records.volumes.get(int(write.key.partition("/")[2]))
-            return volume.name if volume else write.key
-        return states.subject_of(write.key, write.record)
 
     def _watch_silence(self) -> None:
         for store_id, before, after in self.observations.watch(now_ms=self._clock.now_ms()):

@@ -116,7 +116,9 @@ class AgentLink:
                 await socket.send(encode(self._owner.heartbeat(self.term)))
                 next_beat = now + HEARTBEAT_MS / 1000
             try:
-                message = await asyncio.wait_for(self._outbox.get(), next_beat - now)
+                # Not `wait_for`, which can lose a cancellation that meets a message.
+                async with asyncio.timeout(next_beat - now):
+                    message = await self._outbox.get()
             except TimeoutError:
                 continue
             await socket.send(encode(message))

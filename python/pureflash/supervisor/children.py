@@ -89,7 +89,8 @@ class Child:
             history = following
             self._enter(ChildState.WAITING)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_stopping.wait(), history.delay_ms / 1000)
+                async with asyncio.timeout(history.delay_ms / 1000):
+                    await self._is_stopping.wait()
         self._enter(ChildState.STOPPED)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
