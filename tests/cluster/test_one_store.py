@@ -13,10 +13,14 @@ import random
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from tests.support.cluster import EXPECTED_WARNINGS, PF, RealCluster, temporary_cluster
+
+from pureflash import connect
+from pureflash.errors import PureFlashError
 
 MIB = 1 << 20
 IMAGE_BYTES = 64 * MIB
@@ -106,6 +110,24 @@ def test_pf_image_takes_an_image_in_and_out_and_refuses_to_overwrite(one: RealCl
     assert "--yes" in one.pf("image", "import", str(source), "image", status=6)
     one.pf("volume", "create", "small", "32M")
     assert "resize" in one.pf("image", "import", str(source), "small", status=2)
+
+
+def test_a_second_writer_takes_the_volume_over_from_the_first(one: RealCluster) -> None:
+    one.pf("volume", "create", "taken", "64M")
+    with connect(data=one.layout.directory) as cluster, ThreadPoolExecutor(1) as pool:
+        volume = cluster.volumes.get("taken")
+        with volume.open() as first, volume.open() as second:
+            second.pwrite(b"2" * 4096, offset=0)
+            late = pool.submit(first.pwrite, b"1" * 4096, offset=0)
+            for block in range(1, 256):
+                second.pwrite(b"2" * 4096, offset=4096 * block)
+            assert not late.done(), "it waits for a newer ticket, which nobody gives it"
+            first.close()
+            assert isinstance(late.exception(timeout=30), PureFlashError)
+            assert second.pread(offset=0, length=4096) == b"2" * 4096
+        assert cluster.volumes.get("taken").view.attach_epoch == 3
+        export_uri(one, "taken")
+        assert cluster.volumes.get("taken").view.attach_epoch == 4, "an export takes over as well"
 
 
 def test_what_was_written_is_there_after_a_stop_at_the_same_addresses(one: RealCluster) -> None:

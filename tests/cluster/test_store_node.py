@@ -264,7 +264,8 @@ def test_a_newer_configuration_fences_older_writers(start: Starter) -> None:
     client = Client(node)
     node.set_conf(12, VOLUME, 0, conf(node, epoch=2, attach_epoch=2))
     assert wait_events(node) == [("done", 12, None)]
-    assert status(client.write(0, b"o" * 4096)) is Code.STALE_EPOCH
+    assert status(client.write(0, b"o" * 4096)) is Code.FENCED, "it may never hear of epoch 2"
+    assert status(client.read(0, 4096)) is Code.STALE_EPOCH, "a reader waits for the news"
     assert status(client.write(0, b"o" * 4096, epoch=2)) is Code.FENCED
     assert status(client.write(0, b"o" * 4096, epoch=2, attach_epoch=2)) is Code.DENIED, "unsigned"
     newer = Client(node, session=6, attach_epoch=2)

@@ -94,6 +94,11 @@ impl Replica {
     /// False: it has to wait. An error is a definite "no effect".
     fn check(&mut self, ctx: &mut Ctx<'_, '_>, request: &ClientRequest) -> Result<bool, Status> {
         let conf = self.stored.conf.as_ref().expect("a primary has a configuration");
+        // A writer that was taken over must hear so, although it knows no newer epoch: nobody tells
+        // it one. A reader may only be waiting for the news.
+        if request.attach_epoch < conf.attach_epoch && request.op.is_change() {
+            return Err(Status::Fenced);
+        }
         if request.epoch != conf.epoch {
             if request.epoch > conf.epoch {
                 self.fetch(ctx, None);
