@@ -144,7 +144,7 @@ async def test_an_export_reaches_its_gateway_and_is_offered_again_after_its_rest
         )
         assert (await served.call("create_export", wish)).id == made.id
         (spec,) = core.gateways[0].volumes.values()
-        assert spec["shards"] == [{"index": 0, "epoch": 1, "address": "127.0.0.1:7162"}]
+        assert spec["shards"] == [{"index": 0, "epoch": 2, "address": "127.0.0.1:7162"}], "T9"
         assert len(spec["ticket"]) == 68
         await stop(task)
         assert not (tmp_path / "g1.nbd").exists()

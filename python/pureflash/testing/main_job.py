@@ -43,6 +43,9 @@ FIRST_KILL_SECONDS = 4
 DOWN_SECONDS = 15
 WRITE_SECONDS_MAX = 5.0
 HEALTHY_SECONDS = 60
+RESYNC_RATIO_MAX = 1.2
+RESYNC_MIB_MORE = 8
+"""What a resync may copy beyond what the other copies have that it lacks."""
 LOOK_SECONDS = 0.25
 SAY_SECONDS = 5
 COMMAND_SECONDS = 180
@@ -189,20 +192,30 @@ def say(text: str) -> None:
     print(f"      {text}", flush=True)
 
 
-def wait_whole(cluster: Cluster, volume: str) -> float:
-    """Wait until all three replicas are in sync; gives the seconds that took."""
-    started, said = time.monotonic(), 0.0
+def wait_whole(cluster: Cluster, volume: str) -> tuple[float, int]:
+    """Wait until all three replicas are in sync; gives the seconds and the MiB copied."""
+    started, said, copied = time.monotonic(), 0.0, 0
     while True:
         shard = cluster.shard(volume)
         waited = time.monotonic() - started
+        copied = max([copied, *(member["regions_copied"] or 0 for member in shard["members"])])
         if shard["state"] == "healthy" and len(shard["isr"]) == STORES:
-            return waited
+            return waited, copied
         if waited > HEALTHY_SECONDS:
             raise DemoProblem(f"not whole after {waited:.0f} s: {shard['reason']}")
         if waited - said > SAY_SECONDS:
             said = waited
             say(f"{shard['state']}: {shard['reason']}")
         time.sleep(LOOK_SECONDS)
+
+
+def wait_equal(cluster: Cluster) -> str:
+    """Wait for the resync of the load's volume; gives what it took, and insists on little."""
+    took, copied = wait_whole(cluster, "load")
+    # The load writes all of its blocks at random: every region may be dirty.
+    if copied > LOAD_MIB * RESYNC_RATIO_MAX + RESYNC_MIB_MORE:
+        raise DemoProblem(f"{copied} MiB were copied where {LOAD_MIB} may be dirty")
+    return f"{took:.1f} s, {copied} MiB copied of at most {LOAD_MIB} MiB dirty"
 
 
 def load_under_kills(cluster: Cluster, uri: str, summary: Summary) -> None:
@@ -231,8 +244,7 @@ def load_under_kills(cluster: Cluster, uri: str, summary: Summary) -> None:
                 while fio.poll() is None and not is_back(cluster, name, pid):
                     time.sleep(LOOK_SECONDS)
                 say(f"{name} is back: {cluster.shard('load')['reason'] or 'in sync'}")
-                took = wait_whole(cluster, "load")
-                summary.add(f"{name} in sync again after its return", f"{took:.1f} s")
+                summary.add(f"{name} in sync again after its return", wait_equal(cluster))
             if fio.poll() == 0:
                 raise DemoProblem(
                     f"the machine is too slow: fio was done with its {RUNTIME_SECONDS} s, without"
