@@ -156,9 +156,12 @@ async def test_an_export_reaches_its_gateway_and_is_offered_again_after_its_rest
 
         task = asyncio.create_task(run_gateway_on(core, settings))
         assert await served.conductor.wait_for(
-            lambda view: bool(view.gateways["g1"].exports), timeout_s=10
+            lambda view: (
+                view.gateways["g1"].is_connected
+                and [list(gateway.volumes) for gateway in core.gateways[1:]] == [[made.id]]
+            ),
+            timeout_s=10,
         )
-        assert list(core.gateways[1].volumes) == [made.id]
         await served.call("delete_export", "v1")
         assert core.gateways[1].volumes == {}
         await stop(task)
