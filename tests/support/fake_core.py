@@ -136,6 +136,16 @@ class FakeStoreNode:
             regions = -(-int(known["size_bytes"]) // (1 << 20))
             self._events.push("verified", request_id, regions, 3, different, unreadable)
 
+    def transfer_primary(self, request_id: int, volume_id: int, index: int, to: int) -> None:
+        known = self._read()["replicas"].get(f"{volume_id}/{index}")
+        if known is None:
+            self._events.push("failed", request_id, 23, "no such replica")
+            return
+        self._events.push("done", request_id, None)
+        epoch = conf_of(known).epoch
+        transition = {"kind": "transfer", "copy": to}
+        self._events.push("proposal", volume_id, index, epoch, transition)
+
     def set_peers(self, peers: list[tuple[int, int, str]]) -> None:
         self.peers = peers
 

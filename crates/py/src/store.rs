@@ -108,6 +108,7 @@ fn role_name(role: Option<Role>) -> &'static str {
         Some(Role::Settling) => "settling",
         Some(Role::Active) => "active",
         Some(Role::Suspended) => "suspended",
+        Some(Role::Leaving) => "leaving",
         Some(Role::Fenced) => "fenced",
     }
 }
@@ -241,6 +242,17 @@ impl StoreNode {
     /// As primary, compare all in-sync replicas of a shard, region by region.
     fn verify_replica(&self, request_id: u64, volume_id: u64, index: u32) -> PyResult<()> {
         self.control(request_id, ControlOp::Verify(shard_id(volume_id, index)))
+    }
+
+    /// As primary, give the reign to another member of the ISR; done when it was passed on.
+    fn transfer_primary(
+        &self,
+        request_id: u64,
+        volume_id: u64,
+        index: u32,
+        to: u8,
+    ) -> PyResult<()> {
+        self.control(request_id, ControlOp::Transfer(shard_id(volume_id, index), to))
     }
 
     /// Take over where the stores of the cluster are: (store, incarnation, "address:port") each.

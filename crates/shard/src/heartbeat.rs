@@ -13,6 +13,9 @@
 //! PING is received before it is sent: so as long as a lease holds, the promise behind it does. A
 //! shard listed in an epoch below the promised one is refused: that primary is deposed.
 //!
+//! *Giving back.* A primary that has given its reign away says so (RELEASE) in its next heartbeats:
+//! its leases have ended before, and the receiver drops what it promised to the heartbeats before it.
+//!
 //! *Difference coding.* A PING carries what has changed since the newest PING that this life of the
 //! receiver has acknowledged (`base_sequence`); with base 0 the list is complete. The receiver holds
 //! the list as of its newest PING h. A difference from base b to n holds the present state of
@@ -127,6 +130,12 @@ pub enum Event {
         /// Which shard.
         shard: ShardId,
     },
+    /// Give back what other stores have promised for the shard, which this one serves no longer (T5):
+    /// its leases are gone at once, and who has promised may serve as soon as it has heard so.
+    Release {
+        /// Which shard.
+        shard: ShardId,
+    },
     /// Refuse heartbeats that list the shard in an epoch below this.
     Promise {
         /// Which shard.
@@ -195,6 +204,10 @@ enum Saying {
         since: Option<u64>,
         until: Tick,
     },
+    /// What was promised is given back, until somebody has heard it or the promise has ended.
+    Release {
+        until: Tick,
+    },
     Drop,
 }
 
@@ -202,6 +215,14 @@ impl Saying {
     fn is_lease(self) -> bool {
         match self {
             Saying::Lease { .. } => true,
+            Saying::Release { .. } | Saying::Drop => false,
+        }
+    }
+
+    /// Whether somebody waits to hear it.
+    fn is_urgent(self) -> bool {
+        match self {
+            Saying::Lease { .. } | Saying::Release { .. } => true,
             Saying::Drop => false,
         }
     }
@@ -238,8 +259,14 @@ impl Asked {
         self.entries.clear();
     }
 
-    fn is_listing(&self) -> bool {
-        self.entries.values().any(|entry| entry.saying.is_lease())
+    fn is_speaking(&self) -> bool {
+        self.entries.values().any(|entry| entry.saying.is_urgent())
+    }
+
+    /// A heartbeat with news follows the last one soon, but is not late where there was silence.
+    fn hurry(&mut self, now: Tick, early_nanos: u64) {
+        let last = self.sent.back().map_or(Tick(0), |&(_, at)| at);
+        self.due = self.due.clamp(now, last.after_nanos(early_nanos).max(now));
     }
 
     /// True when this changed what the next heartbeat says.
@@ -252,7 +279,7 @@ impl Asked {
         };
         let is_same_reign = match entry.saying {
             Saying::Lease { reign: present, .. } => present == reign,
-            Saying::Drop => false,
+            Saying::Release { .. } | Saying::Drop => false,
         };
         if is_same_reign && entry.epoch == epoch {
             return false;
@@ -273,6 +300,32 @@ impl Asked {
         } else if entry.saying.is_lease() {
             entry.saying = Saying::Drop;
             entry.is_news = true;
+        }
+    }
+
+    /// True when this changed what the next heartbeat says.
+    fn release(&mut self, shard: ShardId, until: Tick) -> bool {
+        let Some(entry) = self.entries.get_mut(&shard).filter(|entry| entry.saying.is_lease())
+        else {
+            return false;
+        };
+        if entry.changed == 0 {
+            self.entries.remove(&shard);
+            return false;
+        }
+        entry.saying = Saying::Release { until };
+        entry.is_news = true;
+        true
+    }
+
+    /// What nobody has heard in time is of no use any more.
+    fn expire(&mut self, now: Tick) {
+        for entry in self.entries.values_mut() {
+            if let Saying::Release { until } = entry.saying
+                && until <= now
+            {
+                (entry.saying, entry.is_news) = (Saying::Drop, true);
+            }
         }
     }
 
@@ -313,6 +366,7 @@ impl Asked {
                     since.get_or_insert(sequence);
                     HeartbeatKind::Lease
                 }
+                Saying::Release { .. } => HeartbeatKind::Release,
                 Saying::Drop => HeartbeatKind::Drop,
             };
             records.push(HeartbeatEntry { shard, epoch: entry.epoch, kind });
@@ -334,7 +388,7 @@ impl Asked {
                 }
                 true
             }
-            Saying::Drop => entry.is_news || entry.changed > sequence,
+            Saying::Release { .. } | Saying::Drop => entry.is_news || entry.changed > sequence,
         });
     }
 }
@@ -429,6 +483,7 @@ impl Heartbeats {
             Event::Unclaim { shard } => {
                 self.asked.values_mut().for_each(|asked| asked.unclaim(shard));
             }
+            Event::Release { shard } => self.release(shard),
             Event::Promise { shard, epoch } => {
                 let promised = self.epochs.entry(shard).or_default();
                 *promised = epoch.max(*promised);
@@ -463,7 +518,7 @@ impl Heartbeats {
         stores: &[(StoreId, Incarnation)],
     ) {
         assert!(reign <= epoch, "a reign begins before it goes on");
-        let early_nanos = self.timing.heartbeat_nanos / EARLY_DIVISOR;
+        let early_nanos = self.early_nanos();
         for &(store, incarnation) in stores.iter().filter(|(store, _)| *store != self.store) {
             let now = self.now;
             let asked = self.asked.entry(store).or_insert_with(|| Asked::new(incarnation, now));
@@ -474,10 +529,7 @@ impl Heartbeats {
                 // That life is over and leases nothing.
                 asked.unclaim(shard);
             } else if asked.claim(shard, reign, epoch) {
-                let last = asked.sent.back().map_or(Tick(0), |&(_, at)| at);
-                let early = last.after_nanos(early_nanos).max(now);
-                // Not in the past: a pair that was silent is not late.
-                asked.due = asked.due.clamp(now, early);
+                asked.hurry(now, early_nanos);
             }
         }
         for (store, asked) in &mut self.asked {
@@ -487,12 +539,27 @@ impl Heartbeats {
         }
     }
 
+    fn early_nanos(&self) -> u64 {
+        self.timing.heartbeat_nanos / EARLY_DIVISOR
+    }
+
+    fn release(&mut self, shard: ShardId) {
+        let (now, early_nanos) = (self.now, self.early_nanos());
+        let until = now.after_nanos(self.timing.grace_nanos);
+        for asked in self.asked.values_mut() {
+            if asked.release(shard, until) {
+                asked.hurry(now, early_nanos);
+            }
+        }
+    }
+
     fn tick(&mut self, out: &mut Vec<Effect>) {
         if self.wake.is_some_and(|wake| wake <= self.now) {
             self.wake = None;
         }
         for (&to, asked) in &mut self.asked {
-            if asked.due > self.now || !asked.is_listing() {
+            asked.expire(self.now);
+            if asked.due > self.now || !asked.is_speaking() {
                 continue;
             }
             asked.sequence += 1;
@@ -537,8 +604,8 @@ impl Heartbeats {
     }
 
     fn ask_wake(&mut self, out: &mut Vec<Effect>) {
-        let listing = self.asked.values().filter(|asked| asked.is_listing());
-        let Some(due) = listing.map(|asked| asked.due).min() else { return };
+        let speaking = self.asked.values().filter(|asked| asked.is_speaking());
+        let Some(due) = speaking.map(|asked| asked.due).min() else { return };
         if self.wake.is_none_or(|wake| due < wake) {
             self.wake = Some(due);
             out.push(Effect::Wake(due));
@@ -648,7 +715,9 @@ impl Leases for Heartbeats {
         let asked = self.asked.get(&store).filter(|asked| asked.address == incarnation);
         match asked.and_then(|asked| asked.entries.get(&shard)).map(|entry| entry.saying) {
             Some(Saying::Lease { until, .. }) => until,
-            Some(Saying::Drop) | None => Tick(0),
+            // Seeded bug: what was given back still counts.
+            Some(Saying::Release { until }) if self.mutant.is(Mutant::ReleasedGoesOn) => until,
+            Some(Saying::Release { .. } | Saying::Drop) | None => Tick(0),
         }
     }
 

@@ -62,11 +62,13 @@ pub enum Mutant {
     NoPathFencing,
     /// A write gets its lsn although a member has no room for it.
     CreditIgnored,
+    /// A primary that has given back what it was promised goes on serving.
+    ReleasedGoesOn,
 }
 
 impl Mutant {
     /// Every seeded bug.
-    pub const ALL: [Mutant; 25] = [
+    pub const ALL: [Mutant; 26] = [
         Mutant::SettleOwnTailOnly,
         Mutant::NoQuiesceAtPromise,
         Mutant::PromiseNotPersisted,
@@ -92,6 +94,7 @@ impl Mutant {
         Mutant::NoRegionLock,
         Mutant::NoPathFencing,
         Mutant::CreditIgnored,
+        Mutant::ReleasedGoesOn,
     ];
 
     /// Those that random worlds catch soon and surely (crates/sim/tests/mutants.rs). Each of the others

@@ -39,6 +39,11 @@ impl<T> Table<T> {
         self.entries.get_mut(number as usize)?.as_mut()
     }
 
+    /// Whether there is nothing.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.len() == self.free.len()
+    }
+
     /// Remove everything, in order of number.
     pub(crate) fn drain(&mut self) -> Vec<T> {
         self.free.clear();

@@ -274,7 +274,7 @@ impl Check {
         shard.roles.insert(life, role);
         match role {
             Role::Active => shard.active.push((moment, place.store, epoch)),
-            Role::Suspended => {}
+            Role::Suspended | Role::Leaving => {}
             // The reign is over: what was open is no longer its business.
             Role::Out | Role::Learner | Role::Secondary | Role::Settling | Role::Fenced => {
                 shard.open.remove(&life);

@@ -35,6 +35,8 @@ pub enum Nemesis {
     Client,
     /// Fences earlier writers.
     Attach,
+    /// Asks a primary to give its reign to another member.
+    Transfer,
 }
 
 /// One thing that happens.

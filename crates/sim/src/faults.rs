@@ -8,9 +8,9 @@
 use crate::disk::Crash;
 use crate::events::{Nemesis, What};
 use crate::phases::Phase;
-use crate::store::Process;
+use crate::store::{Input, Process};
 use crate::world::{MILLI, World, quality};
-use shard::conf::{Incarnation, StoreId};
+use shard::conf::{CopyId, Incarnation, StoreId};
 
 /// Longer than every lease and promise (G is 2.25 s), also by a clock that is 10 % wrong.
 const LONG_PAUSE: u64 = 2_700 * MILLI;
@@ -31,6 +31,7 @@ impl World {
             Nemesis::Connection => self.options.connection_every_ms,
             Nemesis::Client => self.options.client_every_ms,
             Nemesis::Attach => self.options.attach_every_ms,
+            Nemesis::Transfer => self.options.transfer_every_ms,
         }
     }
 
@@ -46,6 +47,7 @@ impl World {
             Nemesis::Connection,
             Nemesis::Client,
             Nemesis::Attach,
+            Nemesis::Transfer,
         ] {
             self.plan(nemesis);
         }
@@ -106,6 +108,7 @@ impl World {
                 self.replace_client(client);
             }
             Nemesis::Attach => self.attach(),
+            Nemesis::Transfer => self.transfer(),
         }
     }
 
@@ -211,6 +214,21 @@ impl World {
         let mut out = Vec::new();
         self.conductor.attach(self.now, next, &mut out);
         out.into_iter().for_each(|stored| self.stored(stored));
+    }
+
+    fn transfer(&mut self) {
+        if !self.is_conductor_up {
+            return;
+        }
+        let shard = self.random.below(self.options.shards) as u32;
+        let conf = self.conductor.conf(shard);
+        let others: Vec<CopyId> =
+            conf.isr.iter().copied().filter(|&copy| copy != conf.primary).collect();
+        let from = conf.primary_member().store;
+        if !others.is_empty() {
+            let to = *self.random.pick(&others);
+            self.tell(from, Input::Transfer { shard, to });
+        }
     }
 
     // ------------------------------------------------------------------------------- processes ----

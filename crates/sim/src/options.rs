@@ -150,6 +150,8 @@ options! {
     frame_hold,
     /// Mean time between attaches that fence earlier writers (T9).
     attach_every_ms,
+    /// Mean time between requests that a primary give its reign away (T5).
+    transfer_every_ms,
     /// Chance that a disk read brings a flipped bit.
     bit_flip,
     /// Percent of the crashes after which recovery is run twice and compared.
@@ -204,6 +206,7 @@ impl Options {
         options.ambush = maybe(&[2_000, 6_000]);
         options.restart_ms = *random.pick(&[100, 500, 2_000]);
         options.pause_ms = *random.pick(&[100, 400, 1_000]);
+        options.transfer_every_ms = *random.pick(&[0, 500, 2_000]);
         options
     }
 

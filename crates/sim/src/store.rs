@@ -21,7 +21,7 @@ use proto::wire::{
 use proto::{BLOCK_BYTES, Epoch, Lsn, Pool, Seq, ShardId, Status, Tick, VolumeId};
 use shard::client::Answer;
 use shard::conf::transition::Transition;
-use shard::conf::{Incarnation, ShardConf, StoreId};
+use shard::conf::{CopyId, Incarnation, ShardConf, StoreId};
 use shard::exchange::{Exchange, Finished, Turn, reply_to, turn};
 use shard::heartbeat::{self, Heartbeats, Timing};
 use shard::mutant::Mutant;
@@ -88,6 +88,13 @@ pub enum Input {
     },
     /// The conductor tells a configuration.
     Conf(ShardConf),
+    /// The conductor asks for a transfer of a shard's reign.
+    Transfer {
+        /// The shard.
+        shard: u32,
+        /// The member that it goes to.
+        to: CopyId,
+    },
     /// A life of another store is over.
     Dead {
         /// The store.
@@ -533,6 +540,10 @@ impl Up {
                 self.conns.remove(&conn);
                 self.paths.closed(conn);
             }
+            Input::Transfer { shard, to } => {
+                self.work.push_back(Work::Replica(shard, replica::Event::Transfer { to }));
+                self.run(now, out);
+            }
             Input::Audit { token, shard, block } => self.audit(now, token, shard, block, out),
             Input::Timer => self.timer(now),
         }
@@ -643,6 +654,10 @@ impl Up {
             }
             replica::Effect::Unclaim => {
                 let event = heartbeat::Event::Unclaim { shard: shard_id(shard) };
+                self.work.push_back(Work::Beats(event));
+            }
+            replica::Effect::Release => {
+                let event = heartbeat::Event::Release { shard: shard_id(shard) };
                 self.work.push_back(Work::Beats(event));
             }
             replica::Effect::Promise { epoch } => {

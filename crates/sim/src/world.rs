@@ -706,7 +706,7 @@ impl World {
         }
     }
 
-    fn tell(&mut self, to: StoreId, input: Input) {
+    pub(crate) fn tell(&mut self, to: StoreId, input: Input) {
         // Conductors tell one life of one fact; a copy is made only for a duplicate.
         let mut arrivals = self.sends(0, to, network::Lane::Control);
         let Some(last) = arrivals.pop() else { return };
@@ -830,6 +830,7 @@ fn role_name(role: Role) -> &'static str {
         Role::Settling => "settling",
         Role::Active => "active",
         Role::Suspended => "suspended",
+        Role::Leaving => "leaving",
         Role::Fenced => "fenced",
     }
 }

@@ -98,6 +98,7 @@ async def run_conductor(settings: Settings) -> None:
         cluster_key=read_key(Path(settings.text("node.key_file"))),
         owner=name,
         overcommit_ratio=settings.ratio("limits.overcommit_ratio"),
+        balance_after_ms=round(settings.ratio("limits.balance_after_s") * 1000),
         draw=lambda: secrets.randbelow(ID_MAX) + 1,
     )
     conductor = Conductor(Records(metastore), identity=identity, clock=SystemClock(), log=log)

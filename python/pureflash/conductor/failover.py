@@ -11,7 +11,8 @@ Order of urgency, docs/internals/replication.md sections 2 and 5:
 2. T2 when the primary's life is over, its store is silent, or its disk has failed;
 3. T1 of another ISR member whose life is over, while somebody of the ISR is there;
 4. T9 when the volume was attached anew: writers of before are fenced;
-5. what replicas propose: they see dead links, failed writes and caught-up learners;
+5. what replicas propose: they see dead links, failed writes and caught-up learners, and answer the
+   request to hand over (T5, `balance`);
 6. T8 of a learner that is gone;
 7. T3 of a member that is there and in neither list, one learner per shard at a time, with a pause
    after one that was given up.
@@ -22,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from pureflash.conductor.standing import has_good_disk, is_good, is_reborn, report_of
 from pureflash.conductor.view import ShardKey, View
 from pureflash.errors import CallerError, RouteError
 from pureflash.metastore import keys
@@ -42,7 +44,7 @@ from pureflash.model.conf import (
     apply,
 )
 from pureflash.model.domain import Member, ShardConf, VolumeIntent
-from pureflash.model.messages import SILENT_MS, ReplicaReport
+from pureflash.model.messages import SILENT_MS
 
 GATHER_MS: Final = 10_000
 """How long T6 waits for the other members of an ISR that was lost at once."""
@@ -72,7 +74,7 @@ def _wishes(view: View, key: ShardKey, conf: ShardConf) -> Iterator[Wish]:
     """Give what could be done, the most urgent first."""
     members = {member.copy: member for member in conf.members}
     isr = [members[copy] for copy in conf.isr]
-    present = [member for member in isr if _is_good(view, key, member)]
+    present = [member for member in isr if is_good(view, key, member)]
     if not present:
         yield from _reopen(view, key, isr)
         yield from _attach(view, key, conf)
@@ -83,22 +85,22 @@ def _wishes(view: View, key: ShardKey, conf: ShardConf) -> Iterator[Wish]:
     yield from _proposed(view, key, conf)
     for copy in conf.learners:
         learner = members[copy]
-        if _is_reborn(view, learner) or not view.is_online(learner.store):
+        if is_reborn(view, learner) or not view.is_online(learner.store):
             reason = f"{_name(view, learner.store)} is not there any more"
             yield Cancel(copy=copy), ByConductor(), reason
-    if not conf.learners and _is_good(view, key, primary):
+    if not conf.learners and is_good(view, key, primary):
         yield from _add_learner(view, key, conf)
 
 
 def _replace_lost(view: View, key: ShardKey, isr: list[Member], primary: Member) -> Iterator[Wish]:
     """T2 and T1: members of the ISR that are lost, while somebody of it is there."""
     if why := _why_lost(view, key, primary):
-        others = [member for member in isr if member is not primary and _is_good(view, key, member)]
+        others = [member for member in isr if member is not primary and is_good(view, key, member)]
         for member in sorted(others, key=lambda member: -_complete(view, key, member)):
             reason = f"the primary on {_name(view, primary.store)} is lost: {why}"
             yield Promote(copy=member.copy), ByConductor(), reason
     for member in isr:
-        if member is not primary and _is_reborn(view, member):
+        if member is not primary and is_reborn(view, member):
             reason = f"{_name(view, member.store)} has restarted"
             yield Remove(copy=member.copy), ByConductor(), reason
 
@@ -129,7 +131,7 @@ def _reopen(view: View, key: ShardKey, isr: list[Member]) -> Iterator[Wish]:
     back = [
         member
         for member in isr
-        if view.is_online(member.store) and _is_reborn(view, member) and _report(view, key, member)
+        if view.is_online(member.store) and is_reborn(view, member) and report_of(view, key, member)
     ]
     if not back:
         return
@@ -137,7 +139,7 @@ def _reopen(view: View, key: ShardKey, isr: list[Member]) -> Iterator[Wish]:
     waited_ms = view.now_ms - min(at for at in since if at is not None)
     if len(back) < len(isr) and waited_ms < GATHER_MS:
         return
-    good = [member for member in back if _has_good_disk(view, key, member)]
+    good = [member for member in back if has_good_disk(view, key, member)]
     if not good:
         return
     best = max(good, key=lambda member: (_complete(view, key, member), -member.copy))
@@ -162,7 +164,7 @@ def _add_learner(view: View, key: ShardKey, conf: ShardConf) -> Iterator[Wish]:
         if member.copy in conf.isr or store is None or not view.is_online(store.id):
             continue
         retry_at_ms = view.backoffs.get((*key, member.copy), 0)
-        if view.now_ms < retry_at_ms or not _has_good_disk(view, key, member):
+        if view.now_ms < retry_at_ms or not has_good_disk(view, key, member):
             continue
         again = Member(
             copy=member.copy,
@@ -179,7 +181,7 @@ def _facts(view: View, key: ShardKey, conf: ShardConf, proposer: Proposer) -> Fa
         member.store: Registration(
             incarnation=view.stores[member.store].incarnation,
             is_reachable=view.is_online(member.store),
-            has_good_journal=_has_good_disk(view, key, member),
+            has_good_journal=has_good_disk(view, key, member),
         )
         for member in conf.members
         if member.store in view.stores
@@ -187,51 +189,27 @@ def _facts(view: View, key: ShardKey, conf: ShardConf, proposer: Proposer) -> Fa
     complete = {
         member.copy: (0, _complete(view, key, member))
         for member in conf.members
-        if _report(view, key, member) is not None
+        if report_of(view, key, member) is not None
     }
     return Facts(proposer=proposer, registered=registered, complete=complete)
 
 
 def _why_lost(view: View, key: ShardKey, primary: Member) -> str:
     """Say why a primary cannot go on; empty when it can, or when it is too early to say."""
-    if _is_reborn(view, primary):
+    if is_reborn(view, primary):
         return "its process has restarted"
     seen = view.observation(primary.store)
     if seen.heard_at_ms is None and view.now_ms < view.started_ms + START_MS:
         return ""
     if not view.is_online(primary.store):
         return seen.cause
-    report = _report(view, key, primary)
+    report = report_of(view, key, primary)
     disk = seen.disks.get(report.disk) if report else None
     return f"its disk failed: {disk.reason}" if disk and disk.state == "failed" else ""
 
 
-def _is_reborn(view: View, member: Member) -> bool:
-    """Whether a newer life of the member's store has registered."""
-    store = view.stores.get(member.store)
-    return store is not None and store.incarnation != member.incarnation
-
-
-def _is_good(view: View, key: ShardKey, member: Member) -> bool:
-    """Whether a member is there, in the life that is meant, with a disk that works."""
-    is_there = view.is_online(member.store) and not _is_reborn(view, member)
-    return is_there and _has_good_disk(view, key, member)
-
-
-def _has_good_disk(view: View, key: ShardKey, member: Member) -> bool:
-    report = _report(view, key, member)
-    if report is None:
-        return False
-    disk = view.observation(member.store).disks.get(report.disk)
-    return disk is not None and disk.state != "failed"
-
-
-def _report(view: View, key: ShardKey, member: Member) -> ReplicaReport | None:
-    return view.observation(member.store).replicas.get(key)
-
-
 def _complete(view: View, key: ShardKey, member: Member) -> int:
-    report = _report(view, key, member)
+    report = report_of(view, key, member)
     return report.complete_seq if report else 0
 
 

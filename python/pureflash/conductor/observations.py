@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -45,6 +45,8 @@ class Observations:
         self.proposals: list[Asked] = []
         self.backoffs: dict[tuple[int, int, int], int] = {}
         self.verified: dict[tuple[int, int], Verified] = {}
+        self.changed_ms: dict[ShardKey, int] = {}
+        self.transferred_ms: int | None = None
         self._given_up: dict[tuple[int, int, int], int] = {}
 
     def register_store(self, message: RegisterStore, *, now_ms: int) -> None:
@@ -139,6 +141,7 @@ class Observations:
         One that was admitted may be tried at once the next time.
         """
         key = (after.volume_id, after.index)
+        self.changed_ms[key] = now_ms
         for copy in before.learners:
             place = (*key, copy)
             if copy in after.isr:
@@ -149,6 +152,11 @@ class Observations:
                 self._given_up[place] = attempts
                 delay_ms = min(RETRY_LAST_MS, RETRY_FIRST_MS << min(attempts - 1, 10))
                 self.backoffs[place] = now_ms + delay_ms
+
+    def forget(self, gone: Iterable[ShardKey]) -> None:
+        """Forget what is remembered of shards that are no more."""
+        for key in gone:
+            self.changed_ms.pop(key, None)
 
     def verify(self, tell: Tell | None, message: Verified, view: View) -> None:
         """Keep what a primary found, for every verification of its volume that is under way."""

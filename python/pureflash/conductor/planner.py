@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from pureflash.conductor.balance import plan_balance
 from pureflash.conductor.failover import plan_failover
 from pureflash.conductor.first_conf import first_conf
 from pureflash.conductor.placement import place_shard, rooms
@@ -84,6 +85,7 @@ def plan(view: View) -> list[Action]:
         *_plan_replicas(view),
         *_plan_ends(view),
         *plan_verify(view),
+        *plan_balance(view),
         *_plan_exports(view),
     ]
 

@@ -58,6 +58,7 @@ from pureflash.model.messages import (
     SetConf,
     SetExports,
     SetPeers,
+    TransferPrimary,
     Up,
     Verified,
     VolumeSpec,
@@ -168,6 +169,9 @@ class Conductor:
             backoffs=self.observations.backoffs,
             verified=self.observations.verified,
             started_ms=self._started_ms,
+            changed_ms=self.observations.changed_ms,
+            transferred_ms=self.observations.transferred_ms,
+            balance_after_ms=self._identity.balance_after_ms,
         )
 
     async def reconcile(self) -> None:
@@ -524,6 +528,8 @@ class Conductor:
             number = self._message_id()
             session.in_flight[number] = tell
             command = tell.command
+            if isinstance(command, TransferPrimary):
+                self.observations.transferred_ms = self._clock.now_ms()
             session.send(_numbered(command, number, self.term))
             self._log.info(
                 "store.told",

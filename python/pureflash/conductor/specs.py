@@ -27,12 +27,16 @@ class Clock(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What the conductor is told about the cluster. `draw` gives a random number below 2^53."""
+    """What the conductor is told about the cluster. `draw` gives a random number below 2^53.
+
+    `balance_after_ms`: calm after which primaries are spread over the stores; 0: never.
+    """
 
     cluster_id: str
     cluster_key: bytes
     owner: str
     overcommit_ratio: float
+    balance_after_ms: int = 0
     draw: Callable[[], int]
 
 

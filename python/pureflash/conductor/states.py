@@ -62,6 +62,7 @@ BY_ITSELF: Final = "nobody has to do anything"
 
 ROLE_TEXTS: Final = {
     "settling": "makes the last writes equal everywhere before it serves",
+    "leaving": "hands over to another store",
     "suspended": "was told of a newer configuration and fetches it",
     "fenced": "is not the primary of the newest configuration any more",
 }

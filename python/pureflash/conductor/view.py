@@ -89,7 +89,8 @@ class View:
 
     `backoffs`: (volume, index, copy) of a learner that was given up, and when it may be tried again
     (monotonic). `verified`: what was found, by job and shard index. `started_ms`: when this
-    conductor began.
+    conductor began. `changed_ms`: when it stored the configuration that a shard has now (monotonic).
+    `transferred_ms`: when it last asked for a transfer; `balance_after_ms`: of calm, before it does.
     """
 
     now_ms: int
@@ -110,6 +111,9 @@ class View:
     backoffs: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
     verified: Mapping[tuple[int, int], Verified] = field(default_factory=dict)
     started_ms: int = 0
+    changed_ms: Mapping[ShardKey, int] = field(default_factory=dict)
+    transferred_ms: int | None = None
+    balance_after_ms: int = 0
 
     def observation(self, store_id: int) -> StoreObservation:
         """Give what is known of a store; a store never heard of is OFFLINE."""

@@ -66,6 +66,8 @@ class Writer:
             if is_applied and isinstance(conf, ShardConf) and (conf.volume_id, conf.index) in confs:
                 older = confs[conf.volume_id, conf.index]
                 self._observations.configured(older, conf, now_ms=self._clock.now_ms())
+            if is_applied and conf is None:
+                self._observations.forget(confs.keys() - self._records.shards.keys())
             if is_applied and write.key != keys.CLUSTER:
                 verb = "deleted" if write.record is None else "changed"
                 kind = f"{write.key.partition('/')[0]}.{verb}"

@@ -248,6 +248,14 @@ class VerifyReplica(Message, frozen=True, kw_only=True, tag="verify"):
     index: int
 
 
+class TransferPrimary(Message, frozen=True, kw_only=True, tag="transfer"):
+    """Down: as primary, give the reign to another member of the ISR; success when it was passed on."""
+
+    volume_id: int
+    index: int
+    to: int
+
+
 class SetConf(Message, frozen=True, kw_only=True, tag="conf"):
     """Down: follow a newer configuration."""
 
@@ -311,11 +319,14 @@ Down = (
     | ResizeReplica
     | SetConf
     | VerifyReplica
+    | TransferPrimary
     | SetPeers
     | Dead
     | SetExports
 )
-ReplicaCommand = CreateReplica | DeleteReplica | ResizeReplica | SetConf | VerifyReplica
+ReplicaCommand = (
+    CreateReplica | DeleteReplica | ResizeReplica | SetConf | VerifyReplica | TransferPrimary
+)
 
 _M = TypeVar("_M", bound=Message)
 _UP: Final = msgspec.json.Decoder(Up)

@@ -106,6 +106,12 @@ CONDUCTOR: Final = (
     Setting("node.key_file", str, None, "file with the cluster key"),
     Setting("cluster.id", str, None, "32 hexadecimal digits that name the cluster"),
     Setting("limits.overcommit_ratio", float, 1.0, "promised space / usable space, at most"),
+    Setting(
+        "limits.balance_after_s",
+        float,
+        30.0,
+        "calm after which primaries are spread over the stores; 0: never",
+    ),
 )
 STORE: Final = (
     *_COMMON,

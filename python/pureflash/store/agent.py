@@ -41,6 +41,7 @@ from pureflash.model.messages import (
     SetConf,
     SetExports,
     SetPeers,
+    TransferPrimary,
     Verified,
     VerifyReplica,
 )
@@ -166,6 +167,10 @@ class StoreAgent:
                 )
             case VerifyReplica():
                 self._node.verify_replica(request, command.volume_id, command.index)
+            case TransferPrimary():
+                self._node.transfer_primary(
+                    request, command.volume_id, command.index, command.to
+                )
             case SetConf():
                 self._node.set_conf(
                     request, command.volume_id, command.index, encode_conf(command.conf)

@@ -56,6 +56,9 @@ class StoreNode(Protocol):
     def set_conf(self, request_id: int, volume_id: int, index: int, conf: bytes) -> None:
         """Follow a newer configuration, as `conf_encode` wrote it; done when it does, durably."""
 
+    def transfer_primary(self, request_id: int, volume_id: int, index: int, to: int) -> None:
+        """As primary, give the reign to member `to` of the ISR; done when it was passed on."""
+
     def verify_replica(self, request_id: int, volume_id: int, index: int) -> None:
         """As primary, compare all in-sync replicas of a shard; answered by "verified"."""
 

@@ -266,6 +266,7 @@ impl StoreApp {
                     self.beat(HeartEvent::Claim { shard, reign, epoch, stores });
                 }
                 Effect::Unclaim => self.beat(HeartEvent::Unclaim { shard }),
+                Effect::Release => self.beat(HeartEvent::Release { shard }),
                 Effect::Promise { epoch } => self.beat(HeartEvent::Promise { shard, epoch }),
                 Effect::Wake(at) => {
                     let served = self.shards.get_mut(&shard).expect("it has just been stepped");

@@ -32,7 +32,7 @@ use runtime::clock;
 use runtime::engine::{self, DiskEngine, EngineChoice};
 use runtime::reactor::{self, Handle, Options};
 use runtime::wake::Wake;
-use shard::conf::ShardConf;
+use shard::conf::{CopyId, ShardConf};
 use shard::conf::transition::Transition;
 use shard::heartbeat::{Heartbeats, Timing};
 use shard::mutant::Mutant;
@@ -172,6 +172,9 @@ pub enum ControlOp {
     SetConf(ShardConf),
     /// As primary, compare all in-sync replicas; answered by `StoreEvent::Verified`.
     Verify(ShardId),
+    /// As primary, give the reign to this member of the ISR (T5) as soon as what is under way has
+    /// ended. Done when it was passed on: what became of it is seen in the configurations.
+    Transfer(ShardId, CopyId),
 }
 
 /// What the store tells the control plane.

@@ -481,6 +481,25 @@ fn release_gives_back_the_promises_of_the_heartbeats_before_it() {
     answer(&mut b, 430, &old);
     assert_eq!(promise(&b, 0), ms(420 + G), "promised to a heartbeat after the release");
 
+    let (mut a, mut b) = leased(2);
+    step(&mut a, 30, Event::Release { shard: shard(0) });
+    assert_eq!((lease(&a, 0), lease(&a, 1)), (Tick(0), ms(10 + L)), "its own lease ends at once");
+    let (lost, said) = (sent(&mut a, 40), sent(&mut a, 240));
+    assert_eq!((&lost.entries, lost.entries[0].kind), (&said.entries, HeartbeatKind::Release));
+    answer(&mut b, 250, &said);
+    assert_eq!((promise(&b, 0), promise(&b, 1)), (Tick(0), ms(250 + G)), "said until it is heard");
+
+    let (mut a, mut b) = leased(1);
+    step(&mut a, 30, Event::Release { shard: shard(0) });
+    answer(&mut b, 50, &sent(&mut a, 40));
+    step(&mut a, 60, claim(0, 5));
+    assert_eq!(lease(&a, 0), Tick(0), "claimed again, it begins anew");
+
+    let (mut a, _) = leased(1);
+    step(&mut a, 30, Event::Release { shard: shard(0) });
+    step(&mut a, 40 + G, Event::Tick);
+    assert!(step(&mut a, 41 + G, Event::Tick).is_empty(), "nobody has heard, and the promise is over");
+
     let (mut a, mut b) = leased(1);
     answer(&mut b, 220, &release(sent(&mut a, 210), 4));
     assert_eq!(promise(&b, 0), ms(20 + G), "the release of an earlier epoch");
@@ -629,6 +648,10 @@ enum Fate {
     Unclaim {
         index: u32,
     },
+    /// A gives back what was promised for a shard.
+    Release {
+        index: u32,
+    },
     /// B promises the epoch after A's present one.
     Promise {
         index: u32,
@@ -653,6 +676,7 @@ fn fate() -> impl Strategy<Value = (u64, Fate)> {
         3 => (index.clone(), prop::bool::weighted(0.5))
             .prop_map(|(index, is_new_reign)| Fate::Claim { index, is_new_reign }),
         1 => index.clone().prop_map(|index| Fate::Unclaim { index }),
+        2 => index.clone().prop_map(|index| Fate::Release { index }),
         1 => index.prop_map(|index| Fate::Promise { index }),
         1 => Just(Fate::RestartA),
         1 => Just(Fate::RestartB),
@@ -760,7 +784,7 @@ impl World {
         let entry = self.a.asked.get(&B).and_then(|asked| asked.entries.get(&shard(index)));
         let reign = match entry.map(|entry| entry.saying) {
             Some(Saying::Lease { reign, .. }) if !is_new_reign => reign.0,
-            Some(Saying::Lease { .. } | Saying::Drop) | None => self.epoch,
+            Some(Saying::Lease { .. } | Saying::Release { .. } | Saying::Drop) | None => self.epoch,
         };
         self.step(0, claim_at(index, reign, self.epoch, &[(B, self.lives[1])]));
     }
@@ -783,6 +807,7 @@ impl World {
             Fate::Deliver { .. } | Fate::Lose { .. } => {}
             Fate::Claim { index, is_new_reign } => self.claim(index, is_new_reign),
             Fate::Unclaim { index } => self.step(0, Event::Unclaim { shard: shard(index) }),
+            Fate::Release { index } => self.step(0, Event::Release { shard: shard(index) }),
             Fate::Promise { index } => {
                 self.epoch += 1;
                 self.step(1, Event::Promise { shard: shard(index), epoch: Epoch(self.epoch) });

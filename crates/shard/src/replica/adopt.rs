@@ -152,7 +152,7 @@ impl Replica {
             Role::Secondary if was == Role::Learner => self.clear_suspects(ctx),
             Role::Secondary | Role::Learner => {}
             Role::Out => self.follower = Follower::new(self.follower.commit),
-            Role::Active | Role::Suspended | Role::Fenced => {
+            Role::Active | Role::Suspended | Role::Leaving | Role::Fenced => {
                 unreachable!("no configuration gives it")
             }
         }

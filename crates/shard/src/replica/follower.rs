@@ -306,6 +306,7 @@ impl Replica {
             | Role::Settling
             | Role::Active
             | Role::Suspended
+            | Role::Leaving
             | Role::Fenced => self.tail_records(ctx),
         };
         if records.len() > TAIL_RECORDS_MAX {

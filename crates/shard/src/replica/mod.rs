@@ -3,8 +3,8 @@
 //! **What it owns.** Everything that a replica decides: which configuration it follows and what it
 //! has promised (`adopt.rs`, `stored.rs`), what it accepts from a primary as secondary or learner
 //! (`follower.rs`), and as primary the order of operations and their commitment (`reign.rs`), clients
-//! (`serve.rs`), the beginning of a reign (`settle.rs`) and learners (`resync.rs`). It has no clock,
-//! disk or socket: events in, effects out, and a look at what its lane and its store's leases know.
+//! (`serve.rs`), the beginning of a reign (`settle.rs`), its transfer (`transfer.rs`) and learners
+//! (`resync.rs`). It has no clock, disk or socket: events in, effects out, and a look at what its lane and its store's leases know.
 //!
 //! **What it guarantees** is docs/internals/replication.md; the comments cite its sections. Messages
 //! may be lost, doubled, delayed and reordered: whatever matters is sent again until a newer state
@@ -22,11 +22,12 @@ mod settle;
 mod stored;
 #[cfg(test)]
 pub(crate) mod tests;
+mod transfer;
 mod verify;
 
 use crate::client::{Answer, ClientRequest};
 use crate::conf::transition::Transition;
-use crate::conf::{Incarnation, Member, ShardConf, StoreId};
+use crate::conf::{CopyId, Incarnation, Member, ShardConf, StoreId};
 use crate::heartbeat::{Leases, Timing};
 use crate::mutant::Mutant;
 use crate::table::Table;
@@ -130,6 +131,11 @@ pub enum Event {
         /// Comes back with the answer.
         token: u64,
     },
+    /// Give the reign to this member of the ISR (T5), if it is one's own and nothing stands against it.
+    Transfer {
+        /// The member.
+        to: CopyId,
+    },
     /// The replica has grown (the lane has done it).
     Grown,
     /// The time of `Effect::Wake` has come.
@@ -192,6 +198,8 @@ pub enum Effect {
     },
     /// List the shard no longer.
     Unclaim,
+    /// Give back what other stores have promised for the shard, and list it no longer.
+    Release,
     /// From now on, refuse heartbeats that list the shard in an epoch below this, and answer them
     /// with it.
     Promise {
@@ -297,6 +305,8 @@ pub enum Role {
     Active,
     /// Was refused by a replica that has promised a newer epoch: waits for that configuration.
     Suspended,
+    /// Has given its reign away: waits for the configuration that says so.
+    Leaving,
     /// The configuration that it served in is over.
     Fenced,
 }
@@ -462,6 +472,7 @@ impl Replica {
             Event::Dead { store, incarnation } => self.died(&mut ctx, store, incarnation),
             Event::Newer { epoch } => self.nacked(&mut ctx, epoch, None),
             Event::Verify { token } => self.verify(&mut ctx, token),
+            Event::Transfer { to } => self.begin_transfer(&mut ctx, to),
             Event::Grown => {
                 let shard = view.tables.shard(self.options.shard_ix);
                 self.blocks = shard.map_or(self.blocks, |shard| shard.blocks);
@@ -473,6 +484,7 @@ impl Replica {
                 self.tick(&mut ctx);
             }
         }
+        self.drain(&mut ctx);
         if self.woken_for.is_none() && self.stored.conf.is_some() {
             let at = now.after_millis(TICK_MS);
             self.woken_for = Some(at);

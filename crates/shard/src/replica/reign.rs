@@ -10,6 +10,7 @@ use super::follower::{Body, regions_of};
 use super::resync::Resync;
 use super::serve::Clients;
 use super::settle::Settling;
+use super::transfer::Leaving;
 use super::verify::Verify;
 use super::{
     Command, Ctx, Effect, Kind, Mutant, Note, REPEAT_MS, RESEND_MS, Replica, Role, SILENT_MS, Work,
@@ -101,6 +102,8 @@ pub(super) struct Reign {
     pub(super) pending_admit: Option<StoreId>,
     /// A verification under way.
     pub(super) verify: Option<Verify>,
+    /// It is being given away.
+    pub(super) leaving: Option<Leaving>,
     /// Members that have reported an error of their own.
     failed: BTreeSet<StoreId>,
     /// What other stores' lanes had for new data when they last said so.
@@ -124,6 +127,7 @@ impl Reign {
             resyncs: BTreeMap::new(),
             pending_admit: None,
             verify: None,
+            leaving: None,
             failed: BTreeSet::new(),
             credits: BTreeMap::new(),
             unreadable: BTreeMap::new(),
@@ -185,7 +189,13 @@ impl Reign {
     }
 
     pub(super) fn is_serving(&self) -> bool {
-        matches!(self.phase, Phase::Active) && !self.is_suspended
+        let is_released = self.leaving.as_ref().is_some_and(Leaving::is_released);
+        matches!(self.phase, Phase::Active) && !self.is_suspended && !is_released
+    }
+
+    /// Whether requests may begin: those under way go on while the reign is being given away.
+    pub(super) fn takes_requests(&self) -> bool {
+        self.is_serving() && self.leaving.is_none()
     }
 }
 
@@ -544,6 +554,8 @@ impl Replica {
             conf.learner_members().map(|member| member.store).collect();
         let reign = self.reign.as_mut().expect("stays primary");
         reign.is_suspended = false;
+        // A transfer was proposed for an epoch that is past: it will not be stored any more.
+        reign.leaving = None;
         reign.failed.clear();
         // The outcome of a pending admission is known now, if it is in the ISR or no learner.
         reign.pending_admit = reign.pending_admit.filter(|store| learners.contains(store));
@@ -632,6 +644,10 @@ impl Replica {
     /// The transition that the state of members asks for, the most urgent first.
     fn wanted_change(&self, ctx: &Ctx<'_, '_>) -> Option<Transition> {
         let reign = self.reign.as_ref()?;
+        if let Some(transfer) = reign.leaving.as_ref().and_then(Leaving::proposal) {
+            // Without leases nothing is known of the others any more.
+            return Some(transfer);
+        }
         let conf = self.stored.conf.as_ref()?;
         let others = || conf.isr_members().filter(|member| member.store != self.options.store);
         let is_own_failed = reign.open.values().any(|open| matches!(open.local, Local::Failed(_)));

@@ -67,6 +67,11 @@ impl Default for Clients {
 }
 
 impl Clients {
+    /// Whether nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
     /// Tokens of all that is under way.
     pub(super) fn end(&mut self) -> Vec<u64> {
         self.tasks.drain().into_iter().filter_map(|task| task.token).collect()
@@ -79,7 +84,7 @@ impl Replica {
         let token = request.token;
         let is_serving = match &self.reign {
             None => Err(Status::NotPrimary),
-            Some(reign) => Ok(reign.is_serving()),
+            Some(reign) => Ok(reign.takes_requests()),
         };
         let verdict = is_serving
             .and_then(|is_serving| if is_serving { self.check(ctx, &request) } else { Ok(false) });
@@ -116,7 +121,7 @@ impl Replica {
 
     /// Take up again what was parked.
     pub(super) fn unpark(&mut self, ctx: &mut Ctx<'_, '_>) {
-        if self.reign.as_ref().is_some_and(|reign| reign.is_serving()) {
+        if self.reign.as_ref().is_some_and(|reign| reign.takes_requests()) {
             for request in std::mem::take(&mut self.parked) {
                 self.client(ctx, request);
             }

@@ -41,7 +41,9 @@ _PROPOSERS: Final = {
     "T8": {"conductor", "primary"},
     "T9": {"conductor"},
 }
-_ROLES: Final = {"out", "learner", "secondary", "settling", "active", "suspended", "fenced"}
+_INTERRUPTED: Final = {"suspended", "leaving"}
+"""A primary that does nothing until a newer configuration says what it is."""
+_ROLES: Final = {"out", "learner", "secondary", "settling", "active", "fenced"} | _INTERRUPTED
 
 Lsn = tuple[int, int]
 Life = tuple[int, int]
@@ -91,7 +93,7 @@ class Reign:
 
 @dataclass(slots=True)
 class Replica:
-    """What is known of one life of a replica; a suspension interrupts the role `resumes`."""
+    """What is known of one life of a replica; `resumes` is the role that was interrupted."""
 
     role: str = "out"
     epoch: int = 0
@@ -228,15 +230,17 @@ class Shard:
             is_over = line.role == "active" and promised > line.epoch
             _require(not is_over, f"{line.role} below its own promise of {promised}")
         before, replica.role = replica.role, line.role
-        if before == "suspended" and line.role in {"settling", "active"}:
+        if before in _INTERRUPTED and line.role in {"settling", "active"}:
             self._check_resumed(replica, line)
         elif line.role == "settling":
             self._begin_reign(replica, line, before)
         elif line.role == "active":
             self._activate(replica, before)
         elif line.role == "suspended":
-            _require(before in {"settling", "active"}, f"suspended after {before}")
-            replica.resumes = before
+            _require(before in {"settling", "active", "leaving"}, f"suspended after {before}")
+            replica.resumes = "active" if before == "leaving" else before
+        elif line.role == "leaving":
+            self._leave(replica, line, before)
         else:
             replica.reign = None
         replica.epoch = line.epoch
@@ -258,6 +262,15 @@ class Shard:
         replica.reign = Reign((line.store, line.inc), line.epoch)
         self.reigns.append(replica.reign)
 
+    def _leave(self, replica: Replica, line: trace.Role, before: str) -> None:
+        """T5: "drained": who gives its reign away has decided all that it began."""
+        _require(before == "active" and replica.reign is not None, f"leaving after {before}")
+        assert replica.reign is not None
+        _require(line.epoch == replica.epoch, "leaving with a new configuration")
+        self._forget_failed(replica.reign)
+        _require(not replica.reign.undecided, "leaving with operations uncommitted")
+        replica.resumes = before
+
     def _check_resumed(self, replica: Replica, line: trace.Role) -> None:
         assert replica.reign is not None
         _require(line.role == replica.resumes, f"{line.role}, but it was {replica.resumes} before")
@@ -278,12 +291,12 @@ class Shard:
         _require(is_promised, "active before every ISR member has promised the epoch")
 
     def _serving_role(self, line: trace.ReplicaLine) -> str:
-        """Give its role; a suspended one goes on with a newer configuration of its tenure.
+        """Give its role; an interrupted one goes on with a newer configuration of its tenure.
 
         It tells that it has promised that one a moment before it tells its role.
         """
         replica = self.replicas[line.store, line.inc]
-        if replica.role != "suspended" or replica.reign is None or replica.resumes is None:
+        if replica.role not in _INTERRUPTED or replica.reign is None or replica.resumes is None:
             return replica.role
         last = self.tenure(replica.reign.epoch)[-1].epoch
         goes_on = replica.epoch < self.promised.get(line.store, 0) <= last

@@ -41,7 +41,11 @@ impl StoreApp {
                 self.step(ctx, shard, Event::Verify { token: request_id });
                 Ok(false)
             }
-            ControlOp::Verify(shard) => {
+            ControlOp::Transfer(shard, to) if self.shards.contains_key(&shard) => {
+                self.step(ctx, shard, Event::Transfer { to });
+                Ok(true)
+            }
+            ControlOp::Verify(shard) | ControlOp::Transfer(shard, _) => {
                 Err((Status::NotFound, format!("no replica of shard {shard} on this store")))
             }
         };

@@ -193,7 +193,7 @@ impl Bench {
                 Effect::Claim { stores, .. } => {
                     self.claimed = Some(stores.into_iter().map(|(store, _)| store).collect());
                 }
-                Effect::Unclaim => self.claimed = None,
+                Effect::Unclaim | Effect::Release => self.claimed = None,
                 Effect::Note(note) => self.notes.push(note),
                 Effect::FetchConf { .. }
                 | Effect::Promise { .. }

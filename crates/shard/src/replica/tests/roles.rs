@@ -215,6 +215,36 @@ fn t5_a_transfer_keeps_the_old_primary_in_the_isr() {
 }
 
 #[test]
+fn t5_what_cannot_be_drained_stays_and_what_waited_goes_on() {
+    let mut bench = primary(conf(5, 0, &[0, 1, 2], &[]));
+    bench.write(1, 0);
+    bench.step(Event::Transfer { to: 1 });
+    bench.read(2, 9);
+    bench.pass(1_000);
+    bench.run_lane(|_| true);
+    assert!(bench.is_done(2), "the read has waited long enough");
+    assert_eq!((bench.proposals.len(), bench.replica.role()), (0, Role::Active));
+    [B, C].into_iter().for_each(|store| bench.obey(store));
+    assert!(bench.is_done(1));
+}
+
+#[test]
+fn t5_is_for_other_members_of_an_isr_without_learners() {
+    for (to, conf) in [
+        (0, conf(5, 0, &[0, 1, 2], &[])),
+        (2, conf(5, 0, &[0, 1], &[])),
+        (1, conf(5, 0, &[0, 1], &[2])),
+    ] {
+        let mut bench = primary(conf);
+        bench.step(Event::Transfer { to });
+        assert_eq!((bench.proposals.len(), bench.replica.role()), (0, Role::Active), "to {to}");
+    }
+    let mut bench = follower(conf(5, 1, &[0, 1, 2], &[]));
+    bench.step(Event::Transfer { to: 0 });
+    assert!(bench.proposals.is_empty());
+}
+
+#[test]
 fn t6_reopens_with_the_new_life_only() {
     for (is_renamed, role) in [(true, Role::Secondary), (false, Role::Out)] {
         let mut bench = follower(conf(5, 1, &[0, 1, 2], &[]));

@@ -12,7 +12,7 @@ use proto::wire::{Opcode, Request, RequestOp};
 use proto::{Epoch, Status, Tick};
 
 /// Every rule of this file with the seeded bug that breaks it.
-pub(crate) const RULES: [Rule; 12] = [
+pub(crate) const RULES: [Rule; 13] = [
     Rule::new(Mutant::NackedGoesOn, "replica: a NACK ends the epoch", nack),
     Rule::new(Mutant::NoQuiesceAtPromise, "replica: a promise waits for operations", quiesce),
     Rule::new(Mutant::LeaseIgnored, "replica: a read needs the lease twice", lease),
@@ -25,6 +25,7 @@ pub(crate) const RULES: [Rule; 12] = [
     Rule::new(Mutant::NoRegionLock, "replica: a region is read as of one lsn", region_lock),
     Rule::new(Mutant::LateCopied, "replica: a late COPIED cleans nothing", late_copied),
     Rule::new(Mutant::CreditIgnored, "replica: a full disk is an answer, no failure", full),
+    Rule::new(Mutant::ReleasedGoesOn, "replica: who has given back serves nothing", transfer),
 ];
 
 const SECOND: u64 = 1_000;
@@ -55,6 +56,35 @@ fn nack(mutant: Mutant) -> Result<(), String> {
         bench.refusal(3) == Some(Status::StaleEpoch),
         "a request of the old epoch was carried out",
     )
+}
+
+/// T5: "drained; RELEASE given". Until then nothing has happened; from then on nothing is served in
+/// this configuration, and another one of this life's makes the proposal void.
+fn transfer(mutant: Mutant) -> Result<(), String> {
+    let mut bench = Bench::primary(mutant, conf(5, 0, &[0, 1, 2], &[]));
+    bench.write(1, 0);
+    bench.step(Event::Transfer { to: 1 });
+    bench.read(2, 9);
+    demand(bench.proposals.is_empty(), "it was given away while a write was under way")?;
+    bench.run_lane(|_| true);
+    [B, C].into_iter().for_each(|store| bench.obey(store));
+    demand(bench.is_done(1), "a write under way was not finished")?;
+    let transfer = Transition::Transfer { copy: 1 };
+    demand(bench.proposals == [transfer.clone()], "what is drained is proposed once")?;
+    demand(bench.claimed.is_none(), "it proposes without a RELEASE")?;
+    bench.read(3, 9);
+    bench.write(4, 20);
+    bench.run_lane(|_| true);
+    let is_served = (2..=4).any(|token| bench.is_done(token)) || !bench.sent.is_empty();
+    demand(!is_served, "it served after its RELEASE")?;
+    demand(bench.replica.role() == Role::Leaving, "nobody sees why it does not serve")?;
+    bench.pass(SECOND);
+    demand(bench.proposals == [transfer.clone(), transfer], "a lost proposal is said again")?;
+    let mut another = bench;
+    another.learn(conf(6, 0, &[0, 1], &[]));
+    demand(another.claimed.is_some(), "a reign that goes on needs its leases again")?;
+    demand(another.replica.role() == Role::Active, "the void proposal ended the reign")?;
+    demand(another.refusal(2) == Some(Status::StaleEpoch), "what had waited was not looked at")
 }
 
 /// "(2) waits until every accepted op is durable or failed, (3) persists the promise, (4) only then

@@ -1,0 +1,33 @@
+"""How a member of a shard stands: what was told of it, and whether it can be relied on. Pure."""
+
+from __future__ import annotations
+
+from pureflash.conductor.view import ShardKey, View
+from pureflash.model.domain import Member
+from pureflash.model.messages import ReplicaReport
+
+
+def is_reborn(view: View, member: Member) -> bool:
+    """Whether a newer life of the member's store has registered."""
+    store = view.stores.get(member.store)
+    return store is not None and store.incarnation != member.incarnation
+
+
+def is_good(view: View, key: ShardKey, member: Member) -> bool:
+    """Whether a member is there, in the life that is meant, with a disk that works."""
+    is_there = view.is_online(member.store) and not is_reborn(view, member)
+    return is_there and has_good_disk(view, key, member)
+
+
+def has_good_disk(view: View, key: ShardKey, member: Member) -> bool:
+    """Whether the replica is there and its disk has not failed."""
+    report = report_of(view, key, member)
+    if report is None:
+        return False
+    disk = view.observation(member.store).disks.get(report.disk)
+    return disk is not None and disk.state != "failed"
+
+
+def report_of(view: View, key: ShardKey, member: Member) -> ReplicaReport | None:
+    """Give what the member's store told of its replica; None: nothing."""
+    return view.observation(member.store).replicas.get(key)
