@@ -21,6 +21,8 @@ import pytest
 from tests.cluster.conftest import EXPECTED_WARNINGS, RealCluster
 from tests.cluster.test_one_store import export_uri
 
+from pureflash.model.rest import ShardView
+
 CYCLES = 10
 """In CI; `PF_NEMESIS_CYCLES` asks for more."""
 DOWN_S = 12
@@ -53,11 +55,11 @@ def start(cluster: RealCluster, *, restart_delay: str = "1s", replicas: int = 3)
 class Load:
     """fio at work, until it is told to stop; then it verifies what it has written."""
 
-    def __init__(self, cluster: RealCluster, uri: str) -> None:
+    def __init__(self, cluster: RealCluster, uri: str, size: str) -> None:
         self._output = cluster.home / "fio.json"
         command = [
             "fio", "--name=load", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite", "--bs=4k",
-            "--iodepth=32", f"--size={LOAD_MIB}M", "--verify=crc32c", "--verify_fatal=1",
+            "--iodepth=32", f"--size={size}", "--verify=crc32c", "--verify_fatal=1",
             "--serialize_overlap=1", "--time_based", "--runtime=600", "--randseed=7",
             "--rate_iops=2000", f"--aux-path={cluster.home}", "--output-format=json",
             f"--output={self._output}",
@@ -74,9 +76,11 @@ class Load:
 
 
 @contextlib.contextmanager
-def loaded(cluster: RealCluster, uri: str) -> Iterator[None]:
+def loaded(
+    cluster: RealCluster, uri: str, *, size: str = f"{LOAD_MIB}M", write_s_max: float = WRITE_S_MAX
+) -> Iterator[None]:
     """Keep fio at work in the block; afterwards it must have seen nothing of what happened."""
-    load = Load(cluster, uri)
+    load = Load(cluster, uri, size)
     try:
 
         def is_writing() -> bool:
@@ -95,7 +99,7 @@ def loaded(cluster: RealCluster, uri: str) -> Iterator[None]:
     assert job["write"]["total_ios"] > 1000
     longest_s = job["write"]["clat_ns"]["max"] / 1e9
     print(f"{job['write']['total_ios']} writes, longest {longest_s:.2f} s")
-    assert longest_s < WRITE_S_MAX
+    assert longest_s < write_s_max
 
 
 def primary_of(cluster: RealCluster) -> str:
@@ -225,3 +229,39 @@ def test_an_image_is_the_same_on_whichever_store_serves_it(
         )
         wait_whole(three)
     assert len(served) >= 2, served
+
+
+@pytest.mark.timeout(600)
+def test_primaries_are_handed_back_under_load_without_being_noticed(three: RealCluster) -> None:
+    """T5: the store that returned leads its share again, and no write waits for a promise's end."""
+    three.environment["PF_LIMITS_BALANCE_AFTER_S"] = "3"
+    three.pf("up", "--detach", "--disk", "4G", "--journal", "16M", "--restart-delay", "1s")
+    three.pf("volume", "create", "v1", "3G", "--shard-size", "1G")
+    three.wait_healthy()
+    uri = export_uri(three, "v1")
+
+    def leads() -> list[int]:
+        with three.api() as api:
+            primaries = [shard.primary for shard in api.volume("v1").shards]
+        return [primaries.count(store) for store in (1, 2, 3)]
+
+    three.wait("one each", lambda: leads() == [1, 1, 1])
+    killed = three.kill("s1")
+    three.wait("its successor", lambda: leads()[0] == 0, seconds=10)
+    three.wait("a new life", lambda: three.children()["s1"]["pid"] not in (None, killed))
+    three.wait("all replicas in sync", lambda: not any(map(out_of_sync, shards_of(three))))
+    with loaded(three, uri, size="3G", write_s_max=1.0):
+        three.wait("one each again", lambda: leads() == [1, 1, 1])
+    assert "proposed to transfer copy" in three.layout.log("c1").read_text()
+    assert "3 copies are equal" in three.pf("volume", "verify", "v1")
+
+
+def shards_of(cluster: RealCluster) -> list[ShardView]:
+    """Show the shards of the volume."""
+    with cluster.api() as api:
+        return api.volume("v1").shards
+
+
+def out_of_sync(shard: ShardView) -> bool:
+    """Whether a copy is missing."""
+    return len(shard.isr) < 3

@@ -226,6 +226,7 @@ def report(
     complete_seq: int = 0,
     size_bytes: int = GIB,
     resyncs: tuple[ResyncReport, ...] = (),
+    verifying: tuple[int, int] | None = None,
 ) -> ReplicaReport:
     """Make the report of a replica."""
     return ReplicaReport(
@@ -240,4 +241,5 @@ def report(
         complete_seq=complete_seq,
         role=role,
         resyncs=resyncs,
+        verifying=verifying,
     )

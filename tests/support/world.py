@@ -18,7 +18,7 @@ from pureflash.conductor.specs import Identity
 from pureflash.errors import PureFlashError
 from pureflash.metastore.memory import MemoryMetastore
 from pureflash.metastore.records import Records
-from pureflash.model.conf import Admit, Remove
+from pureflash.model.conf import Admit, Remove, Transfer
 from pureflash.model.domain import Disk, ShardConf
 from pureflash.model.messages import (
     Applied,
@@ -36,6 +36,7 @@ from pureflash.model.messages import (
     ResizeReplica,
     SetConf,
     SetExports,
+    TransferPrimary,
     decode_down,
 )
 
@@ -56,6 +57,9 @@ class ManualClock:
 
     def wall_ms(self) -> int:
         return 1_700_000_000_000 + self.ms
+
+
+REPLICA_COMMANDS = CreateReplica | DeleteReplica | ResizeReplica | SetConf | TransferPrimary
 
 
 @dataclass
@@ -94,6 +98,7 @@ class SimStore:
     sizes: dict[tuple[int, int], int] = field(default_factory=dict)
     confs: dict[tuple[int, int], ShardConf] = field(default_factory=dict)
     complete: dict[tuple[int, int], int] = field(default_factory=dict)
+    handing_over: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     disk_state: str = "ok"
     is_frozen: bool = False
     session: Session | None = None
@@ -166,7 +171,7 @@ class SimStore:
 
     def carry_out(self, command: object) -> Applied:
         self.told.append(command)
-        assert isinstance(command, CreateReplica | DeleteReplica | ResizeReplica | SetConf)
+        assert isinstance(command, REPLICA_COMMANDS)
         if self.refusal is not None:
             code, message = self.refusal
             return Applied(id=command.id, term=command.term, code=code, message=message)
@@ -184,6 +189,8 @@ class SimStore:
                 self.sizes[key] = command.size_bytes
             case SetConf():
                 self._follow(key, command.conf)
+            case TransferPrimary():
+                self.handing_over[key] = (self.confs[key].epoch, command.to)
         replica = self.replicas.get(key)
         return Applied(id=command.id, term=command.term, code=0, replica=replica)
 
@@ -200,6 +207,7 @@ class World:
         *,
         stores: int = 3,
         overcommit_ratio: float = 1.0,
+        balance_after_ms: int = 0,
         metastore: MemoryMetastore | None = None,
     ) -> None:
         self.metastore = metastore or MemoryMetastore()
@@ -209,6 +217,7 @@ class World:
         self.gateway: Session | None = None
         self.offered: tuple[str, ...] = ()
         self.overcommit_ratio = overcommit_ratio
+        self.balance_after_ms = balance_after_ms
         self.conductor: Conductor
 
     async def start_conductor(self) -> Conductor:
@@ -223,6 +232,7 @@ class World:
                 cluster_key=bytes(32),
                 owner="c1",
                 overcommit_ratio=self.overcommit_ratio,
+                balance_after_ms=self.balance_after_ms,
                 draw=lambda: 7,
             ),
             clock=self.clock,
@@ -281,8 +291,8 @@ class World:
                     await self.propose(store, conf, wish)
         return has_moved
 
-    def wish_of(self, primary: SimStore, conf: ShardConf) -> Admit | Remove | None:
-        """Say what a primary wants: T1 of who does not answer, T4 of who follows it."""
+    def wish_of(self, primary: SimStore, conf: ShardConf) -> Admit | Remove | Transfer | None:
+        """Say what a primary wants: T1 of the silent, T4 of who follows it, T5 if it was asked."""
         for member in conf.members:
             store = self.stores[member.store]
             is_there = store.is_up and store.incarnation == member.incarnation
@@ -291,7 +301,8 @@ class World:
             key = (conf.volume_id, conf.index)
             if member.copy in conf.learners and is_there and store.confs.get(key) == conf:
                 return Admit(copy=member.copy, incarnation=member.incarnation)
-        return None
+        epoch, to = primary.handing_over.get((conf.volume_id, conf.index), (0, 0))
+        return Transfer(copy=to) if epoch == conf.epoch else None
 
     async def propose(self, store: SimStore, conf: ShardConf, wish: ReplicaTransition) -> None:
         """Let the replica on `store` propose for the configuration that it follows."""
@@ -316,7 +327,7 @@ class World:
                     store.session = None
                     break
                 command = decode_down(frame)
-                if isinstance(command, CreateReplica | DeleteReplica | ResizeReplica | SetConf):
+                if isinstance(command, REPLICA_COMMANDS):
                     has_moved = True
                     await self.conductor.receive(session, store.carry_out(command))
         while self.gateway is not None and not self.gateway.outbox.empty():

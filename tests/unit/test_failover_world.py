@@ -77,7 +77,7 @@ class FailoverMachine(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.metastore = JudgingMetastore()
-        self.world = World(stores=STORES, metastore=self.metastore)
+        self.world = World(stores=STORES, metastore=self.metastore, balance_after_ms=3_000)
         self.metastore.world = self.world
 
     def go(self, awaitable: Any) -> Any:
@@ -289,3 +289,46 @@ def test_all_transitions_of_a_life_are_seen_in_a_rolling_restart() -> None:
         assert set(metastore.steps) == {"T1", "T2", "T3", "T4"}
 
     run(story())
+
+
+def test_primaries_are_spread_again_one_at_a_time_once_all_is_calm() -> None:
+    async def story() -> None:
+        metastore = JudgingMetastore()
+        world = World(metastore=metastore, balance_after_ms=30_000)
+        metastore.world = world
+        conductor = await world.start_conductor()
+        await world.join_all()
+        await conductor.create_volume(
+            name="a", size_bytes=6 * GIB, replicas=3, shard_size_bytes=GIB
+        )
+        await world.pump()
+        for number in (1, 2):  # store 3 leads all that they led
+            await conductor.store_exited(number, incarnation=1)
+            world.stores[number].session = None
+            await world.pump()
+            world.stores[number].incarnation += 1
+            await world.join(number)
+            await world.pump()
+        assert [len(store.leads()) for store in world.stores.values()] != [2, 2, 2]
+        before = metastore.steps["T5"]
+        await _beats(world, 29)
+        assert metastore.steps["T5"] == before, "it may not be over yet"
+        for seconds in range(31):
+            last = metastore.steps["T5"]
+            await _beats(world, 1)
+            assert metastore.steps["T5"] <= last + 1, f"one at a time, {seconds}"
+        assert [len(store.leads()) for store in world.stores.values()] == [2, 2, 2]
+        steps = metastore.steps["T5"]
+        await _beats(world, 60)
+        assert metastore.steps["T5"] == steps, "then they stay"
+        world.check_rest()
+
+    run(story())
+
+
+async def _beats(world: World, seconds: int) -> None:
+    for _ in range(seconds):
+        world.clock.ms += BEAT_MS
+        for number in world.stores:
+            await world.beat(number)
+        await world.pump()

@@ -2,8 +2,8 @@
 
 Theory of operation. A failover moves the primaries of one store to others, and nothing moves them
 back: the store that returns serves no reads and others carry its share. So while all is calm, one
-primary at a time is asked to give its reign to an in-sync member whose store has at least two fewer:
-moving it makes the two more equal, and nothing is ever moved back and forth. Calm means: every
+primary at a time is asked to give its reign to an in-sync member whose store has at least two
+fewer: that makes the two more equal, and nothing is ever moved back and forth. Calm means: every
 member of the shard is in sync, there in the life that is meant, and on a disk that works; its
 primary serves; and its configuration has not changed for a while, so that a store that comes and
 goes is not given anything to lose. The primary drains itself and proposes; being refused or not
@@ -51,9 +51,7 @@ def plan_balance(view: View) -> Iterator[Tell]:
                 best = (gain, key, source, target)
     if best is not None:
         gain, (volume_id, index), source, target = best
-        command = TransferPrimary(
-            id=0, term=0, volume_id=volume_id, index=index, to=target.copy
-        )
+        command = TransferPrimary(id=0, term=0, volume_id=volume_id, index=index, to=target.copy)
         name = view.stores[target.store].name
         yield Tell(source, command, f"{name} has {gain} primaries fewer")
 

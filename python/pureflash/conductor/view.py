@@ -89,8 +89,8 @@ class View:
 
     `backoffs`: (volume, index, copy) of a learner that was given up, and when it may be tried again
     (monotonic). `verified`: what was found, by job and shard index. `started_ms`: when this
-    conductor began. `changed_ms`: when it stored the configuration that a shard has now (monotonic).
-    `transferred_ms`: when it last asked for a transfer; `balance_after_ms`: of calm, before it does.
+    conductor began. `changed_ms`: when it stored a shard's present configuration (monotonic).
+    `transferred_ms`: when it last asked for a transfer; `balance_after_ms`: calm before it does.
     """
 
     now_ms: int

@@ -249,7 +249,7 @@ class VerifyReplica(Message, frozen=True, kw_only=True, tag="verify"):
 
 
 class TransferPrimary(Message, frozen=True, kw_only=True, tag="transfer"):
-    """Down: as primary, give the reign to another member of the ISR; success when it was passed on."""
+    """Down: as primary, give the reign to member `to` of the ISR; success when it was passed on."""
 
     volume_id: int
     index: int

@@ -168,9 +168,7 @@ class StoreAgent:
             case VerifyReplica():
                 self._node.verify_replica(request, command.volume_id, command.index)
             case TransferPrimary():
-                self._node.transfer_primary(
-                    request, command.volume_id, command.index, command.to
-                )
+                self._node.transfer_primary(request, command.volume_id, command.index, command.to)
             case SetConf():
                 self._node.set_conf(
                     request, command.volume_id, command.index, encode_conf(command.conf)
