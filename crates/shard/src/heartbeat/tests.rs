@@ -498,7 +498,10 @@ fn release_gives_back_the_promises_of_the_heartbeats_before_it() {
     let (mut a, _) = leased(1);
     step(&mut a, 30, Event::Release { shard: shard(0) });
     step(&mut a, 40 + G, Event::Tick);
-    assert!(step(&mut a, 41 + G, Event::Tick).is_empty(), "nobody has heard, and the promise is over");
+    assert!(
+        step(&mut a, 41 + G, Event::Tick).is_empty(),
+        "nobody has heard, and the promise is over"
+    );
 
     let (mut a, mut b) = leased(1);
     answer(&mut b, 220, &release(sent(&mut a, 210), 4));

@@ -554,7 +554,7 @@ impl Replica {
             conf.learner_members().map(|member| member.store).collect();
         let reign = self.reign.as_mut().expect("stays primary");
         reign.is_suspended = false;
-        // A transfer was proposed for an epoch that is past: it will not be stored any more.
+        // A transfer was proposed for an epoch that is past.
         reign.leaving = None;
         reign.failed.clear();
         // The outcome of a pending admission is known now, if it is in the ISR or no learner.

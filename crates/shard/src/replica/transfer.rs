@@ -2,25 +2,28 @@
 //!
 //! A primary that is asked to stops beginning requests, lets those under way end, and only then gives
 //! back what it was promised (RELEASE) and proposes. From that moment it neither reads nor orders
-//! anything in this configuration: the next primary serves as soon as it has the new one and the
-//! RELEASE. Whether the proposal was stored is known only from a newer configuration (section 2). One
-//! that still names this life primary makes it void, because it was for an epoch that is past, and the
-//! reign goes on; any other ends the reign as always. What cannot be drained in a moment is not
-//! transferred: until the RELEASE nothing has happened.
+//! anything: the next primary serves as soon as it has the new configuration and the RELEASE. A newer
+//! configuration says what became of it. When none comes for a while, the reign goes on as if it had
+//! begun just now: it claims its leases anew and counts nothing that was promised before. That the
+//! proposal may still be stored later does no harm: the next primary then waits for the end of what it
+//! has promised since, and settles what was not committed, as after any failover.
+//!
+//! So neither a conductor that dies in between nor requests that do not end stop the shard for long.
 
 use super::{Ctx, Effect, Mutant, Replica, Role};
 use crate::conf::CopyId;
 use crate::conf::transition::Transition;
 use proto::Tick;
 
-/// How long requests under way may take to end; those that come meanwhile wait.
-const DRAIN_MS: u64 = 1_000;
+/// How long requests under way may take to end, and after that the answer; what comes meanwhile waits.
+const PATIENCE_MS: u64 = 1_000;
 
 /// A reign that is being given away.
 pub(super) struct Leaving {
     to: CopyId,
+    /// When it began to wait: for requests under way, then for a configuration.
     since: Tick,
-    /// The promises were given back: this reign serves nothing more in this configuration.
+    /// The promises were given back.
     is_released: bool,
 }
 
@@ -48,15 +51,23 @@ impl Replica {
         }
     }
 
-    /// Go on with a transfer as far as the requests under way allow.
+    /// Go on with a transfer as far as requests under way and the conductor allow.
     pub(super) fn drain(&mut self, ctx: &mut Ctx<'_, '_>) {
         let Some(reign) = &mut self.reign else { return };
-        let Some(leaving) = reign.leaving.as_mut().filter(|leaving| !leaving.is_released) else {
+        let Some(leaving) = &mut reign.leaving else { return };
+        if reign.is_suspended {
+            // Somebody has promised a newer configuration: that one decides.
+            reign.leaving = None;
             return;
-        };
-        let is_drained = reign.open.is_empty() && reign.clients.is_idle() && !reign.is_suspended;
-        if is_drained {
-            leaving.is_released = true;
+        }
+        let is_late = ctx.now >= leaving.since.after_millis(PATIENCE_MS);
+        if leaving.is_released && is_late {
+            reign.leaving = None;
+            self.set_role(ctx, Role::Active);
+            self.claim(ctx);
+            self.unpark(ctx);
+        } else if !leaving.is_released && reign.open.is_empty() && reign.clients.is_idle() {
+            (leaving.is_released, leaving.since) = (true, ctx.now);
             let transition = Transition::Transfer { copy: leaving.to };
             ctx.out.push(Effect::Release);
             self.set_role(ctx, Role::Leaving);
@@ -65,7 +76,7 @@ impl Replica {
                 self.reign().leaving = None;
                 self.unpark(ctx);
             }
-        } else if ctx.now >= leaving.since.after_millis(DRAIN_MS) {
+        } else if is_late {
             reign.leaving = None;
             self.unpark(ctx);
         }

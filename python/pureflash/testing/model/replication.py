@@ -42,7 +42,7 @@ _PROPOSERS: Final = {
     "T9": {"conductor"},
 }
 _INTERRUPTED: Final = {"suspended", "leaving"}
-"""A primary that does nothing until a newer configuration says what it is."""
+"""A primary that does nothing until a newer configuration comes, or none after a transfer."""
 _ROLES: Final = {"out", "learner", "secondary", "settling", "active", "fenced"} | _INTERRUPTED
 
 Lsn = tuple[int, int]
@@ -231,7 +231,7 @@ class Shard:
             _require(not is_over, f"{line.role} below its own promise of {promised}")
         before, replica.role = replica.role, line.role
         if before in _INTERRUPTED and line.role in {"settling", "active"}:
-            self._check_resumed(replica, line)
+            self._check_resumed(replica, line, before)
         elif line.role == "settling":
             self._begin_reign(replica, line, before)
         elif line.role == "active":
@@ -271,10 +271,11 @@ class Shard:
         _require(not replica.reign.undecided, "leaving with operations uncommitted")
         replica.resumes = before
 
-    def _check_resumed(self, replica: Replica, line: trace.Role) -> None:
+    def _check_resumed(self, replica: Replica, line: trace.Role, before: str) -> None:
         assert replica.reign is not None
         _require(line.role == replica.resumes, f"{line.role}, but it was {replica.resumes} before")
-        _require(line.epoch > replica.epoch, "a primary that was refused goes on in its epoch")
+        is_newer = line.epoch > replica.epoch
+        _require(is_newer or before == "leaving", "who was refused goes on in its epoch")
         tenure = self.tenure(replica.reign.epoch)
         _require(line.epoch <= tenure[-1].epoch, "it goes on after another one was primary")
 

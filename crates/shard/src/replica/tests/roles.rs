@@ -229,6 +229,26 @@ fn t5_what_cannot_be_drained_stays_and_what_waited_goes_on() {
 }
 
 #[test]
+fn t5_another_configuration_of_this_life_lets_it_go_on_at_once() {
+    for is_refused in [false, true] {
+        let mut bench = primary(conf(5, 0, &[0, 1, 2], &[]));
+        bench.step(Event::Transfer { to: 1 });
+        assert_eq!((bench.replica.role(), bench.claimed.is_some()), (Role::Leaving, false));
+        if is_refused {
+            bench.step(Event::Newer { epoch: Epoch(6) });
+            assert_eq!(bench.replica.role(), Role::Suspended);
+            bench.pass(1_000);
+            assert_eq!(bench.replica.role(), Role::Suspended, "it knows that there is a newer one");
+        }
+        bench.learn(conf(6, 0, &[0, 1], &[]));
+        assert_eq!((bench.replica.role(), bench.claimed.is_some()), (Role::Active, true));
+        bench.read(2, 9);
+        bench.run_lane(|_| true);
+        assert!(bench.is_done(2));
+    }
+}
+
+#[test]
 fn t5_is_for_other_members_of_an_isr_without_learners() {
     for (to, conf) in [
         (0, conf(5, 0, &[0, 1, 2], &[])),
