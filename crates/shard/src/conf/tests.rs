@@ -751,7 +751,7 @@ fn walk(
         4 => conf.member(draw.copy).map_or(Proposer::Human, |_| replica(conf, draw.copy)),
         _ => Proposer::Human,
     };
-    if known.proposer == Proposer::Human && draw.bad % 4 > 0 {
+    if known.proposer == Proposer::Human && !draw.bad.is_multiple_of(4) {
         // A person comes when everything is lost.
         for lost in conf.isr_members() {
             known.ended.insert(lost.store, lost.incarnation);
