@@ -28,6 +28,7 @@ class Code(enum.IntEnum):
     IN_USE = 25
     READ_ONLY = 26
     LIMIT = 27
+    UNSAFE = 28
     NO_SPACE = 40
     MEDIA_ERROR = 41
     BAD_CHECKSUM = 42
@@ -57,6 +58,7 @@ MEANING: dict[Code, str] = {
     Code.IN_USE: "The object is attached or another object depends on it",
     Code.READ_ONLY: "The object cannot be written: a snapshot or a read-only attach",
     Code.LIMIT: "A named limit would be exceeded",
+    Code.UNSAFE: "It could lose or fork data, and nothing proves that it does not",
     Code.NO_SPACE: "No space is left for new data; overwrites still work",
     Code.MEDIA_ERROR: "No replica could read or write the data on its disk",
     Code.BAD_CHECKSUM: "The data does not match its checksum and was not used",
@@ -86,6 +88,7 @@ NEXT_STEP: dict[Code, str] = {
     Code.IN_USE: "Detach it or remove what depends on it, then try again",
     Code.READ_ONLY: "Clone the snapshot, or attach the volume for writing",
     Code.LIMIT: "See docs/reference/limits.md for the limit named in the message",
+    Code.UNSAFE: "Do what the message names first, or leave it as it is",
     Code.NO_SPACE: "Delete or discard data, or add a disk",
     Code.MEDIA_ERROR: "See `pf status` for the failing disk and restore what is lost",
     Code.BAD_CHECKSUM: "Send it again; if it persists run `pf doctor`",
@@ -115,6 +118,7 @@ HTTP_STATUS: dict[Code, int] = {
     Code.IN_USE: 409,
     Code.READ_ONLY: 409,
     Code.LIMIT: 413,
+    Code.UNSAFE: 409,
     Code.NO_SPACE: 507,
     Code.MEDIA_ERROR: 500,
     Code.BAD_CHECKSUM: 500,
@@ -203,6 +207,7 @@ _CLASS: dict[Code, type[PureFlashError]] = {
     Code.IN_USE: CallerError,
     Code.READ_ONLY: CallerError,
     Code.LIMIT: CallerError,
+    Code.UNSAFE: CallerError,
     Code.NO_SPACE: MediaError,
     Code.MEDIA_ERROR: MediaError,
     Code.BAD_CHECKSUM: MediaError,

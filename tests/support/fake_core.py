@@ -107,6 +107,7 @@ class FakeStoreNode:
             "conf": conf.hex(),
             "commit_seq": 0,
             "complete_seq": 0,
+            "applied_seq": 0,
             "used_bytes": 0,
         }
         self._change(request_id, volume_id, index, replica)

@@ -14,10 +14,14 @@ from pureflash.model.domain import (
     GIB,
     Cluster,
     Disk,
+    Export,
+    ExportKind,
+    Job,
     Member,
     ShardConf,
     Store,
     StoreState,
+    Transport,
     Volume,
     VolumeIntent,
 )
@@ -57,6 +61,9 @@ class Situation:
     now_ms: int = NOW_MS
     started_ms: int = 0
     lives: dict[int, int] = field(default_factory=dict)
+    exited: dict[int, int] = field(default_factory=dict)
+    writers: bool = False
+    jobs: dict[int, Job] = field(default_factory=dict)
     seen: dict[int, StoreObservation] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     backoffs: dict[tuple[int, int, int], int] = field(default_factory=dict)
@@ -100,6 +107,29 @@ class Situation:
         for store in stores:
             self.change(store, state=StoreState.OFFLINE, cause="its process ended")
         return self
+
+    def ended(self, *stores: int) -> Self:
+        """Let stores be gone, by the word of their supervisors."""
+        for number in stores:
+            self.exited[number] = self.lives[number]
+        return self.offline(*stores)
+
+    def exported(self) -> Self:
+        """Let a gateway offer the volume for writing."""
+        self.writers = True
+        return self
+
+    def export(self) -> Export:
+        """Give that export."""
+        return Export(
+            id=8,
+            kind=ExportKind.NBD,
+            volume_id=KEY[0],
+            gateway="g1",
+            transport=Transport.UNIX,
+            is_read_only=False,
+            created_at_ms=0,
+        )
 
     def unheard(self, store: int) -> Self:
         """Let a store not have registered since the conductor started."""
@@ -183,12 +213,15 @@ class Situation:
             wall_ms=0,
             overcommit_ratio=1.0,
             cluster=Cluster(cluster_id="ab" * 16, next_id=9, created_at_ms=0),
-            stores={number: store(number, life) for number, life in self.lives.items()},
+            stores={
+                number: store(number, life, exited=self.exited.get(number, 0))
+                for number, life in self.lives.items()
+            },
             volumes={KEY[0]: self.volume()},
             names={},
             shards={KEY: self.conf()},
-            exports={},
-            jobs={},
+            exports={8: self.export()} if self.writers else {},
+            jobs=self.jobs,
             observed=self.seen,
             gateways={},
             proposals=tuple(self.asked),
@@ -197,7 +230,7 @@ class Situation:
         )
 
 
-def store(number: int, life: int, *, size_bytes: int = 10 * GIB) -> Store:
+def store(number: int, life: int, *, size_bytes: int = 10 * GIB, exited: int = 0) -> Store:
     """Make the registration of a store with one disk."""
     disk = Disk(
         index=0,
@@ -207,7 +240,14 @@ def store(number: int, life: int, *, size_bytes: int = 10 * GIB) -> Store:
         size_bytes=size_bytes,
     )
     address = f"127.0.0.1:{7161 + number}"
-    return Store(id=number, name=f"s{number}", incarnation=life, address=address, disks=(disk,))
+    return Store(
+        id=number,
+        name=f"s{number}",
+        incarnation=life,
+        address=address,
+        disks=(disk,),
+        exited=exited,
+    )
 
 
 def disk_report(state: str = "ok", *, total: int = 10 * GIB) -> DiskReport:
@@ -224,6 +264,7 @@ def report(
     role: str,
     epoch: int = EPOCH,
     complete_seq: int = 0,
+    applied_seq: int = 0,
     size_bytes: int = GIB,
     resyncs: tuple[ResyncReport, ...] = (),
     verifying: tuple[int, int] | None = None,
@@ -239,6 +280,7 @@ def report(
         used_bytes=0,
         promised=epoch,
         complete_seq=complete_seq,
+        applied_seq=applied_seq,
         role=role,
         resyncs=resyncs,
         verifying=verifying,

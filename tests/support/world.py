@@ -99,17 +99,22 @@ class SimStore:
     confs: dict[tuple[int, int], ShardConf] = field(default_factory=dict)
     complete: dict[tuple[int, int], int] = field(default_factory=dict)
     handing_over: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    disk_uuid: str = ""
     disk_state: str = "ok"
     is_frozen: bool = False
     session: Session | None = None
     refusal: tuple[int, str] | None = None
     told: list[object] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Give it the first disk, unless a test has another."""
+        self.disk_uuid = self.disk_uuid or f"{self.id:032x}"
+
     def registration(self) -> RegisterStore:
         disk = Disk(
             index=0,
             path="disk0.img",
-            disk_uuid=f"{self.id:032x}",
+            disk_uuid=self.disk_uuid,
             format_uuid=f"{self.id + 1000:032x}",
             size_bytes=self.size_bytes,
         )
@@ -178,7 +183,7 @@ class SimStore:
         key = (command.volume_id, command.index)
         match command:
             case CreateReplica():
-                assert command.disk == f"{self.id:032x}", "it goes where the configuration has it"
+                assert command.disk == self.disk_uuid, "it goes to a disk that the store has"
                 self.sizes.setdefault(key, command.size_bytes)
                 self._follow(key, command.conf)
             case DeleteReplica():

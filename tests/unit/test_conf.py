@@ -104,10 +104,14 @@ CASES: list[tuple[ShardConf, steps.Transition, steps.Facts, ShardConf]] = [
         replace(three(), primary=0, members=REOPEN.present),
     ),
     (
-        three(),
-        steps.ForceAccept(member=member(2), history_id=10),
-        facts(steps.ByHuman()),
-        replace(three(), primary=2, isr=(2,), history_id=10, attach_epoch=5),
+        LEARNING,
+        steps.ForceAccept(member=member(2), history_id=steps.next_history(9)),
+        steps.Facts(
+            proposer=steps.ByHuman(),
+            registered={3: facts(CONDUCTOR).registered[3]},
+            ended={2: 21},
+        ),
+        replace(three(), primary=2, isr=(2,), history_id=9 + 2**44, attach_epoch=5),
     ),
     (LEARNING, steps.Cancel(copy=0), facts(CONDUCTOR), replace(LEARNING, learners=())),
     (

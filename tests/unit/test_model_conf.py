@@ -103,6 +103,26 @@ class Walk:
                 for copy in range(6)
                 if not self.chance(0.03)
             },
+            ended={
+                store: store * 100 + life - self.random.randrange(2)
+                for store, life in self.lives.items()
+                if self.chance(0.2)
+            },
+        )
+
+    def with_lost_isr(self, facts: steps.Facts) -> steps.Facts:
+        """Let the ISR be gone for certain: that is when a person comes."""
+        lost = [self.conf.member(copy) for copy in self.conf.isr]
+        gone = {
+            one.store: msgspec.structs.replace(facts.registered[one.store], is_reachable=False)
+            for one in lost
+            if one.store in facts.registered
+        }
+        ended = {one.store: one.incarnation for one in lost}
+        return msgspec.structs.replace(
+            facts,
+            registered={**facts.registered, **gone},
+            ended={**facts.ended, **ended},
         )
 
     def proposal(self, facts: steps.Facts) -> steps.Transition:
@@ -116,6 +136,10 @@ class Walk:
             for store, one in facts.registered.items()
         }
         present = [one for one in found if is_good.get(one.store, False) or self.chance(0.03)]
+        outside = [known.copy for known in conf.members if known.copy not in conf.isr]
+        chosen = pick(outside) if outside and self.chance(0.9) else copy
+        history_id = conf.history_id + pick([0, 1, *[1 << 44] * 6])
+        force = steps.ForceAccept(member=self.now(chosen), history_id=history_id)
         choices: list[steps.Transition] = [
             steps.Remove(copy=member_of_isr),
             steps.Promote(copy=member_of_isr),
@@ -126,7 +150,7 @@ class Walk:
             steps.Transfer(copy=member_of_isr),
             steps.Reopen(primary=member_of_isr, present=tuple(present)),
             steps.Reopen(primary=member_of_isr, present=tuple(present)),
-            steps.ForceAccept(member=self.now(copy), history_id=7 + conf.epoch * pick([0, 1])),
+            force,
             steps.Cancel(copy=learner),
             steps.Attach(attach_epoch=conf.attach_epoch + self.random.randrange(-1, 3)),
             steps.Properties(rf=self.random.randrange(10), min_write=self.random.randrange(4)),
@@ -139,6 +163,8 @@ class Walk:
         facts = self.facts()
         proposal = self.proposal(facts)
         facts = msgspec.structs.replace(facts, proposer=self.proposer(proposal))
+        if isinstance(facts.proposer, steps.ByHuman) and self.chance(0.9):
+            facts = self.with_lost_isr(facts)
         epoch = self.conf.epoch + self.chance(0.02)
         made = by_rust(self.conf, epoch, proposal, facts)
         assert made == by_specification(self.conf, epoch, proposal, facts), (proposal, facts)

@@ -16,6 +16,7 @@ Row = tuple[str, Situation, HealthState, str, str, str]
 ABOUT = "s2 is being made equal, about to begin"
 COPYING = (ResyncReport(to=3, regions_left=30, regions_copied=10),)
 
+GOES_ON = "gives up what only the lost copies hold and goes on with"
 ROWS: list[Row] = [
     ("all is well", Situation(), HealthState.HEALTHY, "", states.SERVED, ""),
     ("one replica", Situation(rf=1, isr=(0,)), HealthState.HEALTHY, "", states.SERVED, ""),
@@ -129,7 +130,23 @@ ROWS: list[Row] = [
         HealthState.OFFLINE,
         "s1 is offline: its process ended",
         states.WAIT,
+        f"a person, who starts s1, or {GOES_ON} s2 or s3 (`pf volume force-accept`)",
+    ),
+    (
+        "the only copy in sync is gone, and so are the others",
+        Situation(isr=(0,)).offline(1, 2, 3),
+        HealthState.OFFLINE,
+        "s1 is offline: its process ended",
+        states.WAIT,
         "a person, who starts s1",
+    ),
+    (
+        "the store of the only copy in sync is back on another disk",
+        Situation(rf=2, isr=(0,)).reborn(1).without_replica(1),
+        HealthState.OFFLINE,
+        "s1 came back without its copy: its disk is another one",
+        states.WAIT,
+        f"a person, who puts the disk of s1 back, or {GOES_ON} s2 (`pf volume force-accept`)",
     ),
     (
         "every copy is gone",

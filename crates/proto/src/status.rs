@@ -55,6 +55,8 @@ pub enum Status {
     ReadOnly = 26,
     /// A named limit would be exceeded.
     Limit = 27,
+    /// It could lose or fork data, and nothing proves that it does not.
+    Unsafe = 28,
     /// No space is left for new data; overwrites still work.
     NoSpace = 40,
     /// No replica could read or write the data on its disk.
@@ -88,7 +90,7 @@ pub struct UnknownStatus(pub u32);
 
 impl Status {
     /// Every status, by ascending number.
-    pub const ALL: [Status; 26] = [
+    pub const ALL: [Status; 27] = [
         Status::Ok,
         Status::StaleEpoch,
         Status::Fenced,
@@ -103,6 +105,7 @@ impl Status {
         Status::InUse,
         Status::ReadOnly,
         Status::Limit,
+        Status::Unsafe,
         Status::NoSpace,
         Status::MediaError,
         Status::BadChecksum,
@@ -141,6 +144,7 @@ impl Status {
             Status::InUse => Band::Caller,
             Status::ReadOnly => Band::Caller,
             Status::Limit => Band::Caller,
+            Status::Unsafe => Band::Caller,
             Status::NoSpace => Band::Media,
             Status::MediaError => Band::Media,
             Status::BadChecksum => Band::Media,
@@ -174,6 +178,7 @@ impl Status {
             Status::InUse => "IN_USE",
             Status::ReadOnly => "READ_ONLY",
             Status::Limit => "LIMIT",
+            Status::Unsafe => "UNSAFE",
             Status::NoSpace => "NO_SPACE",
             Status::MediaError => "MEDIA_ERROR",
             Status::BadChecksum => "BAD_CHECKSUM",
@@ -207,6 +212,7 @@ impl Status {
             Status::InUse => "The object is attached or another object depends on it",
             Status::ReadOnly => "The object cannot be written: a snapshot or a read-only attach",
             Status::Limit => "A named limit would be exceeded",
+            Status::Unsafe => "It could lose or fork data, and nothing proves that it does not",
             Status::NoSpace => "No space is left for new data; overwrites still work",
             Status::MediaError => "No replica could read or write the data on its disk",
             Status::BadChecksum => "The data does not match its checksum and was not used",
@@ -240,6 +246,7 @@ impl Status {
             Status::InUse => "Detach it or remove what depends on it, then try again",
             Status::ReadOnly => "Clone the snapshot, or attach the volume for writing",
             Status::Limit => "See docs/reference/limits.md for the limit named in the message",
+            Status::Unsafe => "Do what the message names first, or leave it as it is",
             Status::NoSpace => "Delete or discard data, or add a disk",
             Status::MediaError => "See `pf status` for the failing disk and restore what is lost",
             Status::BadChecksum => "Send it again; if it persists run `pf doctor`",
@@ -275,6 +282,7 @@ impl TryFrom<u32> for Status {
             25 => Ok(Status::InUse),
             26 => Ok(Status::ReadOnly),
             27 => Ok(Status::Limit),
+            28 => Ok(Status::Unsafe),
             40 => Ok(Status::NoSpace),
             41 => Ok(Status::MediaError),
             42 => Ok(Status::BadChecksum),

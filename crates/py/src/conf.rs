@@ -227,5 +227,6 @@ fn read_facts(dict: &Bound<'_, PyDict>) -> PyResult<Facts> {
         proposer,
         registered: registered.collect::<PyResult<_>>()?,
         complete: complete.collect::<PyResult<_>>()?,
+        ended: get(dict, "ended")?,
     })
 }

@@ -294,6 +294,7 @@ impl StoreNode {
             entry.set_item("epoch", found.epoch)?;
             entry.set_item("promised", found.promised)?;
             entry.set_item("complete_seq", found.complete)?;
+            entry.set_item("applied_seq", found.applied)?;
             entry.set_item("role", role_name(found.role))?;
             let resyncs = PyList::empty(py);
             for resync in &found.resyncs {

@@ -145,7 +145,8 @@ impl Conductor {
             // seq alone is compared: it is dense and never reused along one history.
             Some((member.copy, Lsn { epoch: Epoch(0), seq }))
         });
-        Facts { proposer, registered: registered.collect(), complete: complete.collect() }
+        let (registered, complete) = (registered.collect(), complete.collect());
+        Facts { proposer, registered, complete, ended: BTreeMap::new() }
     }
 
     fn is_reachable(&self, now: u64, store: StoreId) -> bool {

@@ -34,6 +34,8 @@ from pureflash.model.rest import (
     ExitedStore,
     ExplainLine,
     ExportView,
+    ForceAccept,
+    ForceAcceptView,
     GatewayView,
     JobView,
     Page,
@@ -185,6 +187,19 @@ async def delete_volume(
 async def verify_volume(conductor: Leader, reference: Reference) -> JobView:
     """Compare all in-sync replicas of a volume, block by block; gives the job that does it."""
     return states.job_view(await conductor.verify_volume(reference))
+
+
+@post("/v1/volumes/{reference:str}/force-accept", status_code=200)
+async def force_accept(
+    conductor: Leader,
+    reference: Reference,
+    data: JSONBody[ForceAccept],
+) -> ForceAcceptView:
+    """Let a copy count that lacks acknowledged writes, when no in-sync copy is left.
+
+    The same again, after it was done, changes nothing and is answered with the first record.
+    """
+    return await conductor.forcing.force_accept(reference, data)
 
 
 @get("/v1/volumes/{reference:str}/explain")
@@ -369,6 +384,7 @@ HANDLERS: Final = (
     delete_volume,
     verify_volume,
     explain_volume,
+    force_accept,
     attach_volume,
     list_stores,
     show_store,

@@ -173,6 +173,40 @@ def verify(
     print_job(job, output)
 
 
+@app.command("force-accept")
+def force_accept(
+    volume: VolumeArgument,
+    shard: Annotated[int, typer.Option(help="Shard that no in-sync copy is left of.")],
+    copy: Annotated[str, typer.Option(help="Store whose copy counts from now on.")],
+    revoke: Annotated[
+        bool,
+        typer.Option(
+            "--revoke",
+            help="Vouch that stores which nobody has seen end are off for good; the process that"
+            " each of them ran can never register again.",
+        ),
+    ] = False,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    output: OutputOption = Output.TABLE,
+    server: ServerOption = None,
+    data: DataOption = None,
+) -> None:
+    """Give up what only lost copies held: go on with a copy that is not in sync."""
+    from msgspec import structs
+
+    from pureflash.cli.forcing import caller_name, plan_lines, print_forced
+    from pureflash.model.rest import ForceAccept
+
+    wish = ForceAccept(shard=shard, store=copy, by=caller_name(), revoke=revoke, dry_run=True)
+    with connected(server, data) as api:
+        plan = api.force_accept(volume, wish)
+        if plan.job is None and not dry_run:
+            confirm("\n".join(plan_lines(plan)), plan.volume, is_agreed=yes)
+            plan = api.force_accept(volume, structs.replace(wish, dry_run=False))
+    print_forced(plan, output)
+
+
 @app.command()
 @lists
 def explain(

@@ -27,6 +27,8 @@ from pureflash.model.rest import (
     ExitedStore,
     ExplainLine,
     ExportView,
+    ForceAccept,
+    ForceAcceptView,
     JobView,
     Page,
     PatchVolume,
@@ -114,6 +116,11 @@ class Api:
     def verify_volume(self, reference: str) -> JobView:
         """Begin to compare all in-sync replicas of a volume; gives the job."""
         return self._call("POST", f"/v1/volumes/{_quoted(reference)}/verify", JobView)
+
+    def force_accept(self, reference: str, wish: ForceAccept) -> ForceAcceptView:
+        """Let a copy count when no in-sync copy is left; with `dry_run` only say what that does."""
+        path = f"/v1/volumes/{_quoted(reference)}/force-accept"
+        return self._call("POST", path, ForceAcceptView, body=wish)
 
     def explain_volume(self, reference: str) -> list[ExplainLine]:
         """Say why a volume is as it is."""

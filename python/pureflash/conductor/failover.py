@@ -43,8 +43,8 @@ from pureflash.model.conf import (
     Transition,
     apply,
 )
-from pureflash.model.domain import Member, ShardConf, VolumeIntent
-from pureflash.model.messages import SILENT_MS
+from pureflash.model.domain import Disk, Member, ShardConf, Store, VolumeIntent
+from pureflash.model.messages import SILENT_MS, ReplicaReport
 
 GATHER_MS: Final = 10_000
 """How long T6 waits for the other members of an ISR that was lost at once."""
@@ -63,7 +63,7 @@ def plan_failover(view: View) -> Iterator[Write]:
             continue
         for transition, proposer, reason in _wishes(view, key, conf):
             try:
-                after = apply(conf, conf.epoch, transition, _facts(view, key, conf, proposer))
+                after = apply(conf, conf.epoch, transition, facts_of(view, key, conf, proposer))
             except (CallerError, RouteError):
                 continue
             yield Write(keys.shard(*key), after, reason)
@@ -166,17 +166,20 @@ def _add_learner(view: View, key: ShardKey, conf: ShardConf) -> Iterator[Wish]:
         retry_at_ms = view.backoffs.get((*key, member.copy), 0)
         if view.now_ms < retry_at_ms or not has_good_disk(view, key, member):
             continue
+        # Where the replica is by its store's report: its disk may have been replaced.
+        disk = _disk_of(store, report_of(view, key, member))
         again = Member(
             copy=member.copy,
             store=member.store,
             incarnation=store.incarnation,
-            disk=member.disk,
-            format_uuid=member.format_uuid,
+            disk=disk.disk_uuid,
+            format_uuid=disk.format_uuid,
         )
         yield AddLearner(member=again), ByConductor(), f"{store.name} is back and is made equal"
 
 
-def _facts(view: View, key: ShardKey, conf: ShardConf, proposer: Proposer) -> Facts:
+def facts_of(view: View, key: ShardKey, conf: ShardConf, proposer: Proposer) -> Facts:
+    """Give what is known when a transition of this shard is judged."""
     registered = {
         member.store: Registration(
             incarnation=view.stores[member.store].incarnation,
@@ -191,7 +194,12 @@ def _facts(view: View, key: ShardKey, conf: ShardConf, proposer: Proposer) -> Fa
         for member in conf.members
         if report_of(view, key, member) is not None
     }
-    return Facts(proposer=proposer, registered=registered, complete=complete)
+    ended = {
+        member.store: view.stores[member.store].exited
+        for member in conf.members
+        if member.store in view.stores
+    }
+    return Facts(proposer=proposer, registered=registered, complete=complete, ended=ended)
 
 
 def _why_lost(view: View, key: ShardKey, primary: Member) -> str:
@@ -206,6 +214,11 @@ def _why_lost(view: View, key: ShardKey, primary: Member) -> str:
     report = report_of(view, key, primary)
     disk = seen.disks.get(report.disk) if report else None
     return f"its disk failed: {disk.reason}" if disk and disk.state == "failed" else ""
+
+
+def _disk_of(store: Store, report: ReplicaReport | None) -> Disk:
+    assert report is not None, "its disk was looked at before"
+    return next(disk for disk in store.disks if disk.index == report.disk)
 
 
 def _complete(view: View, key: ShardKey, member: Member) -> int:

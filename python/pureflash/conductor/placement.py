@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pureflash.conductor.view import View, promised_by_disk, usable_bytes
 from pureflash.errors import ClusterError, Code, MediaError
-from pureflash.model.domain import Disk, Store
+from pureflash.model.domain import Disk, Member, Store
 from pureflash.units import format_size
 
 
@@ -39,6 +39,23 @@ def rooms(view: View) -> list[Room]:
             limit = int(usable_bytes(disk, reports.get(disk.index)) * view.overcommit_ratio)
             found.append(Room(store, disk, limit - promised.get(disk.disk_uuid, 0)))
     return found
+
+
+def home_of(view: View, member: Member, size_bytes: int) -> str | None:
+    """Choose the disk of a member's store for its replica; gives its uuid.
+
+    The disk of the configuration, while the store has it; a store whose disk was replaced takes the
+    replica on the one with the most room. None when none has room.
+    """
+    store = view.stores[member.store]
+    meant = (member.disk, member.format_uuid)
+    if any((disk.disk_uuid, disk.format_uuid) == meant for disk in store.disks):
+        return member.disk
+    fitting = [
+        room for room in rooms(view) if room.store.id == store.id and room.room_bytes >= size_bytes
+    ]
+    best = max(fitting, key=lambda room: (room.room_bytes, -room.disk.index), default=None)
+    return None if best is None else best.disk.disk_uuid
 
 
 def check_stores(replicas: int, available: Sequence[Room]) -> None:

@@ -22,7 +22,8 @@ from typing import Final
 from pureflash.conductor.balance import plan_balance
 from pureflash.conductor.failover import plan_failover
 from pureflash.conductor.first_conf import first_conf
-from pureflash.conductor.placement import place_shard, rooms
+from pureflash.conductor.force import FORCE_JOB
+from pureflash.conductor.placement import home_of, place_shard, rooms
 from pureflash.conductor.requests import DELETE_JOB
 from pureflash.conductor.tell import Tell
 from pureflash.conductor.verify import plan_verify
@@ -81,6 +82,7 @@ def plan(view: View) -> list[Action]:
         *_plan_jobs(view),
         *_plan_names(view),
         *_plan_new_shards(view),
+        *_plan_attach_epochs(view),
         *plan_failover(view),
         *_plan_replicas(view),
         *_plan_ends(view),
@@ -111,7 +113,15 @@ def _plan_jobs(view: View) -> Iterator[Write]:
     for job in view.jobs.values():
         if job.kind == DELETE_JOB and not job.is_finished:
             yield from _plan_delete_job(view, job)
-    finished = sorted((job for job in view.jobs.values() if job.is_finished), key=lambda j: j.id)
+    # What a person decided about a volume is kept as long as the volume.
+    finished = sorted(
+        (
+            job
+            for job in view.jobs.values()
+            if job.is_finished and not (job.kind == FORCE_JOB and job.volume_id in view.volumes)
+        ),
+        key=lambda job: job.id,
+    )
     for job in finished[:-JOBS_KEPT]:
         yield Write(keys.job(job.id), None, f"more than {JOBS_KEPT} finished jobs")
 
@@ -182,16 +192,27 @@ def _plan_new_shards(view: View) -> Iterator[Write]:
         yield Write(keys.shard(volume.id, index), conf, reason)
 
 
+def _plan_attach_epochs(view: View) -> Iterator[Write]:
+    """Let a volume follow a shard whose writers of before were fenced (T7): then all of it is."""
+    newest: dict[int, int] = {}
+    for (volume_id, _), conf in view.shards.items():
+        newest[volume_id] = max(newest.get(volume_id, 0), conf.attach_epoch)
+    for volume_id, attach_epoch in newest.items():
+        volume = view.volumes.get(volume_id)
+        if volume is not None and volume.attach_epoch < attach_epoch:
+            after = replace(volume, attach_epoch=attach_epoch)
+            yield Write(keys.volume(volume_id), after, "writers of before a decision are fenced")
+
+
 def _plan_replicas(view: View) -> Iterator[Tell]:
     for (volume_id, index), conf in view.shards.items():
-        volume = view.volumes.get(volume_id)
         for member in conf.members:
             if not view.is_online(member.store):
                 continue
             report = view.observation(member.store).replicas.get((volume_id, index))
             if report is None and not _may_be_made(view, conf, member):
                 continue
-            tell = _replica_command(volume, conf, member, report)
+            tell = _replica_command(view, conf, member, report)
             if tell is not None and not _is_held_back(view, tell):
                 yield tell
 
@@ -209,10 +230,11 @@ def _may_be_made(view: View, conf: ShardConf, member: Member) -> bool:
 
 
 def _replica_command(
-    volume: Volume | None, conf: ShardConf, member: Member, report: ReplicaReport | None
+    view: View, conf: ShardConf, member: Member, report: ReplicaReport | None
 ) -> Tell | None:
     """Give the command that brings one replica nearer to what is wanted."""
     volume_id, index = conf.volume_id, conf.index
+    volume = view.volumes.get(volume_id)
     head = {"id": 0, "term": 0}
     if volume is None or volume.intent is VolumeIntent.DELETING or index >= volume.shard_count:
         if report is None:
@@ -221,16 +243,7 @@ def _replica_command(
         return Tell(member.store, delete, "its volume is being deleted")
     size_bytes = volume.shard_bytes(index)
     if report is None:
-        create = CreateReplica(
-            volume_id=volume_id,
-            index=index,
-            copy=member.copy,
-            size_bytes=size_bytes,
-            disk=member.disk,
-            conf=conf,
-            **head,
-        )
-        return Tell(member.store, create, "the store does not have it")
+        return _creation(view, conf, member, size_bytes)
     if report.size_bytes < size_bytes:
         resize = ResizeReplica(volume_id=volume_id, index=index, size_bytes=size_bytes, **head)
         return Tell(member.store, resize, "the volume has grown")
@@ -238,6 +251,24 @@ def _replica_command(
         push = SetConf(volume_id=volume_id, index=index, conf=conf, **head)
         return Tell(member.store, push, f"the store has epoch {report.epoch}")
     return None
+
+
+def _creation(view: View, conf: ShardConf, member: Member, size_bytes: int) -> Tell | None:
+    """Give the command that makes a replica; without room that is the copy's reason (`states`)."""
+    disk = home_of(view, member, size_bytes)
+    if disk is None:
+        return None
+    create = CreateReplica(
+        id=0,
+        term=0,
+        volume_id=conf.volume_id,
+        index=conf.index,
+        copy=member.copy,
+        size_bytes=size_bytes,
+        disk=disk,
+        conf=conf,
+    )
+    return Tell(member.store, create, "the store does not have it")
 
 
 def _is_held_back(view: View, tell: Tell) -> bool:

@@ -22,6 +22,7 @@ import msgspec
 from pureflash.conductor import detector, planner, requests, states
 from pureflash.conductor.agents import Session
 from pureflash.conductor.events import EventLog
+from pureflash.conductor.forcing import Forcing
 from pureflash.conductor.observations import Observations
 from pureflash.conductor.planner import Offer
 from pureflash.conductor.specs import TICKET_S, Clock, Identity, Specs, peers_of
@@ -101,6 +102,13 @@ class Conductor:
         self._news = asyncio.Condition()
         self._lead = Lead(records.metastore, owner=identity.owner)
         self._writer = Writer(records, self.observations, self.events, clock=clock, log=log)
+        self.forcing = Forcing(
+            view=self.view,
+            lock=self._lock,
+            writer=self._writer,
+            end_store=self.store_exited,
+            kick=self.kick,
+        )
         self._started_ms = clock.now_ms()
         self._trouble = ""
 
@@ -367,7 +375,9 @@ class Conductor:
 
         await self.wait_for(is_told, timeout_s=self._settle_timeout_s)
 
-    async def store_exited(self, store_id: int, *, incarnation: int) -> None:
+    async def store_exited(
+        self, store_id: int, *, incarnation: int, reason: str = "its process ended"
+    ) -> None:
         """Believe a supervisor that this incarnation ended; an older one is no news.
 
         Stored before anybody is told: what was told to be over must not come back, not even to
@@ -378,14 +388,14 @@ class Conductor:
             if store is None or incarnation <= max(store.exited, store.incarnation - 1):
                 return
             ended = replace(store, exited=incarnation)
-            await self._writer.write_all([Write(keys.store(store_id), ended, "its process ended")])
+            await self._writer.write_all([Write(keys.store(store_id), ended, reason)])
         if store.incarnation != incarnation:
             return
         if session := self._sessions.pop(store_id, None):
             session.close()
         seen = self.view().observation(store_id)
         self.observations.stores[store_id] = detector.exited(seen)
-        self.events.add(self._clock.wall_ms(), "store.exited", store.name, "its process ended")
+        self.events.add(self._clock.wall_ms(), "store.exited", store.name, reason)
         head = {"id": self._message_id(), "term": self.term}
         self._to_stores(Dead(store=store_id, incarnation=incarnation, **head))
         self.kick()

@@ -25,7 +25,9 @@ def has_good_disk(view: View, key: ShardKey, member: Member) -> bool:
     if report is None:
         return False
     disk = view.observation(member.store).disks.get(report.disk)
-    return disk is not None and disk.state != "failed"
+    store = view.stores.get(member.store)
+    is_registered = store is not None and any(it.index == report.disk for it in store.disks)
+    return disk is not None and disk.state != "failed" and is_registered
 
 
 def report_of(view: View, key: ShardKey, member: Member) -> ReplicaReport | None:

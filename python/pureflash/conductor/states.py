@@ -23,7 +23,7 @@ from enum import Enum, StrEnum
 from typing import Final
 
 from pureflash.conductor.failover import GATHER_MS
-from pureflash.conductor.placement import place_shard, rooms
+from pureflash.conductor.placement import home_of, place_shard, rooms
 from pureflash.conductor.view import View
 from pureflash.errors import ClusterError, MediaError
 from pureflash.metastore.records import Record
@@ -88,6 +88,7 @@ class Condition(Enum):
     AWAY = "away"  # suspected: it may be heard again at any time
     GONE = "gone"
     FAILED = "failed"  # its disk
+    LOST = "lost"  # its store is back without it, and an empty one must not take its place
 
 
 class OutKind(StrEnum):
@@ -123,7 +124,9 @@ def _judge_primary(view: View, volume: Volume, conf: ShardConf) -> Verdict | Non
         why = _why_not_active(view, conf, primary)
         return Verdict(HealthState.PARKED, why, WAIT, BY_ITSELF) if why else None
     if condition is Condition.COMING:
-        return Verdict(HealthState.PARKED, why, WAIT, f"{_name(view, primary.store)}, when it can")
+        return Verdict(
+            HealthState.PARKED, why, WAIT, f"{store_name(view, primary.store)}, when it can"
+        )
     return _judge_lost_primary(view, volume, conf, why)
 
 
@@ -134,7 +137,7 @@ def _judge_lost_primary(view: View, volume: Volume, conf: ShardConf, why: str) -
     for copy in conf.isr:
         member = conf.member(copy)
         condition, cause = _condition(view, volume, conf, member)
-        found.setdefault(condition, []).append(_name(view, member.store))
+        found.setdefault(condition, []).append(store_name(view, member.store))
         if cause:
             causes.append(cause)
     if takers := found.get(Condition.FINE):
@@ -149,9 +152,23 @@ def _judge_lost_primary(view: View, volume: Volume, conf: ShardConf, why: str) -
     if away := found.get(Condition.AWAY):
         leaves_by = f"{' or '.join(away)}, when heard again"
         return Verdict(HealthState.PARKED, "; ".join(causes), WAIT, leaves_by)
-    gone = found.get(Condition.GONE, [])
-    leaves_by = f"a person, who starts {' or '.join(gone)}" if gone else "a person; see `pf status`"
-    return Verdict(HealthState.OFFLINE, "; ".join(causes), WAIT, leaves_by)
+    return Verdict(HealthState.OFFLINE, "; ".join(causes), WAIT, _who_helps(view, conf, found))
+
+
+def _who_helps(view: View, conf: ShardConf, found: dict[Condition, list[str]]) -> str:
+    """Say what a person can do for a shard of which no in-sync copy can be opened."""
+    steps: list[str] = []
+    if gone := found.get(Condition.GONE):
+        steps.append(f"starts {' or '.join(gone)}")
+    if lost := found.get(Condition.LOST):
+        steps.append(f"puts the disk of {' or '.join(lost)} back")
+    out = [member.store for member in conf.members if member.copy not in conf.isr]
+    if names := [store_name(view, store) for store in out if view.is_online(store)]:
+        steps.append(
+            f"gives up what only the lost copies hold and goes on with {' or '.join(names)}"
+            " (`pf volume force-accept`)"
+        )
+    return f"a person, who {', or '.join(steps)}" if steps else "a person; see `pf status`"
 
 
 def _judge_copies(view: View, volume: Volume, conf: ShardConf) -> Verdict:
@@ -164,7 +181,7 @@ def _judge_copies(view: View, volume: Volume, conf: ShardConf) -> Verdict:
         if why:
             troubles.append(f"{why}; it is in the ISR")
     out = [member for member in conf.members if member.copy not in conf.isr]
-    reasons = [(_name(view, member.store), *out_reason(view, conf, member)) for member in out]
+    reasons = [(store_name(view, member.store), *out_reason(view, conf, member)) for member in out]
     missing = [text for _, _, text in reasons]
     broken = [f"starts {name}" for name, kind, _ in reasons if kind is OutKind.AWAY]
     broken += [f"replaces a disk of {n}" for n, kind, _ in reasons if kind is OutKind.FAILED]
@@ -190,23 +207,35 @@ def _condition(
     view: View, volume: Volume, conf: ShardConf, member: Member
 ) -> tuple[Condition, str]:
     """Say how a member of the ISR is, and what is wrong with it; that is empty when FINE."""
-    key = (conf.volume_id, conf.index)
-    store = view.stores.get(member.store)
-    name = _name(view, member.store)
+    name = store_name(view, member.store)
     seen = view.observation(member.store)
     if seen.state is not StoreState.ONLINE:
         is_gone = seen.state is StoreState.OFFLINE
         why = f"{name} is {seen.state}: {seen.cause}"
         return (Condition.GONE if is_gone else Condition.AWAY), why
+    return _condition_there(view, volume, conf, member)
+
+
+def _condition_there(
+    view: View, volume: Volume, conf: ShardConf, member: Member
+) -> tuple[Condition, str]:
+    """Say how a member of the ISR is whose store is online."""
+    key = (conf.volume_id, conf.index)
+    store = view.stores.get(member.store)
+    name = store_name(view, member.store)
+    seen = view.observation(member.store)
     report = seen.replicas.get(key)
     failure = view.failures.get((member.store, *key))
+    is_reborn = store is not None and store.incarnation != member.incarnation
     if report is None:
+        if is_reborn:
+            return Condition.LOST, f"{name} came back without its copy: its disk is another one"
         why = f"{name} refused it: {failure.message}" if failure else f"{name} is making it"
         return Condition.COMING, why
     disk = seen.disks.get(report.disk)
     if disk is not None and disk.state == "failed":
         return Condition.FAILED, f"disk {disk.index} of {name} failed: {disk.reason}"
-    if store is not None and store.incarnation != member.incarnation:
+    if is_reborn:
         return Condition.REBORN, f"{name} has restarted"
     if report.size_bytes < volume.shard_bytes(conf.index):
         why = f"{name} refused: {failure.message}" if failure else f"{name} is growing it"
@@ -216,7 +245,7 @@ def _condition(
 
 def _why_not_active(view: View, conf: ShardConf, primary: Member) -> str:
     """Say why a primary that is fine does not serve; empty when it does."""
-    name = _name(view, primary.store)
+    name = store_name(view, primary.store)
     report = view.observation(primary.store).replicas[conf.volume_id, conf.index]
     if report.epoch < conf.epoch:
         return f"{name} follows epoch {report.epoch}, and {conf.epoch} is stored"
@@ -227,7 +256,7 @@ def _why_not_active(view: View, conf: ShardConf, primary: Member) -> str:
 
 def out_reason(view: View, conf: ShardConf, member: Member) -> tuple[OutKind, str]:
     """Say why a member is not in the ISR, as a kind and as a sentence."""
-    name = _name(view, member.store)
+    name = store_name(view, member.store)
     seen = view.observation(member.store)
     if seen.state is not StoreState.ONLINE:
         return OutKind.AWAY, f"{name} is {seen.state}: {seen.cause}"
@@ -241,10 +270,20 @@ def out_reason(view: View, conf: ShardConf, member: Member) -> tuple[OutKind, st
     if view.now_ms < retry_at_ms:
         seconds = -(-(retry_at_ms - view.now_ms) // 1000)
         return OutKind.PAUSED, f"{name} could not be made equal and is tried again in {seconds} s"
-    if conf.learners:
-        first = _name(view, conf.member(conf.learners[0]).store)
-        return OutKind.WAITING, f"{name} is made equal after {first}"
-    return OutKind.WAITING, f"{name} waits to be made equal"
+    if report is None and home_of(view, member, _shard_bytes(view, conf)) is None:
+        why = "has no room for it on any of its disks"
+    elif conf.learners:
+        why = f"is made equal after {store_name(view, conf.member(conf.learners[0]).store)}"
+    else:
+        why = "waits to be made equal"
+    return OutKind.WAITING, f"{name} {why}"
+
+
+def _shard_bytes(view: View, conf: ShardConf) -> int:
+    """Give the size of a shard; 0 when its volume does not have it any more."""
+    volume = view.volumes.get(conf.volume_id)
+    is_there = volume is not None and conf.index < volume.shard_count
+    return volume.shard_bytes(conf.index) if volume is not None and is_there else 0
 
 
 def _resync(view: View, conf: ShardConf, member: Member) -> ResyncReport | None:
@@ -331,7 +370,7 @@ def _shard_view(view: View, volume: Volume, index: int) -> ShardView:
 
 
 def _member_view(view: View, volume: Volume, conf: ShardConf, member: Member) -> MemberView:
-    role = _role(conf, member)
+    role = role_in(conf, member)
     if member.copy in conf.isr:
         _, reason = _condition(view, volume, conf, member)
         if not reason and role == "primary":
@@ -342,7 +381,7 @@ def _member_view(view: View, volume: Volume, conf: ShardConf, member: Member) ->
     return MemberView(
         copy=member.copy,
         store=member.store,
-        name=_name(view, member.store),
+        name=store_name(view, member.store),
         role=role,
         reason=reason,
         disk=member.disk,
@@ -352,7 +391,8 @@ def _member_view(view: View, volume: Volume, conf: ShardConf, member: Member) ->
     )
 
 
-def _role(conf: ShardConf, member: Member) -> str:
+def role_in(conf: ShardConf, member: Member) -> str:
+    """Give the role that a configuration has for a member."""
     if member.copy == conf.primary:
         return "primary"
     if member.copy in conf.isr:
@@ -360,7 +400,8 @@ def _role(conf: ShardConf, member: Member) -> str:
     return "learner" if member.copy in conf.learners else "out"
 
 
-def _name(view: View, store_id: int) -> str:
+def store_name(view: View, store_id: int) -> str:
+    """Name a store, also one that nothing is known of."""
     store = view.stores.get(store_id)
     return store.name if store else f"store {store_id}"
 
@@ -392,6 +433,7 @@ def explain(view: View, volume: Volume) -> list[ExplainLine]:
         where = _where(view, conf) if conf else "not placed"
         text = _said(f"{where}; {verdict.cause}" if verdict.cause else where, verdict)
         lines.append(ExplainLine(subject=subject, state=verdict.state, reason=text))
+        lines += _forced_lines(view, volume, index, subject)
         if conf is None or volume.replicas == 1:
             continue
         for member in conf.members:
@@ -400,6 +442,18 @@ def explain(view: View, volume: Volume) -> list[ExplainLine]:
             name = f"{subject}/{shown.name}"
             lines.append(ExplainLine(subject=name, state=shown.role, reason=text))
     return lines
+
+
+def _forced_lines(view: View, volume: Volume, index: int, subject: str) -> list[ExplainLine]:
+    """Tell of each time that a person decided which copy of a shard counts (T7)."""
+    place = (volume.id, index)
+    return [
+        ExplainLine(
+            subject=subject, state="forced", reason=f"{timestamp(job.created_at_ms)}: {job.reason}"
+        )
+        for job in sorted(view.jobs.values(), key=lambda job: job.id)
+        if job.history_id is not None and (job.volume_id, job.index) == place
+    ]
 
 
 def _said(text: str, verdict: Verdict) -> str:
@@ -412,11 +466,11 @@ def _said(text: str, verdict: Verdict) -> str:
 def _where(view: View, conf: ShardConf) -> str:
     """Say where a shard lies."""
     primary = conf.member(conf.primary)
-    name = _name(view, primary.store)
+    name = store_name(view, primary.store)
     if len(conf.members) == 1:
         return f"primary on {name}, disk {primary.disk[:8]}, epoch {conf.epoch}"
-    in_sync = " ".join(_name(view, conf.member(copy).store) for copy in conf.isr)
-    learners = " ".join(_name(view, conf.member(copy).store) for copy in conf.learners)
+    in_sync = " ".join(store_name(view, conf.member(copy).store) for copy in conf.isr)
+    learners = " ".join(store_name(view, conf.member(copy).store) for copy in conf.learners)
     learning = f", learning {learners}" if learners else ""
     return f"primary on {name}, in sync {in_sync}{learning}, epoch {conf.epoch}"
 

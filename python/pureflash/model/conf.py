@@ -18,6 +18,20 @@ from pureflash.model.domain import Member, ShardConf
 
 MEMBERS_MAX: Final = 8
 """Members of one configuration at most, as in `crates/shard`."""
+HISTORY_SHIFT: Final = 44
+"""As in `crates/shard`: a history's number counts from this bit on how often a person forced one,
+and every seq of it lies above those of the histories before."""
+
+
+def next_history(history_id: int) -> int:
+    """Give the number of the history that follows when a person forces it (T7)."""
+    return history_id + (1 << HISTORY_SHIFT)
+
+
+def operation_text(seq: int) -> str:
+    """Write a seq for people: its number in its history, with the history's when it was forced."""
+    forced, number = seq >> HISTORY_SHIFT, seq & ((1 << HISTORY_SHIFT) - 1)
+    return f"{number} of history {forced}" if forced else str(number)
 
 
 class Remove(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="remove"):
@@ -131,12 +145,14 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What the conductor knows when it decides about a proposal.
 
     `registered` is by store. `complete`, by copy, is what the present candidates of T6 reported as
-    complete_lsn (epoch, seq); nothing else looks at it.
+    complete_lsn (epoch, seq); nothing else looks at it. `ended`, by store, is the newest life that
+    is over for certain; only T7 looks at it.
     """
 
     proposer: Proposer
     registered: Mapping[int, Registration]
     complete: Mapping[int, tuple[int, int]] = {}
+    ended: Mapping[int, int] = {}
 
 
 def first(

@@ -163,7 +163,10 @@ JOB_TRANSITIONS: Final[Mapping[JobState, frozenset[JobState]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """`job/ID`: long work of the conductor. `done` of `total`, counted in `unit`."""
+    """`job/ID`: long work of the conductor. `done` of `total`, counted in `unit`.
+
+    The last three are of a forced history (T7): which shard, whose copy, and the history.
+    """
 
     id: int
     kind: str
@@ -176,6 +179,9 @@ class Job:
     reason: str
     created_at_ms: int
     finished_at_ms: int | None = None
+    index: int | None = None
+    store: int | None = None
+    history_id: int | None = None
 
     @property
     def is_finished(self) -> bool:

@@ -35,6 +35,7 @@ _EXIT_OF_CODE: Final[Mapping[str, Exit]] = {
     "UNAVAILABLE": Exit.UNAVAILABLE,
     "NO_QUORUM": Exit.UNAVAILABLE,
     "TIMED_OUT": Exit.UNAVAILABLE,
+    "UNSAFE": Exit.UNSAFE,
 }
 
 

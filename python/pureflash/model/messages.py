@@ -62,6 +62,8 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     used_bytes: int | None = None
     promised: int = 0
     complete_seq: int = 0
+    applied_seq: int = 0
+    """Highest seq of anything in it: above `complete_seq`, parts of it are newer than others."""
     role: str = "out"
     resyncs: tuple[ResyncReport, ...] = ()
     verifying: tuple[int, int] | None = None

@@ -42,3 +42,18 @@ def read_id(text: str) -> int | None:
     """
     is_id = text.isascii() and text.isdecimal() and len(text) <= ID_CHARS_MAX
     return int(text) if is_id else None
+
+
+def check_person(text: str) -> str:
+    """Give back how somebody who decides calls himself, for the record.
+
+    Errors: CallerError INVALID for nothing, and for what would not be one line of a record.
+    """
+    name = text.strip()
+    if not name or len(name) > NAME_CHARS_MAX or not name.isprintable():
+        raise CallerError(
+            Code.INVALID,
+            "the record of the decision needs to say who made it",
+            next_step=f"give a name of 1 to {NAME_CHARS_MAX} printable characters",
+        )
+    return name

@@ -112,6 +112,55 @@ class ExplainLine(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class ForceAccept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/volumes/REF/force-accept: the copy of `shard` on `store` counts from now on.
+
+    `by` is who decides, for the record. With `revoke` the caller vouches that the processes of
+    stores that hold copies in sync, and that nobody has seen end, are off for good.
+    """
+
+    shard: int
+    store: str
+    by: str
+    revoke: bool = False
+    dry_run: bool = False
+
+
+class ForcedCopy(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of one copy of a shard that a person decides about.
+
+    `state` is its store's, `role` its own. It has everything up to `last_seq`, by the last report;
+    None when none came since the conductor started. `is_consistent` is false where parts of it are
+    newer than others.
+    """
+
+    copy: int
+    store: int
+    name: str
+    state: str
+    role: str
+    last_seq: int | None
+    is_consistent: bool
+    note: str
+
+
+class ForceAcceptView(msgspec.Struct, frozen=True, kw_only=True):
+    """The plan of a force-accept, and the record of it: `job` is None while nothing was done.
+
+    `loss` says in one sentence what is lost; `revoked` names the stores whose present life can
+    never register again.
+    """
+
+    volume: str
+    shard: int
+    store: str
+    epoch: int
+    copies: list[ForcedCopy]
+    loss: str
+    revoked: list[str]
+    job: JobView | None
+
+
 class DiskView(msgspec.Struct, frozen=True, kw_only=True):
     """A disk; engine and byte counts are None while its store is away.
 

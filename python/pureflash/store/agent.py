@@ -260,6 +260,7 @@ def replica_report(found: Mapping[str, Any]) -> ReplicaReport:
         used_bytes=found.get("used_bytes"),
         promised=found["promised"],
         complete_seq=found["complete_seq"],
+        applied_seq=found["applied_seq"],
         role=found["role"],
         resyncs=tuple(ResyncReport(**resync) for resync in found["resyncs"]),
         verifying=found.get("verifying"),

@@ -74,7 +74,8 @@ class StoreNode(Protocol):
     def replicas(self) -> Sequence[Mapping[str, Any]]:
         """Give volume_id, index, copy, size_bytes, disk, lane, used_bytes, commit_seq, epoch, role.
 
-        And promised, complete_seq, "resyncs": [{to, regions_left, regions_copied}] of each.
+        And promised, complete_seq, applied_seq of each, and
+        "resyncs": [{to, regions_left, regions_copied}].
         """
 
     def stats(self) -> Mapping[str, Any]:

@@ -44,6 +44,7 @@ impl Errno {
             | Status::NotFound
             | Status::AlreadyExists
             | Status::InUse
+            | Status::Unsafe
             | Status::MediaError
             | Status::BadChecksum
             | Status::DiskFailed

@@ -98,6 +98,8 @@ pub struct ReplicaFacts {
     pub promised: u64,
     /// Everything committed up to here is in it.
     pub complete: u64,
+    /// Highest seq of anything in it. One that was being made equal has parts above `complete`.
+    pub applied: u64,
     /// What it is; `None` while its machine does not run.
     pub role: Option<Role>,
     /// As primary: the learners that it makes equal.

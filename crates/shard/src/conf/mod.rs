@@ -11,7 +11,7 @@ pub mod transition;
 #[cfg(test)]
 mod tests;
 
-use proto::{Epoch, ShardId};
+use proto::{Epoch, Seq, ShardId};
 
 /// Number of a replica among those of its shard; configurations name members by it.
 pub type CopyId = u8;
@@ -22,6 +22,11 @@ pub type Incarnation = u64;
 
 /// Members of one configuration at most: the largest `rf` with room for replicas that left.
 pub const MEMBERS_MAX: usize = 8;
+
+/// The bits of a history's number from here on count how often a person has forced one (T7); those
+/// below are of the shard's first history and stay. 511 can be forced within 53 bits, and each has
+/// room for 2^44 operations: five years of 100,000 a second in one shard.
+pub const HISTORY_SHIFT: u32 = 44;
 
 /// One replica: where it is, and which life of it is meant.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -57,7 +62,7 @@ pub struct ShardConf {
     pub learners: Vec<CopyId>,
     /// Every replica that exists, in the ISR or not.
     pub members: Vec<Member>,
-    /// Changes only when a human forces a history (T7).
+    /// Changes only when a human forces a history (T7); see `HISTORY_SHIFT`.
     pub history_id: u64,
     /// Writers attached with a smaller one are refused.
     pub attach_epoch: u64,
@@ -74,6 +79,23 @@ impl ShardConf {
     #[must_use]
     pub fn on_store(&self, store: StoreId) -> Option<&Member> {
         self.members.iter().find(|member| member.store == store)
+    }
+
+    /// Number of the history that follows this one when a human forces it.
+    #[must_use]
+    pub fn next_history(&self) -> u64 {
+        self.history_id + (1 << HISTORY_SHIFT)
+    }
+
+    /// Every operation that is ordered in this history has a seq above this one.
+    ///
+    /// A replica of the history before may have gone further than the one that was chosen, and seqs
+    /// are compared without looking at histories: an operation below what such a replica has
+    /// committed would be a late duplicate to it, and its old watermark would vouch for writes that
+    /// it never had. So each history has seqs of its own, above those of all before it.
+    #[must_use]
+    pub fn first_seq(&self) -> Seq {
+        Seq(self.history_id >> HISTORY_SHIFT << HISTORY_SHIFT)
     }
 
     /// The primary's member.

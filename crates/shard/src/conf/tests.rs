@@ -2,7 +2,7 @@
 
 use super::codec::ConfError;
 use super::transition::{Facts, Proposer, Refusal, Registration, Transition, apply, is_legal_step};
-use super::{CopyId, Incarnation, Member, ShardConf, StoreId};
+use super::{CopyId, HISTORY_SHIFT, Incarnation, Member, ShardConf, StoreId};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use proto::{Epoch, Lsn, Seq, ShardId, VolumeId};
@@ -79,7 +79,7 @@ fn registration(incarnation: Incarnation) -> Registration {
 fn facts(conf: &ShardConf, proposer: Proposer) -> Facts {
     let registered =
         conf.members.iter().map(|one| (one.store, registration(one.incarnation))).collect();
-    Facts { proposer, registered, complete: BTreeMap::new() }
+    Facts { proposer, registered, complete: BTreeMap::new(), ended: BTreeMap::new() }
 }
 
 fn replica(conf: &ShardConf, copy: CopyId) -> Proposer {
@@ -464,26 +464,87 @@ fn t6_takes_the_most_complete() {
     assert_eq!(case.apply(&reopen(0, &both)), Err(Refusal::UnknownComplete(0)));
 }
 
+/// What a history's number grows by when it is forced.
+const FORCED: u64 = 1 << HISTORY_SHIFT;
+
+/// Copies 0 and 1, the whole ISR, are gone for certain.
+fn lost() -> Case {
+    let mut case = Case::of(mixed(), by_human);
+    for (store, incarnation) in [(1, 11), (2, 21)] {
+        case.store(store).is_reachable = false;
+        case.facts.ended.insert(store, incarnation);
+    }
+    case
+}
+
+fn force(member: Member, history_id: u64) -> Transition {
+    Transition::ForceAccept { member, history_id }
+}
+
 #[test]
 fn t7_begins_a_new_history_with_one_replica() {
-    let force = |member, history_id| Transition::ForceAccept { member, history_id };
-    let mut case = Case::of(mixed(), by_human);
-    let next = case.apply(&force(member(3, 4), 8)).expect("a person decided");
+    let mut case = lost();
+    let history_id = case.conf.next_history();
+    assert_eq!(history_id, 7 + FORCED);
+    let next = case.apply(&force(member(3, 4), history_id)).expect("a person decided");
     assert_eq!((next.primary, &*next.isr, &*next.learners), (3, &[3][..], &[][..]));
-    assert_eq!((next.history_id, next.attach_epoch, next.members.len()), (8, 5, 4));
-    for history in [6, 7] {
-        let refusal = Refusal::HistoryNotNew { proposed: history, stored: 7 };
-        assert_eq!(case.apply(&force(member(3, 4), history)), Err(refusal));
+    assert_eq!((next.history_id, next.attach_epoch, next.members.len()), (7 + FORCED, 5, 4));
+    case.apply(&force(member(2, 3), history_id)).expect("a half-copied one, if a person insists");
+    for proposed in [6, 7, 8, FORCED - 1] {
+        let refusal = Refusal::HistoryNotNew { proposed, stored: 7 };
+        assert_eq!(case.apply(&force(member(3, 4), proposed)), Err(refusal));
     }
-    assert_eq!(case.apply(&force(member(5, 4), 8)), Err(Refusal::NotAMember(5)));
+    assert_eq!(case.apply(&force(member(5, 4), history_id)), Err(Refusal::NotAMember(5)));
+    let salvaged = Member { format_uuid: [9; 16], ..member(3, 4) };
+    let next = case.apply(&force(salvaged, history_id)).expect("its disk was formatted anew");
+    assert_eq!(next.member(3), Some(&salvaged));
+    case.store(4).has_good_journal = false;
+    assert_eq!(case.apply(&force(member(3, 4), history_id)), Err(Refusal::BadJournal(4)));
+    case.store(4).is_reachable = false;
+    assert_eq!(case.apply(&force(member(3, 4), history_id)), Err(Refusal::NotReachable(4)));
     case.store(4).incarnation = 42;
     let refusal = Refusal::OtherLife { copy: 3, meant: 41, known: 42 };
-    assert_eq!(case.apply(&force(member(3, 4), 8)), Err(refusal));
-    let salvaged = Member { format_uuid: [9; 16], ..reborn(3, 4) };
-    let next = case.apply(&force(salvaged, 8)).expect("its disk was formatted anew");
-    assert_eq!(next.member(3), Some(&salvaged));
+    assert_eq!(case.apply(&force(member(3, 4), history_id)), Err(refusal));
     case.facts.registered.remove(&4);
-    assert_eq!(case.apply(&force(member(3, 4), 8)), Err(Refusal::NotRegistered(4)));
+    assert_eq!(case.apply(&force(member(3, 4), history_id)), Err(Refusal::NotRegistered(4)));
+}
+
+#[test]
+fn t7_waits_for_proof_that_nobody_else_serves() {
+    let forced = |case: &Case| case.apply(&force(member(3, 4), case.conf.next_history()));
+    let mut case = lost();
+    assert_eq!(
+        case.apply(&force(member(0, 1), 7 + FORCED)),
+        Err(Refusal::InIsr(0)),
+        "what is in sync is opened without loss"
+    );
+    case.facts.ended.remove(&2);
+    assert_eq!(forced(&case), Err(Refusal::MayServe(1)), "it may only be out of our sight");
+    case.facts.ended.insert(2, 20);
+    assert_eq!(forced(&case), Err(Refusal::MayServe(1)), "an earlier life ended");
+    case.store(2).incarnation = 22;
+    assert!(forced(&case).is_ok(), "a newer life needed the lock on its disk");
+    case.store(2).is_reachable = true;
+    assert_eq!(forced(&case), Err(Refusal::StillGood(1)), "it is opened again without loss");
+    case.store(2).has_good_journal = false;
+    assert!(forced(&case).is_ok(), "its content is gone");
+    // Members outside the ISR serve nothing, whatever their stores do.
+    case.facts.ended.clear();
+    case.store(1).incarnation = 12;
+    assert!(forced(&case).is_ok());
+}
+
+#[test]
+fn a_forced_history_has_seqs_above_all_before() {
+    let mut conf = three();
+    assert_eq!((conf.first_seq(), conf.next_history()), (Seq(0), 7 + FORCED));
+    conf.history_id = conf.next_history();
+    assert_eq!(conf.first_seq(), Seq(1 << 44));
+    conf.history_id = conf.next_history();
+    assert_eq!(conf.first_seq(), Seq(2 << 44), "room for 2^44 operations each");
+    let last = 511 * FORCED + 7;
+    assert!(ShardConf { history_id: last, ..three() }.check().is_ok());
+    assert!(ShardConf { history_id: last + FORCED, ..three() }.check().is_err(), "no 512th");
 }
 
 #[test]
@@ -620,7 +681,7 @@ fn proposal(draw: &Draw, conf: &ShardConf, facts: &Facts) -> Transition {
         8 => Transition::Cancel { copy },
         9 if draw.number < 4 => Transition::ForceAccept {
             member: known(copy),
-            history_id: conf.history_id + draw.number,
+            history_id: conf.history_id + draw.number.min(1) * FORCED,
         },
         _ if draw.number < 8 => {
             Transition::Attach { attach_epoch: conf.attach_epoch + draw.number - 5 }
@@ -677,6 +738,7 @@ fn walk(
         proposer: Proposer::Conductor,
         registered: lives.iter().map(|(id, life)| (*id, registration(*life))).collect(),
         complete: (0..6).map(|copy| (copy, lsn(1, draw.number % 2 * u64::from(copy)))).collect(),
+        ended: BTreeMap::new(),
     };
     for (number, found) in (0u8..).zip(known.registered.values_mut()) {
         found.is_reachable = number != draw.unreachable;
@@ -689,6 +751,13 @@ fn walk(
         4 => conf.member(draw.copy).map_or(Proposer::Human, |_| replica(conf, draw.copy)),
         _ => Proposer::Human,
     };
+    if known.proposer == Proposer::Human && !draw.bad.is_multiple_of(4) {
+        // A person comes when everything is lost.
+        for lost in conf.isr_members() {
+            known.ended.insert(lost.store, lost.incarnation);
+            known.registered.get_mut(&lost.store).expect("all are").is_reachable = false;
+        }
+    }
     let Ok(next) = apply(conf, conf.epoch, &transition, &known) else { return Ok(None) };
     prop_assert_eq!(next.check(), Ok(()));
     prop_assert_eq!(next.epoch.0, conf.epoch.0 + 1);

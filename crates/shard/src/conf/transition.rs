@@ -3,7 +3,7 @@
 //! `apply` is the whole of it: a configuration, the epoch that the proposal names, the proposal and
 //! what the conductor knows go in; the next configuration or the first guard that is not met comes
 //! out. It is pure. The guards are the table of docs/internals/replication.md section 2, and each
-//! refusal is one of its words. Three readings of the table are decided here:
+//! refusal is one of its words. Four readings of the table are decided here:
 //!
 //! * *A member that re-registers is removed before it may do anything*: a replica is heard only in
 //!   the life that its configuration names and the registry has.
@@ -13,12 +13,17 @@
 //!   although a store with every acknowledged write is back.
 //! * T6 takes *all* good members of the ISR that are there; a proposal that leaves one out is refused,
 //!   as that one could be the one with the highest complete_lsn.
+//! * T7 is for a shard that nothing else can bring back. The copy is outside the ISR (one that is in
+//!   it is opened by T2 or T6, without loss), no member of the ISR is there with a good journal, and
+//!   of each it is certain that the life which the configuration names is over: a newer one has
+//!   registered, or the life was reported to have ended or was revoked. Otherwise two histories
+//!   could be served at once.
 //!
 //! A refusal is never an outcome: a proposal that was sent twice may have been applied the first
 //! time. Who proposed learns the outcome by reading a configuration with a greater epoch.
 
 use super::codec::ConfError;
-use super::{CopyId, Incarnation, Member, ShardConf, StoreId};
+use super::{CopyId, HISTORY_SHIFT, Incarnation, Member, ShardConf, StoreId};
 use proto::{Epoch, Lsn, ShardId};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -153,6 +158,9 @@ pub struct Facts {
     pub registered: BTreeMap<StoreId, Registration>,
     /// complete_lsn that the present candidates reported to the gather of T6; else not looked at.
     pub complete: BTreeMap<CopyId, Lsn>,
+    /// Of each store the newest life that is over for certain: its supervisor saw it end, or it was
+    /// revoked, and none up to it may register again. Only T7 looks at it.
+    pub ended: BTreeMap<StoreId, Incarnation>,
 }
 
 /// Why a proposal is not applied. Never an outcome: it says nothing about earlier proposals.
@@ -247,8 +255,14 @@ pub enum Refusal {
         /// Its complete_lsn.
         best: Lsn,
     },
+    /// T7 although the life of a member may go on serving clients that reach it.
+    #[error("copy {0} of the ISR may still serve: nobody has seen the end of its process")]
+    MayServe(CopyId),
+    /// T7 although everything that was acknowledged is there.
+    #[error("copy {0} of the ISR is back with a good journal: T6 is due")]
+    StillGood(CopyId),
     /// A history that may have been used before.
-    #[error("history {proposed} is not above {stored}")]
+    #[error("history {proposed} does not follow {stored}")]
     HistoryNotNew {
         /// That the proposal names.
         proposed: u64,
@@ -370,7 +384,7 @@ type Shape = fn(&ShardConf, &ShardConf) -> Option<ShardConf>;
 
 /// What each transition could have made of `old`, its argument being read off `new`.
 mod shape {
-    use super::{CopyId, Member, ShardConf};
+    use super::{CopyId, Member, ShardConf, is_next_history};
 
     /// The one number of `more` that `less` lacks.
     fn one_more(more: &[CopyId], less: &[CopyId]) -> Option<CopyId> {
@@ -453,7 +467,8 @@ mod shape {
 
     pub(super) fn force_accept(old: &ShardConf, new: &ShardConf) -> Option<ShardConf> {
         old.member(new.primary)?;
-        let is_new = new.history_id > old.history_id;
+        let is_new =
+            is_next_history(old.history_id, new.history_id) && !old.isr.contains(&new.primary);
         let member = *new.primary_member();
         is_new.then(|| ShardConf {
             primary: member.copy,
@@ -714,8 +729,14 @@ fn force_accept(
     facts: &Facts,
 ) -> Result<(), Refusal> {
     next.member(member.copy).ok_or(Refusal::NotAMember(member.copy))?;
-    check_registered(member, facts)?;
-    if history_id <= next.history_id {
+    if next.isr.contains(&member.copy) {
+        return Err(Refusal::InIsr(member.copy));
+    }
+    check_good(member, facts)?;
+    for lost in next.isr_members() {
+        check_lost(lost, facts)?;
+    }
+    if !is_next_history(next.history_id, history_id) {
         return Err(Refusal::HistoryNotNew { proposed: history_id, stored: next.history_id });
     }
     put_member(next, *member);
@@ -724,6 +745,26 @@ fn force_accept(
     next.history_id = history_id;
     next.attach_epoch += 1;
     Ok(())
+}
+
+/// A member of the ISR that cannot serve in the life that the configuration names, nor be opened in
+/// a newer one.
+fn check_lost(member: &Member, facts: &Facts) -> Result<(), Refusal> {
+    let registration = facts.registered.get(&member.store);
+    let is_reborn = registration.is_some_and(|found| found.incarnation != member.incarnation);
+    let is_ended = facts.ended.get(&member.store).is_some_and(|&last| last >= member.incarnation);
+    if !is_reborn && !is_ended {
+        return Err(Refusal::MayServe(member.copy));
+    }
+    if registration.is_some_and(|found| found.is_reachable && found.has_good_journal) {
+        return Err(Refusal::StillGood(member.copy));
+    }
+    Ok(())
+}
+
+/// Whether a person has forced it after the other; what is below `HISTORY_SHIFT` says nothing.
+fn is_next_history(old: u64, new: u64) -> bool {
+    new >> HISTORY_SHIFT > old >> HISTORY_SHIFT
 }
 
 fn attach(next: &mut ShardConf, attach_epoch: u64) -> Result<(), Refusal> {

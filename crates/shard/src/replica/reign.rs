@@ -286,7 +286,10 @@ impl Replica {
         let is_client = matches!(owner, Owner::Task(_));
         let is_held =
             !no_hold && regions_of(first, count).any(|region| reign.holds.contains_key(&region));
-        let is_full = reign.open.len() >= OPEN_MAX || reign.next_seq - reign.commit.0 > SEQ_WINDOW;
+        // The watermark of a reign that settles is the last one's: the window would close for good
+        // when a forced history began far above it. What settles has its own bound.
+        let is_far = is_client && reign.next_seq - reign.commit.0 > SEQ_WINDOW;
+        let is_full = reign.open.len() >= OPEN_MAX || is_far;
         if reign.is_suspended
             || is_full
             || (is_client && (is_held || !has_min_write || !reign.is_serving()))

@@ -12,7 +12,7 @@ use super::Effect;
 use super::follower::{Body, blocks_of};
 use super::reign::{Owner, Phase, Reign};
 use super::{Command, Ctx, Kind, Mutant, Note, RESEND_MS, Replica, Role, SILENT_MS, Work};
-use crate::conf::{Incarnation, StoreId};
+use crate::conf::{Incarnation, ShardConf, StoreId};
 use lane::lane::REQUEST_BLOCKS_MAX;
 use lane::{Op, Outcome, Problem};
 use proto::wire::{CheckedData, RequestOp, TailRecord, Tails};
@@ -95,7 +95,9 @@ impl Replica {
         let shard = ctx.view.tables.shard(self.options.shard_ix).expect("the lane holds it");
         let regions = shard.regions.iter().map(|value| Seq(value >> 1)).max();
         let commit = shard.commit.max(self.follower.commit);
-        let highest = commit.max(shard.applied.seq).max(regions.unwrap_or_default());
+        // A history that a person forced has seqs of its own.
+        let first = self.stored.conf.as_ref().map_or(Seq(0), ShardConf::first_seq);
+        let highest = commit.max(shard.applied.seq).max(regions.unwrap_or_default()).max(first);
         let mut settling = Settling {
             answered: BTreeSet::new(),
             is_asking: true,

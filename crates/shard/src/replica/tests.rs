@@ -3,5 +3,6 @@
 //! the one schedule in which breaking it shows. `rules` are the ones that a seeded bug breaks.
 
 mod bench;
+mod history;
 mod roles;
 pub(crate) mod rules;

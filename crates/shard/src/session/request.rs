@@ -132,6 +132,7 @@ fn verdict(status: Status) -> Verdict {
         | Status::InUse
         | Status::ReadOnly
         | Status::Limit
+        | Status::Unsafe
         | Status::NoSpace
         | Status::MediaError
         | Status::WrongCluster

@@ -187,8 +187,18 @@ def _forced(conf: ShardConf, proposal: ForceAccept, facts: Facts) -> ShardConf:
     members = {member.copy: member for member in conf.members}
     member = proposal.member
     _require(member.copy in members, "R is a replica of the shard")
-    _require(_life_is_registered(member, facts), "R is meant in its registered life")
-    _require(proposal.history_id > conf.history_id, "a new history")
+    _require(member.copy not in conf.isr, "what is in sync is opened without loss")
+    _require(_is_good(member, facts), "R is meant in its registered life, there, and readable")
+    for copy in conf.isr:
+        lost = members[copy]
+        found = facts.registered.get(lost.store)
+        is_over = found is not None and found.incarnation != lost.incarnation
+        is_over = is_over or facts.ended.get(lost.store, 0) >= lost.incarnation
+        _require(is_over, "proof that nobody of the ISR serves in the life of the conf")
+        is_back = found is not None and found.is_reachable and found.has_good_journal
+        _require(not is_back, "nobody of the ISR is back with everything")
+    forced_before, forced_now = conf.history_id >> 44, proposal.history_id >> 44
+    _require(forced_now > forced_before, "a history that was forced once more")
     attach_epoch = conf.attach_epoch + 1
     forced = replace(conf, history_id=proposal.history_id, attach_epoch=attach_epoch)
     members[member.copy] = member
@@ -271,7 +281,9 @@ def _attempts(old: ShardConf, new: ShardConf) -> Iterator[tuple[Transition, Fact
     for member in new.members:
         yield AddLearner(member=member), by_conductor
         forced = ForceAccept(member=member, history_id=new.history_id)
-        yield forced, Facts(proposer=ByHuman(), registered=registered)
+        ended = {lost.store: lost.incarnation for lost in old.members}
+        is_there = {member.store: _registered(member)}
+        yield forced, Facts(proposer=ByHuman(), registered=is_there, ended=ended)
     yield Attach(attach_epoch=new.attach_epoch), by_conductor
     yield Properties(rf=new.rf, min_write=new.min_write), by_conductor
     present = tuple(member for member in new.members if member not in old.members)

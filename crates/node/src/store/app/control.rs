@@ -241,6 +241,7 @@ impl StoreApp {
                         epoch: self.epoch_of(shard.replica.shard).0,
                         promised: served.map_or(0, |served| served.replica.promised().0),
                         complete: served.map_or(0, |served| served.replica.complete(&view).0),
+                        applied: shard.applied.seq.0,
                         role: served.map(|served| served.replica.role()),
                         resyncs: served.map_or(Vec::new(), |served| served.replica.resyncs()),
                         verifying: served.and_then(|served| served.replica.verifying()),

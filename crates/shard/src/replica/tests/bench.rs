@@ -21,7 +21,8 @@ pub(crate) const C: StoreId = 3;
 pub(crate) const BLOCKS: u32 = 2 * lane::REGION_BLOCKS;
 /// A lease that no test outlives.
 pub(crate) const FOREVER: Tick = Tick(u64::MAX / 4);
-const HISTORY: u64 = 7;
+/// The history that configurations name.
+pub(crate) const HISTORY: u64 = 7;
 
 /// The life in which configurations mean a store.
 pub(crate) fn life(store: StoreId) -> Incarnation {
