@@ -55,6 +55,22 @@ def one() -> Iterator[RealCluster]:
         yield made
 
 
+def test_two_clusters_that_start_for_the_first_time_at_once_both_come_up() -> None:
+    with temporary_cluster() as first, temporary_cluster() as second, ThreadPoolExecutor(2) as pool:
+        both = (first, second)
+        words = ("up", "--detach", "--stores", "1", "--disk", "1G")
+        for said in [pool.submit(cluster.pf, *words) for cluster in both]:
+            said.result()
+        addresses = []
+        for cluster in both:
+            cluster.wait_healthy()
+            with cluster.api() as api:
+                addresses += [api.address, *(store.address for store in api.stores())]
+        assert len(set(addresses)) == 4, addresses
+        for stopped in [pool.submit(cluster.pf, "down") for cluster in both]:
+            stopped.result()
+
+
 def test_an_image_goes_through_qemu_and_a_killed_store_unchanged(one: RealCluster) -> None:
     source, back = one.home / "in.img", one.home / "out.img"
     digest = make_image(source, seed=1)

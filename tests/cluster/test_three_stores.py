@@ -13,6 +13,7 @@ import random
 import signal
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from typing import Any
 import pytest
 from tests.cluster.conftest import EXPECTED_WARNINGS, RealCluster
 from tests.cluster.test_one_store import export_uri
+from tests.support.cluster import temporary_cluster
+from tests.support.late_reads import LateReader
 
 from pureflash.model.rest import ShardView
 
@@ -31,6 +34,10 @@ STOPPED_S = 4.0
 """More than G: a stopped primary has a successor when it wakes up."""
 CONDUCTOR_STOPPED_S = 15.0
 """In CI; `PF_CONDUCTOR_STOPPED_S` asks for more."""
+LATE_VOLUMES = 5
+LATE_STOPS = 2
+LATE_SUCCESSIONS_MIN = 5
+"""Of all volumes that the stopped stores served."""
 WRITE_S_MAX = 5.0
 LOAD_MIB = 128
 
@@ -180,15 +187,6 @@ def test_stores_are_killed_and_stopped_again_and_again(three: RealCluster) -> No
             assert "3 copies are equal" in three.pf("volume", "verify", "v1")
 
 
-@pytest.mark.timeout(600)
-def test_a_stopped_conductor_is_not_missed(three: RealCluster) -> None:
-    uri = start(three)
-    with loaded(three, uri):
-        stop(three, "c1", float(os.environ.get("PF_CONDUCTOR_STOPPED_S", CONDUCTOR_STOPPED_S)))
-    three.wait_healthy()
-    check_bench(three)
-
-
 def test_two_replicas_survive_either(three: RealCluster) -> None:
     uri = start(three, replicas=2)
     with loaded(three, uri):
@@ -265,3 +263,65 @@ def shards_of(cluster: RealCluster) -> list[ShardView]:
 def out_of_sync(shard: ShardView) -> bool:
     """Whether a copy is missing."""
     return len(shard.isr) < 3
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[RealCluster, str]]:
+    """Start one cluster for the stories that only stop processes; gives it and the URI of v1."""
+    with temporary_cluster() as made:
+        made.allowed |= EXPECTED_WARNINGS | {"EXPORT_NOT_READY"}
+        yield made, start(made)
+
+
+@pytest.mark.timeout(600)
+def test_a_stopped_conductor_is_not_missed(shared: tuple[RealCluster, str]) -> None:
+    cluster, uri = shared
+    with loaded(cluster, uri):
+        stop(cluster, "c1", float(os.environ.get("PF_CONDUCTOR_STOPPED_S", CONDUCTOR_STOPPED_S)))
+    cluster.wait_healthy()
+    check_bench(cluster)
+
+
+def test_late_reads_of_a_stopped_primary_are_refused(shared: tuple[RealCluster, str]) -> None:
+    """An old value must not come back from a primary that slept through its own succession.
+
+    Reads wait in its socket when it wakes up, and more come while it does; what its successor has
+    acknowledged meanwhile is newer than all that it has.
+    """
+    cluster, _ = shared
+    for number in range(LATE_VOLUMES):
+        cluster.pf("volume", "create", f"late{number}", "4M", "--replicas", "3")
+    told: Counter[str] = Counter()
+    successions = 0
+    for _ in range(LATE_STOPS):
+        cluster.wait_healthy()
+        with cluster.api() as api:
+            primaries = {view.name: f"s{view.shards[0].primary}" for view in api.volumes()}
+        late = {name: store for name, store in primaries.items() if name.startswith("late")}
+        ((stopped, _),) = Counter(late.values()).most_common(1)
+        pid = cluster.children()[stopped]["pid"]
+        with contextlib.ExitStack() as stack:
+            readers = [
+                stack.enter_context(LateReader(cluster, name))
+                for name, store in late.items()
+                if store == stopped
+            ]
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                for reader in readers:
+                    reader.write_through_successor(stopped)
+                    reader.ask()
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            for reader in readers:
+                reader.ask()
+            for reader in readers:
+                told += reader.refusals()
+                successions += 1
+            cluster.wait_healthy()
+            for reader in readers:
+                reader.ask()
+                told += reader.refusals()
+        assert cluster.children()[stopped]["pid"] == pid, "it woke up, it was not started again"
+    print(f"{successions} successions, late reads: {dict(told)}")
+    assert successions >= LATE_SUCCESSIONS_MIN

@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from pureflash.model.settings import SCHEMAS, load_settings
 from pureflash.process.lifecycle import Ready
 from pureflash.supervisor.children import Child, ChildSpec
 from pureflash.supervisor.cluster import (
+    ClusterFile,
     Wish,
     make_sockets_folder,
     open_cluster,
@@ -36,6 +39,7 @@ from pureflash.supervisor.policy import (
     History,
     after_death,
 )
+from pureflash.supervisor.ports import PORT_TRIES, PortClaims
 from pureflash.supervisor.server import kind_of, take_lock
 
 GIB = 1 << 30
@@ -182,6 +186,59 @@ def test_a_cluster_is_made_once_and_is_the_same_ever_after(tmp_path: Path) -> No
     layout.cluster_file.write_text("[cluster]\n")
     with pytest.raises(PureFlashError, match="damaged"):
         read_cluster(layout)
+
+
+def ports_of(cluster: ClusterFile) -> set[int]:
+    return {cluster.conductor_port, *cluster.store_ports, cluster.nbd_port}
+
+
+def test_clusters_that_are_made_at_the_same_time_have_ports_of_their_own(tmp_path: Path) -> None:
+    """Nobody listens yet: without the claims all of them would choose the same ports."""
+    wish = Wish(stores=2, disk_bytes=GIB)
+    with PortClaims() as first, PortClaims() as second:
+        clusters = [
+            open_cluster(Layout(tmp_path / name), wish, ports=ports)[0]
+            for name, ports in (("a", first), ("b", second))
+        ]
+        assert len(ports_of(clusters[0]) | ports_of(clusters[1])) == 8
+        again, _ = open_cluster(Layout(tmp_path / "a"), Wish(), ports=first)
+        assert again == clusters[0], "a cluster that exists keeps its ports"
+    with PortClaims() as third:
+        stopped, _ = open_cluster(Layout(tmp_path / "b"), Wish(), ports=third)
+        assert stopped == clusters[1]
+        with PortClaims() as fourth:
+            assert not any(fourth.claim(port) for port in ports_of(stopped)), (
+                "claimed at each start"
+            )
+
+
+def test_a_claim_ends_with_its_process_and_a_port_in_use_is_passed_over() -> None:
+    script = (
+        "import sys; from pureflash.supervisor.ports import PortClaims; claims = PortClaims();"
+        "print(claims.next_free(int(sys.argv[1])), flush=True); sys.stdin.read()"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken, PortClaims() as claims:
+        base = taken.getsockname()[1]
+        with subprocess.Popen(
+            [sys.executable, "-c", script, str(base)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as other:
+            assert other.stdout is not None
+            claimed = int(other.stdout.readline())
+            assert base < claimed < base + PORT_TRIES
+            assert not claims.claim(claimed)
+            other.kill()
+            other.wait(30)
+            assert claims.claim(claimed)
+        assert not claims.claim(claimed), "once is enough"
+        assert claims.claim(base), "the one that was passed over is claimed by nobody"
+    with PortClaims() as claims:
+        for port in range(base, base + PORT_TRIES):
+            assert claims.claim(port)
+        with pytest.raises(PureFlashError, match=f"no free port from {base}"):
+            claims.next_free(base)
 
 
 def test_the_settings_of_every_process_are_understood_by_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 from litestar import Request, Response, delete, get, patch, post
 from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 from litestar.response import ServerSentEvent
 from litestar.response.sse import ServerSentEventMessage
@@ -31,6 +32,7 @@ from pureflash.model.rest import (
     CreateExport,
     CreateVolume,
     DiskView,
+    EventView,
     ExitedStore,
     ExplainLine,
     ExportView,
@@ -127,7 +129,7 @@ async def list_volumes(
     )
 
 
-@post("/v1/volumes")
+@post("/v1/volumes", responses={200: ResponseSpec(VolumeView, description="A dry run: not made")})
 async def create_volume(
     conductor: Leader,
     idempotency: NamedDependency[Idempotency],
@@ -269,7 +271,7 @@ async def list_exports(
     )
 
 
-@post("/v1/exports")
+@post("/v1/exports", responses={200: ResponseSpec(ExportView, description="It was there")})
 async def create_export(conductor: Leader, data: JSONBody[CreateExport]) -> Response[ExportView]:
     """Export a volume; the same export again is answered with the existing one and 200."""
     export_id, is_new = await conductor.create_export(
@@ -315,7 +317,10 @@ async def show_job(conductor: Leader, job_id: FromPath[int]) -> JobView:
     return states.job_view(job)
 
 
-@get("/v1/events")
+@get(
+    "/v1/events",
+    responses={200: ResponseSpec(EventView, description="Events", media_type="text/event-stream")},
+)
 async def follow_events(
     conductor: Leader,
     last_event_id: Annotated[str | None, HeaderParameter(name="Last-Event-ID")] = None,

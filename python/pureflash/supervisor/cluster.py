@@ -2,7 +2,8 @@
 
 `cluster.toml` is written last and by rename, so that a directory is a cluster or is not. Ports are
 chosen at the first start, the next free of 20 from each default, and written down: after a stop or
-a reboot the same cluster has the same addresses.
+a reboot the same cluster has the same addresses (`ports`: two first starts at once never choose the
+same).
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ from typing import Final
 from pureflash.errors import CallerError, Code, MediaError
 from pureflash.model.layout import CONDUCTOR, GATEWAY, Layout, store_name
 from pureflash.process.lifecycle import write_whole
+from pureflash.supervisor.ports import PortClaims
 from pureflash.units import format_size
 
-PORT_TRIES: Final = 20
 CONDUCTOR_PORT: Final = 7180
 STORE_PORT: Final = 7162
 NBD_PORT: Final = 10809
@@ -70,15 +70,25 @@ STORES_DEFAULT: Final = 3
 DISK_BYTES_DEFAULT: Final = 10 << 30
 
 
-def open_cluster(layout: Layout, wish: Wish) -> tuple[ClusterFile, list[str]]:
+def open_cluster(
+    layout: Layout, wish: Wish, *, ports: PortClaims | None = None
+) -> tuple[ClusterFile, list[str]]:
     """Read the cluster of a directory, or make one; gives it with warnings for the user.
+
+    Its ports are claimed in `ports` for as long as those live; None: only while this looks.
 
     Errors: CallerError INVALID for a wish that differs from what is there; MediaError NO_SPACE;
     OSError where the directory cannot be written.
     """
+    if ports is None:
+        with PortClaims() as brief:
+            return open_cluster(layout, wish, ports=brief)
     if layout.cluster_file.exists():
         cluster = read_cluster(layout)
         _check_wish(cluster, wish, layout)
+        for port in (cluster.conductor_port, *cluster.store_ports, cluster.nbd_port):
+            # Of another cluster by now? The child that cannot listen there names its holder.
+            ports.claim(port)
         return cluster, []
     stores = STORES_DEFAULT if wish.stores is None else wish.stores
     disk_bytes = DISK_BYTES_DEFAULT if wish.disk_bytes is None else wish.disk_bytes
@@ -88,12 +98,11 @@ def open_cluster(layout: Layout, wish: Wish) -> tuple[ClusterFile, list[str]]:
         raise CallerError(Code.INVALID, f"a disk of {format_size(disk_bytes)}; the least is 1 GiB")
     _check_journal(wish.journal_bytes, disk_bytes)
     warnings = _check_space(layout, stores * disk_bytes)
-    taken: set[int] = set()
     cluster = ClusterFile(
         cluster_id=secrets.token_hex(16),
-        conductor_port=_free_port(CONDUCTOR_PORT, taken),
-        store_ports=tuple(_free_port(STORE_PORT, taken) for _ in range(stores)),
-        nbd_port=_free_port(NBD_PORT, taken),
+        conductor_port=ports.next_free(CONDUCTOR_PORT),
+        store_ports=tuple(ports.next_free(STORE_PORT) for _ in range(stores)),
+        nbd_port=ports.next_free(NBD_PORT),
         disk_bytes=disk_bytes,
         journal_bytes=wish.journal_bytes or 0,
     )
@@ -196,28 +205,6 @@ def _check_space(layout: Layout, disks_bytes: int) -> list[str]:
             )
         ]
     return []
-
-
-def _free_port(base: int, taken: set[int]) -> int:
-    for port in range(base, base + PORT_TRIES):
-        if port not in taken and _is_free(port):
-            taken.add(port)
-            return port
-    raise CallerError(
-        Code.IN_USE,
-        f"no free port from {base} to {base + PORT_TRIES - 1}",
-        next_step="stop a program that listens there, or another cluster with `pf down`",
-    )
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 Document = Mapping[str, Mapping[str, object] | list[Mapping[str, object]]]

@@ -1,10 +1,11 @@
 """The supervisor process: `pf up` in the foreground, or in its own session with `--detach`.
 
 Theory of operation. It takes the lock of the directory, makes or reads the cluster, and starts the
-conductor, then the stores and the gateway. It is up when every child is ready and the conductor has
-seen all of them. From then on each child is kept running by itself; a store's death is reported to
-the conductor with its incarnation. TERM or INT stops gateway, stores and conductor in that order,
-10 s each at most, then KILL; a second signal kills at once.
+conductor, then the stores and the gateway; it keeps a claim on their ports for as long as it runs.
+It is up when every child is ready and the conductor has seen all of them. From then on each child
+is kept running by itself; a store's death is reported to the conductor with its incarnation. TERM
+or INT stops gateway, stores and conductor in that order, 10 s each at most, then KILL; a second
+signal kills at once.
 
 With `--ready-fd N` it writes one JSON line there when it is up, or when it cannot come up.
 """
@@ -41,6 +42,7 @@ from pureflash.supervisor.cluster import (
     write_settings,
 )
 from pureflash.supervisor.policy import ChildState
+from pureflash.supervisor.ports import PortClaims
 
 UP_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 10.0
@@ -276,8 +278,15 @@ def log_tail(layout: Layout, message: str) -> list[str]:
 
 async def supervise(options: Options, environment: Mapping[str, str], ready_fd: int | None) -> int:
     """Run until a signal; gives the exit status. The lock is held by the caller."""
+    with PortClaims() as ports:
+        return await _supervise(options, environment, ready_fd, ports)
+
+
+async def _supervise(
+    options: Options, environment: Mapping[str, str], ready_fd: int | None, ports: PortClaims
+) -> int:
     layout = options.layout
-    cluster, warnings = open_cluster(layout, options.wish)
+    cluster, warnings = open_cluster(layout, options.wish, ports=ports)
     sockets = layout.sockets(runtime_directory=environment.get("XDG_RUNTIME_DIR"), uid=os.getuid())
     make_sockets_folder(sockets)
     write_settings(layout, cluster, sockets)
