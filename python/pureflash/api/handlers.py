@@ -38,6 +38,7 @@ from pureflash.model.rest import (
     JobView,
     Page,
     PatchVolume,
+    RenewAttach,
     StoreView,
     VolumeView,
 )
@@ -200,6 +201,18 @@ async def attach_volume(
 ) -> VolumeSpec:
     """Give what a client needs to do I/O on a volume directly."""
     return await conductor.attach(reference, is_read_only=data.is_read_only)
+
+
+@post("/v1/volumes/{reference:str}/renew", status_code=200)
+async def renew_attach(
+    conductor: Leader, reference: Reference, data: JSONBody[RenewAttach]
+) -> VolumeSpec:
+    """Give what has become of an attached volume, with a young ticket of the same session.
+
+    A reader's ticket follows the volume's attach epoch. A writer's does not: when the volume was
+    attached for writing by somebody else, the stores refuse the writer of before with FENCED.
+    """
+    return conductor.renew(reference, ticket=data.ticket)
 
 
 @get("/v1/stores")
@@ -370,6 +383,7 @@ HANDLERS: Final = (
     verify_volume,
     explain_volume,
     attach_volume,
+    renew_attach,
     list_stores,
     show_store,
     report_exit,
