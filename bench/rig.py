@@ -33,7 +33,7 @@ from bench.common import Goal, Run
 
 from pureflash.client.api import Api
 from pureflash.client.context import resolve_server
-from pureflash.client.device import core_spec
+from pureflash.model.core import core_spec
 from pureflash.model.layout import Layout
 from pureflash.supervisor import cluster as clusters
 

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, NotRequired, Self, TypedDict, final, type_check_only
@@ -268,7 +268,13 @@ class LoadReport(TypedDict):
     reads: LoadLatency
     writes: LoadLatency
 
-def load_volume(spec: VolumeSpec, work: LoadWork, *, cluster_id: bytes) -> LoadReport: ...
+def load_volume(
+    spec: VolumeSpec,
+    work: LoadWork,
+    *,
+    cluster_id: bytes,
+    look: Callable[[], VolumeSpec | None] | None = None,
+) -> LoadReport: ...
 def load_lane(
     path: str | PathLike[str], work: LoadWork, *, cluster_id: bytes, engine: str = "auto"
 ) -> LoadReport: ...

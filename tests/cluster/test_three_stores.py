@@ -26,6 +26,10 @@ from tests.support.late_reads import LateReader
 
 from pureflash.model.rest import ShardView
 
+from pureflash.client.cluster import Cluster, Volume
+from pureflash.client.device import Device
+from pureflash.errors import Code, RouteError
+
 CYCLES = 10
 """In CI; `PF_NEMESIS_CYCLES` asks for more."""
 DOWN_S = 12
@@ -153,11 +157,43 @@ def stop(cluster: RealCluster, name: str, seconds: float) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
+def check_direct(device: Device, volume: Volume) -> None:
+    """Go on with a device whose primary was just killed; then let another client take over."""
+    device.pwrite(b"b" * 4096, offset=0)
+    assert device.pread(0, 8192) == b"b" * 4096 + b"a" * 4096, "the same device, another store"
+    with volume.open() as second, volume.open(is_read_only=True) as reader:
+        # From its first request on, not from its opening: only a shard can fence.
+        assert second.pread(0, 4096) == b"b" * 4096
+        with pytest.raises(RouteError) as caught:
+            device.pwrite(b"c" * 4096, offset=0)
+        assert caught.value.code is Code.FENCED
+        assert "another client attached this volume for writing" in str(caught.value)
+        with pytest.raises(RouteError, match="attach again"):
+            device.pread(0, 4096)
+        assert second.pread(0, 4096) == b"b" * 4096, "what was fenced has no effect"
+        second.pwrite(b"d" * 4096, offset=0)
+        assert reader.pread(0, 8192) == b"d" * 4096 + b"a" * 4096
+        with volume.open() as third:
+            # A reader is nobody's rival: it follows the attaches of others.
+            third.pwrite(b"e" * 4096, offset=0)
+            assert reader.pread(0, 4096) == b"e" * 4096
+
+
 def test_a_primary_that_is_killed_has_a_successor_at_once(three: RealCluster) -> None:
     uri = start(three, restart_delay=f"{DOWN_S}s")
-    with loaded(three, uri):
+    # Beside the NBD client of v1, a program with a volume of its own on the same primary.
+    with three.api() as api, Cluster(api) as connection, loaded(three, uri):
         first = primary_of(three)
-        killed = three.kill(first)
+        # Two copies go to the stores with the most room, so that the primaries take turns.
+        made = (connection.volumes.create(f"d{n}", "32MiB", replicas=2) for n in range(6))
+        volume = next(found for found in made if f"s{found.view.shards[0].primary}" == first)
+        with volume.open() as device:
+            device.pwrite(b"a" * 8192, offset=0)
+            volume.resize("64MiB")
+            device.pwrite(b"a" * 4096, offset=device.size_bytes)
+            assert device.size_bytes == 64 << 20
+            killed = three.kill(first)
+            check_direct(device, volume)
         three.wait("another primary", lambda: primary_of(three) != first, seconds=10)
         shown = three.pf("volume", "explain", "v1")
         assert first in shown

@@ -14,7 +14,9 @@ from tests.support.server import TOKEN, Served, is_healthy, serving
 from tests.support.world import GIB
 
 from pureflash.errors import CallerError, Code, PureFlashError, SecurityError
+from pureflash.model.messages import VolumeSpec
 from pureflash.model.rest import CreateExport, CreateVolume
+from pureflash.model.ticket import Rights, Ticket, verify_ticket
 
 STRANGER = json.dumps(
     {
@@ -100,6 +102,46 @@ async def test_a_store_that_comes_back_serves_what_it_had(tmp_path: Path) -> Non
             assert len(node.replicas()) == 1
             spec = await served.call("attach_volume", "v1")
             assert [shard.address for shard in spec.shards] == ["127.0.0.1:7162"]
+
+
+async def test_an_attach_is_renewed_for_its_own_session(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served, served.store(1):
+        for name in ("v1", "v2"):
+            await served.call("create_volume", CreateVolume(name=name, size_bytes=GIB))
+        reader = await served.call("attach_volume", "v1", is_read_only=True)
+        first = await served.call("attach_volume", "v1")
+        other = await served.call("attach_volume", "v2")
+
+        async def renew(held: VolumeSpec) -> tuple[VolumeSpec, Ticket]:
+            spec = await served.call("renew_attach", "v1", held.ticket, timeout_s=30)
+            ticket = verify_ticket(bytes(32), bytes.fromhex(spec.ticket), now=0)
+            assert ticket.attach_epoch == spec.attach_epoch
+            return spec, ticket
+
+        session = verify_ticket(bytes(32), bytes.fromhex(first.ticket), now=0).session
+        spec, ticket = await renew(first)
+        assert (spec.attach_epoch, spec.shards) == (first.attach_epoch, first.shards)
+        assert (ticket.session, ticket.rights) == (session, Rights.READ_WRITE)
+        await served.call("resize_volume", "v1", size_bytes=2 * GIB)
+        second = await served.call("attach_volume", "v1")
+        assert second.attach_epoch == first.attach_epoch + 1
+        # Who was taken over learns where the shards are now, and no newer attach epoch.
+        spec, _ = await renew(first)
+        assert (spec.attach_epoch, spec.size_bytes) == (first.attach_epoch, 2 * GIB)
+        assert [s.epoch for s in spec.shards] == [s.epoch for s in second.shards]
+        spec, ticket = await renew(reader)
+        assert (spec.attach_epoch, ticket.rights) == (second.attach_epoch, Rights.READ)
+        for held, code in (
+            (other.ticket, Code.DENIED),
+            ("zz", Code.INVALID),
+            ("00" * 68, Code.UNAUTHENTICATED),
+            ("00", Code.UNAUTHENTICATED),
+        ):
+            with pytest.raises(PureFlashError) as caught:
+                await served.call("renew_attach", "v1", held, timeout_s=30)
+            assert caught.value.code is code
+        with pytest.raises(CallerError):
+            await served.call("renew_attach", "v9", first.ticket, timeout_s=30)
 
 
 @pytest.mark.parametrize(

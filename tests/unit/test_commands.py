@@ -43,6 +43,10 @@ class FakeVolume:
         self.data = bytearray(fill * size)
         self.writes: list[tuple[int, int]] = []
 
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
     def pread(self, offset: int, length: int) -> bytes:
         return bytes(self.data[offset : offset + length])
 
@@ -325,13 +329,13 @@ def test_an_image_goes_in_and_comes_out_as_it_was(tmp_path: Path, size: int) -> 
     pieces = [(0, b"head"), (size - 1, b"t")] if size > 10 else [(0, b"x")]
     expected = sparse_file(tmp_path / "in.img", size, pieces)
     volume = FakeVolume(8 * CHUNK_BYTES, fill=b"\xff")
-    device = Device(volume, size_bytes=len(volume.data))
+    device = Device(volume)
     copy_in(tmp_path / "in.img", device, size)
     assert volume.data[:size] == expected
     padded = -(-size // SECTOR) * SECTOR
     assert volume.data[size:padded] == bytes(padded - size)
     assert volume.data[padded:] == b"\xff" * (len(volume.data) - padded)
-    copy_out(device, tmp_path / "out.img")
+    copy_out(device, tmp_path / "out.img", volume.size)
     assert (tmp_path / "out.img").read_bytes() == bytes(volume.data)
 
 
@@ -339,10 +343,10 @@ def test_holes_are_not_sent_and_zeros_are_not_stored(tmp_path: Path) -> None:
     size = 64 * CHUNK_BYTES
     sparse_file(tmp_path / "in.img", size, [(40 * CHUNK_BYTES + 5, b"data")])
     volume = FakeVolume(size)
-    device = Device(volume, size_bytes=size)
+    device = Device(volume)
     assert copy_in(tmp_path / "in.img", device, size) == CHUNK_BYTES
     assert volume.writes == [(40 * CHUNK_BYTES, CHUNK_BYTES)]
-    assert copy_out(device, tmp_path / "out.img") == CHUNK_BYTES
+    assert copy_out(device, tmp_path / "out.img", volume.size) == CHUNK_BYTES
     found = (tmp_path / "out.img").stat()
     assert found.st_size == size
     assert found.st_blocks * 512 <= 2 * CHUNK_BYTES
@@ -367,7 +371,7 @@ def test_the_chunks_of_a_file_cover_its_data_once(offsets: list[int], size: int)
 
 
 def test_a_device_refuses_what_lies_outside() -> None:
-    device = Device(FakeVolume(4096), size_bytes=4096)
+    device = Device(FakeVolume(4096))
     with pytest.raises(CallerError):
         device.pread(4096, 512)
     with pytest.raises(CallerError):

@@ -18,10 +18,10 @@ from tests.support.world import GIB, ListLog
 
 from pureflash.errors import CallerError, ClusterError, Code
 from pureflash.gateway import listener as listener_module
-from pureflash.gateway.core import core_spec
 from pureflash.gateway.exports import Exports
 from pureflash.gateway.listener import NbdListener
 from pureflash.gateway.server import bind_unix
+from pureflash.model.core import core_spec
 from pureflash.model.domain import Transport
 from pureflash.model.messages import ExportSpec, ShardRoute, VolumeSpec
 

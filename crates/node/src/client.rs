@@ -253,7 +253,7 @@ impl App {
         }
         for (id, result) in outcome.replies {
             let to = self.waiting.remove(&id).expect("one reply for each request");
-            link::answer(&to, result.map_err(ClientProblem::Failed));
+            link::answer(&to, result.map_err(ClientProblem::of_reply));
         }
     }
 }

@@ -75,12 +75,27 @@ pub enum ClientProblem {
     /// It was closed.
     #[error("it is closed")]
     Stopped,
+    /// A newer attach has fenced this one.
+    #[error(
+        "another client attached this volume for writing; attach again to go on (a write that \
+         failed now may have been carried out before or not: read it back)"
+    )]
+    TakenOver,
     /// The volume said no.
     #[error("{0}")]
     Failed(Status),
 }
 
 impl ClientProblem {
+    /// Why a session has answered a request with this status.
+    #[must_use]
+    pub fn of_reply(status: Status) -> ClientProblem {
+        if status == Status::Fenced {
+            return ClientProblem::TakenOver;
+        }
+        ClientProblem::Failed(status)
+    }
+
     /// The code that tells the user how to react.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -97,6 +112,7 @@ impl ClientProblem {
             ClientProblem::HandleInUse(_) => Status::InUse,
             ClientProblem::Busy => Status::Busy,
             ClientProblem::Stopped => Status::Cancelled,
+            ClientProblem::TakenOver => Status::Fenced,
             ClientProblem::Failed(status) => *status,
         }
     }

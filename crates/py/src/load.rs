@@ -6,16 +6,21 @@
 use crate::disk::identity;
 use crate::lane::engine_choice;
 use crate::{client_spec, errors};
+use node::ClientProblem;
 use node::load::{self, LoadOptions, LoadProblem, PendingLoad, SECONDS_MAX};
 use proto::Status;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use runtime::metrics::HistogramSnapshot;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Time between looks at signals.
 const SIGNALS_EVERY: Duration = Duration::from_millis(100);
+/// Time between looks for news of a volume in quiet times; as `client/follow.py` has it.
+const NEWS_EVERY: Duration = Duration::from_secs(5);
+/// Time between looks for news while requests wait for them.
+const NEWS_WANTED_EVERY: Duration = Duration::from_millis(500);
 
 /// What all three calls take: depth, block_bytes, read_percent, span_bytes, seconds, operations,
 /// is_sequential, seed.
@@ -56,10 +61,11 @@ fn raise(problem: &LoadProblem) -> PyErr {
 }
 
 /// Wait for a report: operations, seconds, flushes (or None), and of "reads" and "writes" count,
-/// mean_us, p50_us, p99_us, max_us.
+/// mean_us, p50_us, p99_us, max_us. `meanwhile` is called again and again.
 fn wait<'py>(
     py: Python<'py>,
     begun: Result<PendingLoad, LoadProblem>,
+    mut meanwhile: impl FnMut(&PendingLoad) -> PyResult<()>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let pending = begun.map_err(|problem| raise(&problem))?;
     let report = loop {
@@ -67,6 +73,7 @@ fn wait<'py>(
             break result.map_err(|problem| raise(&problem))?;
         }
         py.check_signals()?;
+        meanwhile(&pending)?;
     };
     let out = PyDict::new(py);
     out.set_item("operations", report.operations)?;
@@ -88,17 +95,35 @@ fn latency<'py>(py: Python<'py>, seen: &HistogramSnapshot) -> PyResult<Bound<'py
     Ok(out)
 }
 
-/// Put load on a volume through a session of its own.
+/// Put load on a volume through a session of its own. `look` gives a newer description, or None; it
+/// is called by this thread, twice a second at most while requests wait, else every five seconds.
 #[pyfunction]
-#[pyo3(signature = (spec, work, *, cluster_id))]
+#[pyo3(signature = (spec, work, *, cluster_id, look=None))]
 pub fn load_volume<'py>(
     py: Python<'py>,
     spec: &Bound<'_, PyDict>,
     work: Work,
     cluster_id: &[u8],
+    look: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Bound<'py, PyDict>> {
     let (cluster_id, spec) = (identity("cluster_id", cluster_id)?, client_spec::read(spec)?);
-    wait(py, load::run_volume(cluster_id, spec, work.options()?))
+    let (mut since, mut is_wanted) = (Instant::now(), false);
+    wait(py, load::run_volume(cluster_id, spec, work.options()?), |pending| {
+        is_wanted |= pending.wants_news();
+        let pause = if is_wanted { NEWS_WANTED_EVERY } else { NEWS_EVERY };
+        let Some(look) = look.filter(|_| since.elapsed() >= pause) else { return Ok(()) };
+        let found = look.call0()?;
+        (since, is_wanted) = (Instant::now(), false);
+        if found.is_none() {
+            return Ok(());
+        }
+        let spec = client_spec::read(found.cast::<PyDict>()?)?;
+        // The run may just have ended.
+        match py.detach(|| pending.update(spec)) {
+            Ok(()) | Err(ClientProblem::Stopped) => Ok(()),
+            Err(problem) => Err(errors::client(&problem)),
+        }
+    })
 }
 
 /// Put load on the first lane of a formatted disk that no other process uses.
@@ -115,7 +140,7 @@ pub fn load_lane<'py>(
     let options = work.options()?;
     // Opening recovers the lane, which may take seconds.
     let begun = py.detach(|| load::run_lane(&path, &cluster_id, choice, options));
-    wait(py, begun)
+    wait(py, begun, |_| Ok(()))
 }
 
 /// Read from a file or device through its engine alone.
@@ -129,5 +154,5 @@ pub fn load_disk<'py>(
 ) -> PyResult<Bound<'py, PyDict>> {
     let (choice, options) = (engine_choice(engine)?, work.options()?);
     let begun = py.detach(|| load::run_disk(&path, choice, options));
-    wait(py, begun)
+    wait(py, begun, |_| Ok(()))
 }

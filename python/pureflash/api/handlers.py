@@ -42,6 +42,7 @@ from pureflash.model.rest import (
     JobView,
     Page,
     PatchVolume,
+    RenewAttach,
     StoreView,
     VolumeView,
 )
@@ -219,6 +220,18 @@ async def attach_volume(
     return await conductor.attach(reference, is_read_only=data.is_read_only)
 
 
+@post("/v1/volumes/{reference:str}/renew", status_code=200)
+async def renew_attach(
+    conductor: Leader, reference: Reference, data: JSONBody[RenewAttach]
+) -> VolumeSpec:
+    """Give what has become of an attached volume, with a young ticket of the same session.
+
+    A reader's ticket follows the volume's attach epoch. A writer's does not: when the volume was
+    attached for writing by somebody else, the stores refuse the writer of before with FENCED.
+    """
+    return conductor.renew(reference, ticket=data.ticket)
+
+
 @get("/v1/stores")
 async def list_stores(
     conductor: Leader, limit: Limit = PAGE_MAX, cursor: Cursor = 0
@@ -391,6 +404,7 @@ HANDLERS: Final = (
     explain_volume,
     force_accept,
     attach_volume,
+    renew_attach,
     list_stores,
     show_store,
     report_exit,

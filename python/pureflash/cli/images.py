@@ -59,10 +59,9 @@ def import_image(
             )
         if found.used_bytes != 0:
             confirm(f"overwrite volume {found.name} with {file}", found.name, is_agreed=yes)
-        spec = api.attach_volume(str(found.id))
-    with open_device(spec) as device:
-        written = copy_in(file, device, size)
-        device.flush()
+        with open_device(api, str(found.id)) as device:
+            written = copy_in(file, device, size)
+            device.flush()
     typer.echo(f"{file}: {format_size(size)}, {format_size(written)} of it data, on {found.name}")
 
 
@@ -83,16 +82,18 @@ def export_image(
             exit_status=Exit.IN_THE_WAY,
             next_step="name another file, or remove it",
         )
-    with connected(server, data) as api:
-        spec = api.attach_volume(volume, is_read_only=True)
     partial = file.with_name(f".{file.name}.part")
     try:
-        with open_device(spec) as device:
-            written = copy_out(device, partial)
+        with (
+            connected(server, data) as api,
+            open_device(api, volume, is_read_only=True) as device,
+        ):
+            size_bytes = device.size_bytes  # what it grows by meanwhile is not part of the image
+            written = copy_out(device, partial, size_bytes)
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
-    size = format_size(spec.size_bytes)
+    size = format_size(size_bytes)
     typer.echo(f"{volume}: {size}, {format_size(written)} of it data, in {file}")
 
 
@@ -126,15 +127,15 @@ def copy_in(file: Path, device: Device, size: int) -> int:
     return written
 
 
-def copy_out(device: Device, file: Path) -> int:
-    """Copy a device into a new file; gives the bytes that were not zeros."""
+def copy_out(device: Device, file: Path, size: int) -> int:
+    """Copy the first `size` bytes of a device into a new file; gives those that were not zeros."""
     from pureflash.cli.progress import Progress
 
     written = 0
     with (
         file.open("xb") as target,
         ThreadPoolExecutor(UNDER_WAY) as workers,
-        Progress(f"export {file.name}", total=device.size_bytes, unit="bytes") as progress,
+        Progress(f"export {file.name}", total=size, unit="bytes") as progress,
     ):
         under_way: list[tuple[int, Future[bytes]]] = []
 
@@ -148,14 +149,14 @@ def copy_out(device: Device, file: Path) -> int:
             target.write(data)
             return len(data)
 
-        for offset in range(0, device.size_bytes, CHUNK_BYTES):
-            length = min(CHUNK_BYTES, device.size_bytes - offset)
+        for offset in range(0, size, CHUNK_BYTES):
+            length = min(CHUNK_BYTES, size - offset)
             under_way.append((offset, workers.submit(device.pread, offset, length)))
             if len(under_way) >= UNDER_WAY:
                 written += store_oldest()
         while under_way:
             written += store_oldest()
-        target.truncate(device.size_bytes)
+        target.truncate(size)
         target.flush()
         os.fsync(target.fileno())
     return written

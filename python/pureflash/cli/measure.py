@@ -18,7 +18,9 @@ from pureflash.cli.options import Output
 from pureflash.cli.outcome import CommandProblem, Exit
 from pureflash.cli.render import print_object, print_rows
 from pureflash.client.context import resolve_data
-from pureflash.client.device import core_spec
+from pureflash.client.follow import CALL_S
+from pureflash.errors import PureFlashError
+from pureflash.model.core import core_spec
 from pureflash.model.rest import CreateVolume
 
 if TYPE_CHECKING:
@@ -143,7 +145,17 @@ class _Bench:
         spec = self._api.attach_volume(self._name, is_read_only=False)
         started = time.process_time()
         cluster_id = bytes.fromhex(spec.cluster_id)
-        report = self._core.load_volume(core_spec(spec), dict(work), cluster_id=cluster_id)
+
+        def look() -> dict[str, Any] | None:
+            try:
+                news = self._api.renew_attach(self._name, spec.ticket, timeout_s=CALL_S)
+            except PureFlashError:
+                return None  # the load goes on as it can, and looks again
+            return core_spec(news)
+
+        report = self._core.load_volume(
+            core_spec(spec), dict(work), cluster_id=cluster_id, look=look
+        )
         return report, time.process_time() - started
 
     def fill(self) -> None:

@@ -33,12 +33,14 @@ from pureflash.model.rest import (
     Page,
     PatchVolume,
     Problem,
+    RenewAttach,
     StoreView,
     VolumeView,
 )
 
 TIMEOUT_S: Final = 30.0
 CONNECT_TIMEOUT_S: Final = 5.0
+_TIMEOUT: Final = httpx2.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
 _T = TypeVar("_T")
 
 
@@ -59,7 +61,7 @@ class Api:
         self._http = httpx2.Client(
             base_url=f"http://{address}",
             headers={"Authorization": f"Bearer {token}"},
-            timeout=httpx2.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            timeout=_TIMEOUT,
             trust_env=False,
             transport=transport,
         )
@@ -131,6 +133,15 @@ class Api:
         path = f"/v1/volumes/{_quoted(reference)}/attach"
         return self._call("POST", path, VolumeSpec, body=AttachVolume(is_read_only=is_read_only))
 
+    def renew_attach(self, reference: str, ticket: str, *, timeout_s: float) -> VolumeSpec:
+        """Give what has become of an attached volume, for the session of a ticket.
+
+        `timeout_s` is for each of connecting, sending and receiving.
+        """
+        path = f"/v1/volumes/{_quoted(reference)}/renew"
+        body = RenewAttach(ticket=ticket)
+        return self._call("POST", path, VolumeSpec, body=body, timeout_s=timeout_s)
+
     def stores(self) -> list[StoreView]:
         """List stores."""
         return self._list("/v1/stores", Page[StoreView])
@@ -198,8 +209,11 @@ class Api:
         body: msgspec.Struct | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> _T:
-        answer = self._send(method, path, body=body, headers=headers, query=query)
+        answer = self._send(
+            method, path, body=body, headers=headers, query=query, timeout_s=timeout_s
+        )
         try:
             return msgspec.json.decode(answer.content, type=kind)
         except msgspec.MsgspecError as cause:
@@ -215,6 +229,7 @@ class Api:
         body: msgspec.Struct | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> httpx2.Response:
         content = None if body is None else msgspec.json.encode(body)
         sent: dict[str, str] = dict(headers or {})
@@ -222,7 +237,12 @@ class Api:
             sent["Content-Type"] = "application/json"
         try:
             answer = self._http.request(
-                method, path, content=content, headers=sent, params=dict(query or {})
+                method,
+                path,
+                content=content,
+                headers=sent,
+                params=dict(query or {}),
+                timeout=_TIMEOUT if timeout_s is None else httpx2.Timeout(timeout_s),
             )
         except httpx2.TransportError as cause:
             raise self._unreachable(cause) from cause

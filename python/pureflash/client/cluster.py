@@ -8,6 +8,7 @@ device.pwrite(bytes(4096), offset=0)
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -23,9 +24,10 @@ from pureflash.units import parse_size
 class Volume:
     """A volume; `view` is how it was when it was last read."""
 
-    def __init__(self, api: Api, view: VolumeView) -> None:
-        """Wrap what the API gave."""
+    def __init__(self, api: Api, view: VolumeView, devices: weakref.WeakSet[Device]) -> None:
+        """Wrap what the API gave; a device that is opened joins `devices`."""
         self._api = api
+        self._devices = devices
         self.view = view
 
     @property
@@ -48,8 +50,14 @@ class Volume:
         self._api.delete_volume(str(self.view.id))
 
     def open(self, *, is_read_only: bool = False) -> Device:
-        """Attach it for I/O in this process."""
-        return open_device(self._api.attach_volume(str(self.view.id), is_read_only=is_read_only))
+        """Attach it for I/O in this process.
+
+        For writing it takes the volume over: who wrote before is fenced. Errors: CallerError
+        IN_USE while it is exported for writing.
+        """
+        device = open_device(self._api, str(self.view.id), is_read_only=is_read_only)
+        self._devices.add(device)
+        return device
 
 
 class Volumes:
@@ -58,13 +66,15 @@ class Volumes:
     def __init__(self, api: Api) -> None:
         """Work through `api`."""
         self._api = api
+        self.devices: weakref.WeakSet[Device] = weakref.WeakSet()
+        """Those that were opened and still exist."""
 
     def __iter__(self) -> Iterator[Volume]:
-        return (Volume(self._api, view) for view in self._api.volumes())
+        return (Volume(self._api, view, self.devices) for view in self._api.volumes())
 
     def get(self, reference: str) -> Volume:
         """Find a volume by name or id. Errors: CallerError NOT_FOUND."""
-        return Volume(self._api, self._api.volume(reference))
+        return Volume(self._api, self._api.volume(reference), self.devices)
 
     def create(
         self,
@@ -84,7 +94,7 @@ class Volumes:
             replicas=replicas,
             shard_size_bytes=None if shard_size is None else _bytes_of(shard_size),
         )
-        return Volume(self._api, self._api.create_volume(wish))
+        return Volume(self._api, self._api.create_volume(wish), self.devices)
 
 
 class Cluster:
@@ -111,7 +121,9 @@ class Cluster:
         return self.api.cluster()
 
     def close(self) -> None:
-        """End the connections; open devices go on."""
+        """End the connections; open devices go on, but do not follow their volumes any more."""
+        for device in list(self.volumes.devices):
+            device.unfollow()
         self.api.close()
 
 

@@ -2,20 +2,36 @@
 
 Every method blocks and releases the GIL meanwhile; a device may be used from several threads.
 Offsets and lengths are bytes and multiples of 512. A write that returned is on stable media.
+
+A device follows its volume until it or its cluster's connection is closed: requests go to whichever
+store serves, a volume that grew shows its new size, tickets are renewed (`follow`). A request that
+cannot be served now waits, as with a disk. Only one client writes: when another one attaches the
+volume for writing, each request of this device fails with RouteError FENCED, the first after a wait
+of 5 s. A failed write may then have been carried out or not; `open()` again to go on.
 """
 
 from __future__ import annotations
 
 import importlib
+import weakref
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from pureflash.errors import CallerError, Code, SoftwareError
+from pureflash.client.follow import CALL_S, Follower
+from pureflash.errors import CallerError, Code, PureFlashError, SoftwareError
+from pureflash.model.core import core_spec
 from pureflash.model.messages import VolumeSpec
+
+if TYPE_CHECKING:
+    from pureflash.client.api import Api
 
 
 class CoreVolume(Protocol):
-    """`_core.Volume(spec, cluster_id=...)`."""
+    """`_core.Volume(spec, cluster_id=...)`; what a follower needs of it is `Followed`."""
+
+    @property
+    def size(self) -> int:
+        """Size in bytes, as last told."""
 
     def pread(self, offset: int, length: int) -> bytes:
         """Read."""
@@ -39,10 +55,13 @@ class CoreVolume(Protocol):
 class Device:
     """An attached volume; a context manager."""
 
-    def __init__(self, volume: CoreVolume, *, size_bytes: int) -> None:
+    def __init__(self, volume: CoreVolume, *, follower: Follower | None = None) -> None:
         """Wrap an open `_core.Volume`; `open_device` makes one."""
         self._volume = volume
-        self.size_bytes = size_bytes
+        self._follower = follower
+        if follower is not None:
+            # Also when nobody closes it, and before the interpreter ends.
+            weakref.finalize(self, follower.end)
 
     def __enter__(self) -> Self:
         return self
@@ -55,13 +74,26 @@ class Device:
     ) -> None:
         self.close()
 
+    @property
+    def size_bytes(self) -> int:
+        """Size of the volume; a few seconds old at most while a conductor is there."""
+        return self._volume.size
+
+    @property
+    def news_problem(self) -> PureFlashError | None:
+        """Why it is not known how the volume is now; None when all is well, or nothing follows."""
+        return None if self._follower is None else self._follower.problem
+
     def pread(self, offset: int, length: int) -> bytes:
         """Read exactly `length` bytes. Errors: CallerError OUT_OF_RANGE, MediaError."""
         self._check(offset, length)
         return self._volume.pread(offset, length)
 
     def pwrite(self, data: bytes, *, offset: int) -> None:
-        """Write all of `data`. Errors: CallerError OUT_OF_RANGE, READ_ONLY; MediaError NO_SPACE."""
+        """Write all of `data`.
+
+        Errors: CallerError OUT_OF_RANGE, READ_ONLY; MediaError NO_SPACE; RouteError FENCED.
+        """
         self._check(offset, len(data))
         self._volume.pwrite(offset, data)
 
@@ -79,11 +111,22 @@ class Device:
         self._check(offset, length)
         self._volume.write_zeroes(offset, length)
 
+    def unfollow(self) -> None:
+        """Stay with the routes of now: what `Cluster.close` does to its devices."""
+        if self._follower is not None:
+            self._follower.end()
+
     def close(self) -> None:
         """End the connections."""
+        if self._follower is not None:
+            self._follower.stop()
         self._volume.close()
+        self.unfollow()
 
     def _check(self, offset: int, length: int) -> None:
+        is_beyond = offset >= 0 and length >= 0 and offset + length > self.size_bytes
+        if is_beyond and self._follower is not None and self._follower.is_alive:
+            self._follower.look()  # it may have grown just now
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
             raise CallerError(
                 Code.OUT_OF_RANGE,
@@ -91,24 +134,11 @@ class Device:
             )
 
 
-def core_spec(spec: VolumeSpec) -> dict[str, Any]:
-    """Describe a volume as the core takes it; shards without a primary are left out."""
-    return {
-        "volume_id": spec.volume_id,
-        "size_bytes": spec.size_bytes,
-        "shard_size_bytes": spec.shard_size_bytes,
-        "attach_epoch": spec.attach_epoch,
-        "ticket": bytes.fromhex(spec.ticket),
-        "shards": [
-            {"index": shard.index, "epoch": shard.epoch, "address": shard.address}
-            for shard in spec.shards
-            if shard.address
-        ],
-    }
+def open_device(api: Api, reference: str, *, is_read_only: bool = False) -> Device:
+    """Attach a volume for I/O and follow it.
 
-
-def open_device(spec: VolumeSpec) -> Device:
-    """Open a volume for I/O. Errors: SoftwareError UNSUPPORTED without a core that can."""
+    Errors: SoftwareError UNSUPPORTED without a core that can; those of `Api.attach_volume`.
+    """
     module: Any = importlib.import_module("pureflash._core")
     if not hasattr(module, "Volume"):
         raise SoftwareError(
@@ -116,5 +146,10 @@ def open_device(spec: VolumeSpec) -> Device:
             "this build of the core has no Volume",
             next_step="build the package again: pip install .",
         )
-    volume: CoreVolume = module.Volume(core_spec(spec), cluster_id=bytes.fromhex(spec.cluster_id))
-    return Device(volume, size_bytes=spec.size_bytes)
+    spec = api.attach_volume(reference, is_read_only=is_read_only)
+    volume: Any = module.Volume(core_spec(spec), cluster_id=bytes.fromhex(spec.cluster_id))
+
+    def ask(ticket: str) -> VolumeSpec:
+        return api.renew_attach(str(spec.volume_id), ticket, timeout_s=CALL_S)
+
+    return Device(volume, follower=Follower(volume, ask, ticket=spec.ticket))

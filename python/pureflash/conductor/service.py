@@ -356,6 +356,12 @@ class Conductor:
         rights = Rights.READ if is_read_only else Rights.READ_WRITE
         return self._specs().volume(volume, plan, rights, self._identity.draw())
 
+    def renew(self, reference: str, *, ticket: str) -> VolumeSpec:
+        """Describe an attached volume as it is now; errors as `Specs.renewed`."""
+        view = self.view()
+        volume = requests.find_volume(view, reference)
+        return self._specs().renewed(volume, planner.routes(view, volume), ticket)
+
     async def _take_over(self, volume_id: int) -> None:
         """Fence every writer of before (T9), whatever it still has on its way: one at a time.
 

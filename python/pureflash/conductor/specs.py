@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from pureflash.conductor.planner import ExportPlan
+from pureflash.errors import CallerError, Code, SecurityError
 from pureflash.model.domain import Store, Volume
 from pureflash.model.messages import ExportSpec, Peer, ShardRoute, VolumeSpec
-from pureflash.model.ticket import Rights, Ticket, make_ticket
+from pureflash.model.ticket import Rights, Ticket, make_ticket, verify_ticket
 
 TICKET_S: Final = 24 * 3600
 """Life of a ticket in seconds."""
@@ -91,3 +92,21 @@ class Specs:
             ticket=make_ticket(self.cluster_key, ticket).hex(),
             shards=routes,
         )
+
+    def renewed(self, volume: Volume, routes: tuple[ShardRoute, ...], ticket: str) -> VolumeSpec:
+        """Describe a volume for the session of an earlier ticket, in hex.
+
+        A reader's attach epoch follows the volume's. A writer's stays: if it is not the newest any
+        more, the stores must be able to say so. Errors: SecurityError for a ticket that is none of
+        this volume. It may have expired: whoever asks has shown a token, and a client that has not
+        reached a conductor for so long goes on where it was.
+        """
+        try:
+            held = verify_ticket(self.cluster_key, bytes.fromhex(ticket), now=0)
+        except ValueError as cause:
+            raise CallerError(Code.INVALID, "the attach ticket is not written in hex") from cause
+        if held.volume_id != volume.id:
+            raise SecurityError(Code.DENIED, f"the attach ticket is not of {volume.name}")
+        if held.rights is Rights.READ_WRITE:
+            volume = replace(volume, attach_epoch=held.attach_epoch)
+        return self.volume(volume, routes, held.rights, held.session)

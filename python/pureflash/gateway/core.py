@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from pureflash.errors import Code, SoftwareError
-from pureflash.model.messages import VolumeSpec
 
 
 class Gateway(Protocol):
@@ -70,19 +69,3 @@ def load_core() -> GatewayCore:
         )
     core: GatewayCore = module
     return core
-
-
-def core_spec(spec: VolumeSpec) -> dict[str, Any]:
-    """Turn a specification off the wire into the one that `_core` takes."""
-    return {
-        "volume_id": spec.volume_id,
-        "size_bytes": spec.size_bytes,
-        "shard_size_bytes": spec.shard_size_bytes,
-        "attach_epoch": spec.attach_epoch,
-        "ticket": bytes.fromhex(spec.ticket),
-        "shards": [
-            {"index": shard.index, "epoch": shard.epoch, "address": shard.address}
-            for shard in spec.shards
-            if shard.address  # where it is not known yet, requests wait for an update
-        ],
-    }

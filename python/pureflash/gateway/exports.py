@@ -13,8 +13,9 @@ from pathlib import Path
 import msgspec
 
 from pureflash.errors import PureFlashError
-from pureflash.gateway.core import Gateway, core_spec
+from pureflash.gateway.core import Gateway
 from pureflash.gateway.nbd import Export
+from pureflash.model.core import core_spec
 from pureflash.model.domain import Transport
 from pureflash.model.messages import ExportReport, ExportSpec
 from pureflash.process.lifecycle import write_whole

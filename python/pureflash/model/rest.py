@@ -104,6 +104,12 @@ class AttachVolume(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     is_read_only: bool = False
 
 
+class RenewAttach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/volumes/REF/renew; answered with messages.VolumeSpec. `ticket` as hex."""
+
+    ticket: str
+
+
 class ExplainLine(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that is so, and why."""
 

@@ -64,7 +64,7 @@ pub fn run_lane(
         is_closing: false,
     };
     reactor::spawn(options, engines, make).map_err(|problem| failed(problem.into()))?;
-    Ok(PendingLoad { result })
+    Ok(PendingLoad { result, news: None })
 }
 
 /// Who waits for the lane.
@@ -192,7 +192,7 @@ impl Application for App {
                 match finished.result {
                     Ok(outcome) => self.finished(ctx, finished.waiter, &outcome),
                     Err(problem) => {
-                        self.work.fail(problem.to_string());
+                        self.work.fail(LoadProblem::Failed(problem.to_string()));
                         return ctx.stop();
                     }
                 }

@@ -15,8 +15,8 @@ mod lane;
 mod raw;
 mod session;
 
-use crate::ClientProblem;
 use crate::direct::DirectProblem;
+use crate::{ClientProblem, VolumeSpec};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use proto::block::single;
 use proto::buffer::BUFFER_BYTES_MAX;
@@ -130,9 +130,24 @@ pub struct LoadReport {
 /// Waits for a report.
 pub struct PendingLoad {
     result: Receiver<Result<LoadReport, LoadProblem>>,
+    /// Of a volume.
+    news: Option<session::News>,
 }
 
 impl PendingLoad {
+    /// Whether requests have begun to wait for a newer description since this was asked last.
+    #[must_use]
+    pub fn wants_news(&self) -> bool {
+        self.news.as_ref().is_some_and(session::News::is_wanted)
+    }
+
+    /// Tell a newer description of the volume.
+    ///
+    /// Panics for a load on something else.
+    pub fn update(&self, spec: VolumeSpec) -> Result<(), ClientProblem> {
+        self.news.as_ref().expect("only a volume has a description").tell(spec)
+    }
+
     /// Wait for a while. `None`: not yet.
     #[must_use]
     pub fn wait_for(&self, time: Duration) -> Option<Result<LoadReport, LoadProblem>> {
@@ -257,8 +272,8 @@ impl Loop {
         self.give(Ok(report));
     }
 
-    fn fail(&mut self, text: String) {
-        self.give(Err(LoadProblem::Failed(text)));
+    fn fail(&mut self, problem: impl Into<LoadProblem>) {
+        self.give(Err(problem.into()));
     }
 
     fn give(&mut self, result: Result<LoadReport, LoadProblem>) {

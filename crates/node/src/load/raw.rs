@@ -47,7 +47,7 @@ pub fn run_disk(
     let (answer, result) = bounded(1);
     let make = move || App { work: Loop::new(load, &pool, answer), _disk: disk };
     reactor::spawn(options, engines, make).map_err(|problem| failed(problem.into()))?;
-    Ok(PendingLoad { result })
+    Ok(PendingLoad { result, news: None })
 }
 
 struct App {
@@ -83,7 +83,7 @@ impl Application for App {
             let place = u32::try_from(one.id.0).expect("ids are places");
             self.work.done(place);
             if let Err(error) = one.result {
-                self.work.fail(error.to_string());
+                self.work.fail(LoadProblem::Failed(error.to_string()));
                 return ctx.stop();
             }
             self.ask(ctx, place);

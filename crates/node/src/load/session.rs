@@ -1,7 +1,7 @@
 //! Load on a volume, through a session as every client has one.
 
 use super::{Ask, LoadOptions, LoadProblem, Loop, PendingLoad};
-use crate::link::{self, Link, Outcome};
+use crate::link::{self, Answer, Link, Outcome};
 use crate::{ClientProblem, VolumeSpec};
 use crossbeam_channel::bounded;
 use proto::Pool;
@@ -10,17 +10,43 @@ use proto::disk::DiskDone;
 use proto::frame::Frame;
 use proto::id_map::IdMap;
 use runtime::reactor::{
-    Application, CloseReason, ConnId, Context, DiskIndex, ListenerId, Opened, Options, SPIN_MAX,
-    spawn,
+    Application, CloseReason, ConnId, Context, DiskIndex, Handle, ListenerId, Opened, Options,
+    SPIN_MAX, spawn,
 };
 use shard::session::PathId;
-use std::convert::Infallible;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Free buffers kept, per size class.
 const POOL_BYTES: usize = 16 << 20;
 /// Id of the first request, which is not measured.
 const FIRST: u64 = u64::MAX;
+
+/// A newer description of the volume.
+struct Update {
+    spec: Box<VolumeSpec>,
+    answer: Answer<()>,
+}
+
+/// How a load follows its volume.
+pub(super) struct News {
+    is_wanted: Arc<AtomicBool>,
+    handle: Handle<Update>,
+}
+
+impl News {
+    /// Whether requests have begun to wait for news since this was asked last.
+    pub fn is_wanted(&self) -> bool {
+        self.is_wanted.swap(false, Ordering::AcqRel)
+    }
+
+    /// Pass news on.
+    pub fn tell(&self, spec: VolumeSpec) -> Result<(), ClientProblem> {
+        let spec = Box::new(spec);
+        link::ask(&self.handle, |answer| Update { spec, answer })
+    }
+}
 
 /// Begin a load on a volume. Requests that cannot be answered now wait, as always; the report comes
 /// when the last one is.
@@ -41,14 +67,18 @@ pub fn run_volume(
         pool: pool.clone(),
     };
     let session = link::options(cluster_id, None);
-    spawn(options, Vec::new(), move || App {
+    let is_wanted = Arc::new(AtomicBool::new(false));
+    let shown = Arc::clone(&is_wanted);
+    let running = spawn(options, Vec::new(), move || App {
         opening: Some((session, spec)),
         link: None,
         work: Loop::new(load, &pool, answer),
         roles: IdMap::default(),
+        is_news_wanted: shown,
     })
     .map_err(ClientProblem::from)?;
-    Ok(PendingLoad { result })
+    let news = News { is_wanted, handle: running.handle };
+    Ok(PendingLoad { result, news: Some(news) })
 }
 
 struct App {
@@ -57,6 +87,7 @@ struct App {
     link: Option<Link>,
     work: Loop,
     roles: IdMap<ConnId, PathId>,
+    is_news_wanted: Arc<AtomicBool>,
 }
 
 impl App {
@@ -70,13 +101,17 @@ impl App {
     fn follow(&mut self, ctx: &mut Context, mut outcome: Outcome) {
         loop {
             self.roles.extend(outcome.begun.drain(..));
+            if !outcome.conf_needed.is_empty() {
+                outcome.conf_needed.clear();
+                self.is_news_wanted.store(true, Ordering::Release);
+            }
             let replies = std::mem::take(&mut outcome.replies);
             if replies.is_empty() {
                 return;
             }
             for (id, result) in replies {
                 if let Err(status) = result {
-                    self.work.fail(status.to_string());
+                    self.work.fail(ClientProblem::of_reply(status));
                     return ctx.stop();
                 }
                 if id == FIRST {
@@ -110,7 +145,7 @@ impl App {
 }
 
 impl Application for App {
-    type Command = Infallible;
+    type Command = Update;
 
     fn start(&mut self, ctx: &mut Context) {
         let (options, spec) = self.opening.take().expect("start() is called once");
@@ -122,8 +157,12 @@ impl Application for App {
         self.follow(ctx, outcome);
     }
 
-    fn command(&mut self, _ctx: &mut Context, command: Infallible) {
-        match command {}
+    fn command(&mut self, ctx: &mut Context, Update { spec, answer }: Update) {
+        let mut outcome = Outcome::default();
+        let link = self.link.as_mut().expect("start() is the first call");
+        let result = link.configure(ctx, *spec, &mut outcome);
+        self.follow(ctx, outcome);
+        link::answer(&answer, result);
     }
 
     fn opened(&mut self, ctx: &mut Context, conn: ConnId, _how: Opened) {

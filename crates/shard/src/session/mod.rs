@@ -11,7 +11,8 @@
 //! wrong store, a queue that is full, a lost connection) is not passed on: the piece is parked and
 //! sent again after a new configuration, a reconnect or a pause of 10 ms to 1 s, until `io_timeout`,
 //! which is normally for ever, as with a disk. What the caller did wrong, and what no replica can
-//! read, is passed on at once.
+//! read, is passed on at once. A writer whose volume was taken over is told so after [`FENCED_MS`]
+//! (`standing`).
 //!
 //! **Ghost writes** (replication.md, section 6). A write whose connection broke may still be on its
 //! way to the primary. Sent again over another connection it could be done, acknowledged and
@@ -37,12 +38,14 @@ mod request;
 mod single_tests;
 mod slab;
 mod split;
+mod standing;
 #[cfg(test)]
 mod tests;
 mod traffic;
 
 pub use conf::{ConfProblem, ShardRoute, Target, VolumeConf};
 pub use path::PathId;
+pub use standing::FENCED_MS;
 
 use path::{Backoff, PATHS_PER_STORE, PathState, Store};
 use proto::block::{BlockData, BlockRequest};
@@ -52,6 +55,7 @@ use proto::wire::{Request, SignedTicket};
 use proto::{Epoch, Status, Tick};
 use request::{Piece, Whole};
 use slab::{Key, Slab};
+use standing::Standing;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use traffic::Orphans;
@@ -171,6 +175,7 @@ enum Timer {
     Path(u32, u8),
     Shard(u32),
     Fence(u64),
+    Standing,
 }
 
 /// What is known of one shard, and which of its pieces wait.
@@ -188,6 +193,7 @@ struct Shard {
 pub struct Session {
     options: Options,
     conf: VolumeConf,
+    standing: Standing,
     stores: Vec<Option<Store>>,
     shards: BTreeMap<u32, Shard>,
     wholes: Slab<Whole>,
@@ -220,6 +226,7 @@ impl Session {
             generation: options.generation_start,
             options,
             conf,
+            standing: Standing::Attached,
             stores: Vec::new(),
             shards: BTreeMap::new(),
             wholes: Slab::new(),
@@ -290,6 +297,9 @@ impl Session {
             for (index, place) in self.path_places() {
                 self.restart_path(now, index, place, out);
             }
+        }
+        if conf.attach_epoch > self.conf.attach_epoch {
+            self.attach_again();
         }
         self.conf = conf;
         self.route(now, &routes, out);
@@ -397,6 +407,7 @@ impl Session {
                     orphans.retry_at = None;
                     self.is_orphans_due = true;
                 }
+                Timer::Standing => self.yield_attach(out),
             }
         }
         while let Some(&(tick, key)) = self.deadlines.front()

@@ -11,6 +11,7 @@
 use super::path::PathId;
 use super::slab::Key;
 use super::split::{first_piece, slice};
+use super::standing::Standing;
 use super::{Effect, REQUEST_BYTES_MAX, Session, Timer};
 use proto::block::{BlockData, BlockOp, BlockRequest};
 use proto::disk::BufList;
@@ -114,7 +115,8 @@ enum Verdict {
 fn verdict(status: Status) -> Verdict {
     match status {
         Status::Busy | Status::Cancelled | Status::TimedOut => Verdict::Pause,
-        // FENCED ends with an attach that gives this session a newer ticket. DISK_FAILED,
+        // FENCED ends with an attach that gives this session a newer ticket, or with that of somebody
+        // else, which `standing` finds out. DISK_FAILED,
         // UNAVAILABLE, NO_QUORUM and NOT_FOUND end when the shard is served elsewhere or again.
         Status::StaleEpoch
         | Status::NotPrimary
@@ -166,6 +168,9 @@ impl Session {
         let refuse = |status| Err((id, Err(status)));
         if self.is_closed {
             return refuse(Status::Cancelled);
+        }
+        if self.standing == Standing::TakenOver {
+            return refuse(Status::Fenced);
         }
         let (kind, start, length, data) = match request.op {
             // See the module's head: nothing is left to be made durable.
@@ -329,7 +334,13 @@ impl Session {
         place: Option<u8>,
         out: &mut Vec<Effect>,
     ) {
-        let Some(piece) = self.pieces.get_mut(key) else { return };
+        if self.pieces.get(key).is_none() {
+            return;
+        }
+        if status == Status::Fenced {
+            self.hear_fenced(now);
+        }
+        let piece = self.pieces.get_mut(key).expect("just found");
         if self.wholes.get(piece.whole).expect("a piece has a request").failed.is_some() {
             return self.drop_piece(key, out);
         }

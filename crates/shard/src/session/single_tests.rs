@@ -5,9 +5,9 @@ use super::*;
 use proto::block::BlockOp;
 use proto::disk::BufList;
 use proto::wire::{
-    CheckedData, Failure, HelloReply, Limits, Peer, Reply, ReplyOp, RequestOp, Rights,
+    CheckedData, Failure, FenceOutcome, HelloReply, Limits, Peer, Reply, ReplyOp, RequestOp, Rights,
 };
-use proto::{Pool, Seq, VolumeId};
+use proto::{Lsn, Pool, Seq, VolumeId};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -25,13 +25,19 @@ struct Bench {
 }
 
 fn volume(size_bytes: u64, rights: Rights, epoch: u64) -> VolumeConf {
+    attached(size_bytes, rights, epoch, 1)
+}
+
+fn attached(size_bytes: u64, rights: Rights, epoch: u64, attach_epoch: u64) -> VolumeConf {
     let route = |index| ShardRoute {
         index,
         epoch: Epoch(epoch),
         target: Target { address: address(0), lane: 2 },
     };
     let shards = (0..size_bytes.div_ceil(GIB) as u32).map(route).collect();
-    VolumeConf::new(VolumeId(7), (size_bytes, GIB), 1, ticket(1, rights), shards).expect("right")
+    let ticket = ticket(attach_epoch, rights);
+    let conf = VolumeConf::new(VolumeId(7), (size_bytes, GIB), attach_epoch, ticket, shards);
+    conf.expect("right")
 }
 
 impl Bench {
@@ -291,6 +297,96 @@ fn stale_requests_wait_for_news_with_growing_pauses() {
     assert_eq!(bench.sent.front().expect("at once").1.epoch, Epoch(2));
     bench.answer_next(Ok(ReplyOp::Write));
     assert_eq!(bench.only_reply(), (1, Ok(0)));
+}
+
+#[test]
+fn a_fenced_request_goes_on_with_a_ticket_of_a_newer_attach() {
+    let mut bench = Bench::open();
+    bench.write(1, 0, 4096);
+    bench.answer_next(Err(Status::Fenced));
+    assert_eq!(bench.conf_needed, [0]);
+    bench.now = bench.now.after_millis(FENCED_MS - 1);
+    bench.step(Event::Tick);
+    assert!(bench.replies.is_empty(), "it is waited for the ticket");
+    bench.sent.clear();
+    bench.step(Event::Configure(attached(2 * GIB + 512, Rights::READ_WRITE, 2, 2)));
+    bench.greet();
+    // No time limit is left of what is over.
+    bench.now = bench.now.after_millis(2 * FENCED_MS);
+    bench.step(Event::Tick);
+    let (path, request) = bench.sent.pop_front().expect("sent again");
+    assert_eq!((request.epoch, request.attach_epoch), (Epoch(2), 2));
+    bench.answer(path, &request, Ok(ReplyOp::Write));
+    assert_eq!(bench.only_reply(), (1, Ok(0)));
+}
+
+#[test]
+fn a_writer_that_was_taken_over_is_told_so_once_the_wait_is_over() {
+    let mut bench = Bench::open();
+    bench.write(1, 0, 4096);
+    bench.write(2, GIB, 3 << 20);
+    bench.ask(3, BlockOp::Read { offset: 2 * GIB, len: 512 });
+    bench.answer_next(Err(Status::Fenced));
+    let until = bench.now.after_millis(FENCED_MS);
+    bench.answer_next(Ok(ReplyOp::Write));
+    // A later refusal does not begin the wait anew, nor do routes without another attach end it.
+    bench.now = bench.now.after_millis(FENCED_MS - 1_000);
+    bench.step(Event::Tick);
+    while let Some((path, request)) = bench.sent.pop_back_if(|(_, r)| r.shard.index == 0) {
+        bench.answer(path, &request, Err(Status::Fenced));
+    }
+    bench.step(Event::Configure(volume(2 * GIB + 512, Rights::READ_WRITE, 2)));
+    assert!(bench.replies.is_empty(), "requests stay parked, or under way");
+    while bench.session.wake_at().is_some_and(|at| at < until) {
+        bench.now = bench.session.wake_at().expect("just seen");
+        bench.step(Event::Tick);
+    }
+    assert!(bench.replies.is_empty(), "not before its time");
+    bench.now = until;
+    bench.step(Event::Tick);
+    let fenced = Some(Status::Fenced);
+    let mut ends: Vec<_> = bench.replies.drain(..).map(|(id, end)| (id, end.err())).collect();
+    ends.sort_unstable_by_key(|(id, _)| *id);
+    assert_eq!(ends, [(1, fenced), (2, fenced), (3, fenced)]);
+    assert_eq!(bench.session.open_requests(), 0);
+    // What was under way is answered to nobody, and later requests do not leave.
+    for (path, request) in std::mem::take(&mut bench.sent) {
+        bench.answer(path, &request, Err(Status::Fenced));
+    }
+    for op in [BlockOp::Read { offset: 0, len: 512 }, BlockOp::Flush] {
+        bench.ask(4, op);
+        assert_eq!(bench.only_reply(), (4, Err(Status::Fenced)));
+    }
+    assert!(bench.sent.is_empty() && bench.disconnected.is_empty());
+    bench.step(Event::Configure(volume(2 * GIB + 512, Rights::READ_WRITE, 3)));
+    bench.ask(5, BlockOp::Flush);
+    assert_eq!(bench.only_reply(), (5, Err(Status::Fenced)), "news, but no newer attach");
+    bench.paths.clear();
+    bench.step(Event::Configure(attached(2 * GIB + 512, Rights::READ_WRITE, 3, 2)));
+    bench.greet();
+    bench.write(6, 0, 4096);
+    bench.answer_next(Ok(ReplyOp::Write));
+    assert_eq!(bench.only_reply(), (6, Ok(0)), "attached again");
+}
+
+#[test]
+fn the_outcome_of_a_lost_write_may_be_that_it_was_fenced() {
+    let mut bench = Bench::open();
+    bench.write(1, 0, 4096);
+    let (lost, request) = bench.sent.pop_front().expect("sent");
+    bench.step(Event::Closed(lost));
+    let (path, fence) = bench.sent.pop_front().expect("FENCE_PATH over the other path");
+    let outcome = FenceOutcome {
+        command_id: request.command_id,
+        lsn: Lsn { epoch: Epoch(1), seq: Seq(1) },
+        status: Status::Fenced,
+        detail: 0,
+    };
+    bench.answer(path, &fence, Ok(ReplyOp::FencePath(vec![outcome])));
+    assert!(bench.replies.is_empty());
+    bench.now = bench.now.after_millis(FENCED_MS);
+    bench.step(Event::Tick);
+    assert_eq!(bench.only_reply(), (1, Err(Status::Fenced)));
 }
 
 #[test]

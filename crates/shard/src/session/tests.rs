@@ -111,6 +111,12 @@ struct World {
     routes: Vec<(usize, Epoch)>,
     size_bytes: u64,
     attach_epoch: u64,
+    /// Of the newest attach that is this session's own; below `attach_epoch` somebody else writes.
+    own_attach: u64,
+    /// What the session was told last: routes and attach epoch.
+    told: (Vec<(usize, Epoch)>, u64),
+    /// When a store's FENCED first arrived since the session was told of its last attach.
+    fenced_at: Option<Tick>,
     conns: BTreeMap<PathId, Conn>,
     disk: Vec<u64>,
     asked: BTreeMap<u64, Asked>,
@@ -145,6 +151,9 @@ impl World {
             routes: (0..shards).map(|n| (n % stores, Epoch(1))).collect(),
             size_bytes,
             attach_epoch: 1,
+            own_attach: 1,
+            told: (Vec::new(), 1),
+            fenced_at: None,
             conns: BTreeMap::new(),
             disk: vec![0; (shards as u64 * SHARD_BYTES / SECTOR) as usize + 64],
             asked: BTreeMap::new(),
@@ -162,12 +171,36 @@ impl World {
     }
 
     fn conf(&self) -> VolumeConf {
-        conf(&self.routes, self.size_bytes, self.attach_epoch)
+        conf(&self.routes, self.size_bytes, self.own_attach)
     }
 
     fn configure(&mut self) {
         self.wants_conf = false;
+        if self.own_attach > self.told.1 {
+            self.fenced_at = None;
+        }
+        self.told = (self.routes.clone(), self.own_attach);
         self.step(Event::Configure(self.conf()));
+    }
+
+    /// A newer attach: the session's own, or another client's. "The primary stops older writers,
+    /// drains": nothing older is left.
+    fn attach(&mut self, is_own: bool) {
+        self.attach_epoch += 1;
+        if is_own {
+            self.own_attach = self.attach_epoch;
+        }
+        for store in 0..self.stores.len() {
+            while !self.stores[store].accepted.is_empty() {
+                self.work(store, 0, false);
+            }
+        }
+    }
+
+    /// The conductor attaches this session again.
+    fn attach_again(&mut self) {
+        self.own_attach = self.attach_epoch;
+        self.wants_conf = true;
     }
 
     fn step(&mut self, event: Event) {
@@ -218,6 +251,14 @@ impl World {
         asked.replies += 1;
         assert_eq!(asked.replies, 1, "request {id} was answered twice");
         let (first, sectors, begun) = (asked.first, asked.sectors, asked.begun);
+        if let Err(status) = result {
+            assert_eq!(status, Status::Fenced, "nothing else fails in this world");
+            assert!(self.told.1 < self.attach_epoch, "its attach is the newest");
+            let since = self.fenced_at.expect("no store has said so");
+            assert!(self.now >= since.after_millis(FENCED_MS), "a ticket is waited for");
+            // What is not answered stays open-ended: it may have been carried out before.
+            return;
+        }
         if asked.kind == 'r' {
             let data = result.expect("reads of this world succeed");
             let bytes: Vec<u8> = data.iter().flat_map(|buf| buf.to_vec()).collect();
@@ -445,6 +486,9 @@ impl World {
         let Some(conn) = self.conns.get_mut(&path).filter(|conn| conn.is_alive) else { return };
         let Some(reply) = conn.replies.pop_front() else { return };
         let is_read = matches!(&reply.result, Ok(ReplyOp::Read(_)));
+        if reply.result.as_ref().is_err_and(|failure| failure.status == Status::Fenced) {
+            let _ = self.fenced_at.get_or_insert(self.now);
+        }
         let mut frame = as_frame(reply.encode(), &self.pool);
         if self.damage && is_read {
             self.damage = false;
@@ -530,13 +574,16 @@ impl World {
                 self.deliver_reply(path);
             }
         }
-        if self.wants_conf {
+        // The same again would only be asked for again: time has to pass first.
+        let is_news = (&self.told.0, self.told.1) != (&self.routes, self.own_attach);
+        if self.wants_conf && is_news {
             self.configure();
         }
         before != self.events
     }
 
-    /// No more faults: all must be answered within a few simulated seconds.
+    /// No more faults: all must be answered within a few simulated seconds, also by that they are
+    /// fenced.
     fn settle(&mut self) {
         let limit = self.now.after_millis(10_000);
         while self.session.open_requests() > 0 {
@@ -600,15 +647,9 @@ fn run(seed: u64, steps: usize, has_fences: bool) -> Counters {
                 let (shard, to, pick) = (draw(3), draw(stores), draw(2));
                 world.reconfigure(shard, to, pick);
             }
-            90 => {
-                world.attach_epoch += u64::from(draw(3) == 0);
-                // "ATTACH(a+1): the primary stops older writers, drains": nothing older is left.
-                for store in 0..stores {
-                    while world.attach_epoch > 1 && !world.stores[store].accepted.is_empty() {
-                        world.work(store, 0, false);
-                    }
-                }
-            }
+            90 if draw(3) == 0 => world.attach(true),
+            96 if draw(6) == 0 => world.attach(false),
+            97 if draw(2) == 0 => world.attach_again(),
             95 => ghost.into_iter().for_each(|path| world.deliver_request(path)),
             91 if damages < 2 => {
                 // Three in the same piece would be believed.
@@ -617,11 +658,16 @@ fn run(seed: u64, steps: usize, has_fences: bool) -> Counters {
             92..95 if world.wants_conf => world.configure(),
             _ => {
                 let at = world.session.wake_at().unwrap_or(world.now);
-                world.tick_to(at.min(world.now.after_millis(50)));
+                // Being fenced takes longer than everything else.
+                let is_fenced = world.fenced_at.is_some();
+                let most_ms = if is_fenced { 1_000 } else { 50 };
+                world.tick_to(at.min(world.now.after_millis(most_ms)));
             }
         }
     }
     world.settle();
+    world.attach_again();
+    world.configure();
     // Ghosts that come last of all must not be seen either.
     for path in world.paths() {
         while !world.conns[&path].requests.is_empty() {
@@ -661,8 +707,10 @@ fn the_script_reaches_every_corner() {
         sum.resent += counters.resent;
         sum.bad_checksums += counters.bad_checksums;
         sum.violations += counters.violations;
+        sum.errors += counters.errors;
     }
-    let least = [sum.fences, sum.lost, sum.parked, sum.resent, sum.bad_checksums];
+    // All errors are requests that were fenced: see `replied`.
+    let least = [sum.fences, sum.lost, sum.parked, sum.resent, sum.bad_checksums, sum.errors];
     assert!(least.iter().all(|count| *count >= 50), "{sum:?}");
     assert_eq!(sum.violations, 0, "honest stores break no rule");
 }
