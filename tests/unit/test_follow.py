@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import struct
 import threading
@@ -25,6 +26,7 @@ from tests.unit.test_core_client import (
     store,
 )
 
+from pureflash.cli.measure import fill_work
 from pureflash.client import follow
 from pureflash.client.api import Api
 from pureflash.client.cluster import Cluster
@@ -36,6 +38,7 @@ from pureflash.model.messages import ShardRoute, VolumeSpec
 from pureflash.model.rest import VolumeView
 
 __all__ = ["nowhere", "store"]
+core: Any = importlib.import_module("pureflash._core")
 THREAD = "pureflash-follower"
 
 
@@ -253,6 +256,24 @@ def test_a_device_that_is_closed_while_it_waits_lets_go(nowhere: str) -> None:
             device.close()
             failed = read.exception(timeout=PATIENCE_S)
     assert getattr(failed, "code", None) is Code.CANCELLED
+
+
+def test_a_load_on_a_volume_follows_what_its_caller_finds(store: Store) -> None:
+    conductor = Conductor("127.0.0.1:9")
+    looks: list[int] = []
+
+    def look() -> dict[str, Any] | None:
+        looks.append(len(looks))
+        if len(looks) == 1:
+            return None  # nothing was found out: it is looked again
+        conductor.address, conductor.epoch = store.address, 2
+        return core_spec(conductor.spec(1))
+
+    work = fill_work(SHARD_BYTES) | {"block_bytes": 4096, "operations": 16}
+    given = core_spec(conductor.spec(0))
+    report = core.load_volume(given, work, cluster_id=CLUSTER, look=look)
+    assert report["operations"] == 16
+    assert len(looks) == 2
 
 
 def test_the_description_for_the_core_leaves_out_what_nobody_serves() -> None:

@@ -122,7 +122,10 @@ class Cluster:
 
     def close(self) -> None:
         """End the connections; open devices go on, but do not follow their volumes any more."""
-        for device in list(self.volumes.devices):
+        devices = list(self.volumes.devices)
+        for device in devices:
+            device.unfollow(is_awaited=False)
+        for device in devices:
             device.unfollow()
         self.api.close()
 

@@ -111,15 +111,16 @@ class Device:
         self._check(offset, length)
         self._volume.write_zeroes(offset, length)
 
-    def unfollow(self) -> None:
+    def unfollow(self, *, is_awaited: bool = True) -> None:
         """Stay with the routes of now: what `Cluster.close` does to its devices."""
         if self._follower is not None:
-            self._follower.end()
+            self._follower.stop()
+            if is_awaited:
+                self._follower.join()
 
     def close(self) -> None:
         """End the connections."""
-        if self._follower is not None:
-            self._follower.stop()
+        self.unfollow(is_awaited=False)
         self._volume.close()
         self.unfollow()
 

@@ -5,7 +5,8 @@ use super::*;
 use proto::block::BlockOp;
 use proto::disk::BufList;
 use proto::wire::{
-    CheckedData, Failure, FenceOutcome, HelloReply, Limits, Peer, Reply, ReplyOp, RequestOp, Rights,
+    CheckedData, Failure, FenceOutcome, HelloReply, Limits, Peer, Reply, ReplyOp, RequestOp,
+    Rights, Who,
 };
 use proto::{Lsn, Pool, Seq, VolumeId};
 
@@ -297,6 +298,27 @@ fn stale_requests_wait_for_news_with_growing_pauses() {
     assert_eq!(bench.sent.front().expect("at once").1.epoch, Epoch(2));
     bench.answer_next(Ok(ReplyOp::Write));
     assert_eq!(bench.only_reply(), (1, Ok(0)));
+}
+
+#[test]
+fn a_renewed_ticket_is_shown_with_the_next_connection_and_ends_none() {
+    let mut bench = Bench::open();
+    let mut signed = ticket(1, Rights::READ_WRITE);
+    signed.ticket.expires += 1_000;
+    let renewed = VolumeConf::new(VolumeId(7), (2 * GIB + 512, GIB), 1, signed, Vec::new());
+    bench.step(Event::Configure(renewed.expect("right")));
+    assert!(bench.disconnected.is_empty() && bench.paths.is_empty());
+    bench.ask(1, BlockOp::Read { offset: 0, len: 512 });
+    let (path, _) = bench.sent.pop_front().expect("a route that is not named stays");
+    bench.step(Event::Closed(path));
+    bench.now = bench.session.wake_at().expect("it connects again");
+    bench.step(Event::Tick);
+    let next = bench.paths.pop().expect("begun");
+    bench.step(Event::Connected(next));
+    let (_, hello) = bench.sent.pop_back().expect("HELLO");
+    let RequestOp::Hello(hello) = &hello.op else { panic!("not {:?}", hello.op) };
+    let Who::Client(shown) = hello.who else { panic!("a session is a client") };
+    assert_eq!(shown.ticket.expires, signed.ticket.expires);
 }
 
 #[test]
