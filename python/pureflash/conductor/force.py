@@ -101,8 +101,8 @@ def writes_of(view: View, plan: ForcePlan, *, by: str) -> tuple[Job, list[Write]
     wish = ForceAccept(member=again, history_id=history_id)
     after = _applied(conf, wish, facts_of(view, (conf.volume_id, conf.index), conf, ByHuman()))
     reason = (
-        f"{by} decided that the copy on {plan.store.name} counts, from epoch {after.epoch} on; lost:"
-        f" {plan.loss}"
+        f"{by} decided that the copy on {plan.store.name} counts, from epoch {after.epoch} on;"
+        f" lost: {plan.loss}"
     )
     job = Job(
         id=view.cluster.next_id,
