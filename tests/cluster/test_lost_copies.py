@@ -47,8 +47,14 @@ def test_a_person_brings_a_volume_back_from_an_older_copy(
     cluster.kill(gone)
     cluster.wait("its end is known", lambda: state_of(cluster) == "offline")
     cluster.pf("down")
-    (cluster.layout.directory / "stores" / gone / "disk0.img").unlink()
-    cluster.pf(*up, status=Exit.FAILED)  # it is up, and says what is wrong
+    cluster.layout.disk(gone).unlink()
+    cluster.allowed_errors |= {"process.failed", "cluster.failed"}
+    missing = cluster.pf(*up, status=Exit.UNAVAILABLE)
+    assert f"{cluster.layout.disk(gone)} is not there" in missing
+    assert f"pf up --new-disk {gone}" in missing
+    assert not cluster.layout.disk(gone).exists(), "no empty one takes its place by itself"
+    cluster.pf(*up, "--new-disk", left, status=Exit.UNSAFE)
+    cluster.pf(*up, "--new-disk", gone, status=Exit.FAILED)  # it is up, and says what is wrong
     cluster.wait("it is offline", lambda: state_of(cluster) == "offline")
     shown = cluster.pf("volume", "show", "v1")
     assert f"{gone} came back without its copy" in shown

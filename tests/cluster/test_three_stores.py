@@ -24,11 +24,10 @@ from tests.cluster.test_one_store import export_uri
 from tests.support.cluster import temporary_cluster
 from tests.support.late_reads import LateReader
 
-from pureflash.model.rest import ShardView
-
 from pureflash.client.cluster import Cluster, Volume
 from pureflash.client.device import Device
 from pureflash.errors import Code, RouteError
+from pureflash.model.rest import ShardView
 
 CYCLES = 10
 """In CI; `PF_NEMESIS_CYCLES` asks for more."""

@@ -12,6 +12,7 @@ from tests.support.views import KEY, NOW_MS, Situation
 from pureflash.conductor.balance import PAUSE_MS, plan_balance
 from pureflash.conductor.view import View
 from pureflash.model.domain import VolumeIntent
+from pureflash.model.messages import TransferPrimary
 
 CALM_MS = 30_000
 
@@ -42,7 +43,11 @@ def crowded(situation: Situation, **changes: Any) -> View:
 
 def asked(view: View) -> list[tuple[int, int, int]]:
     """Give (store, shard, to) of what is asked."""
-    return [(tell.store, tell.command.index, tell.command.to) for tell in plan_balance(view)]
+    found: list[tuple[int, int, int]] = []
+    for tell in plan_balance(view):
+        assert isinstance(tell.command, TransferPrimary)
+        found.append((tell.store, tell.command.index, tell.command.to))
+    return found
 
 
 def test_one_primary_is_asked_to_hand_over_to_the_store_with_the_fewest() -> None:

@@ -439,7 +439,7 @@ def test_an_attach_gives_routes_and_a_ticket_of_the_volume() -> None:
             name="a", size_bytes=2 * GIB, replicas=1, shard_size_bytes=GIB
         )
         await world.pump()
-        spec = await conductor.attach("a", is_read_only=False)
+        spec = await conductor.attaching.attach("a", is_read_only=False)
         assert {route.address for route in spec.shards} == {"127.0.0.1:7162", "127.0.0.1:7163"}
         now = world.clock.wall_ms() // 1000
         ticket = verify_ticket(bytes(32), bytes.fromhex(spec.ticket), now=now)
@@ -451,9 +451,9 @@ def test_an_attach_gives_routes_and_a_ticket_of_the_volume() -> None:
             kind="nbd", volume="a", transport="unix", is_read_only=False, gateway=None
         )
         with pytest.raises(PureFlashError) as caught:
-            await conductor.attach("a", is_read_only=False)
+            await conductor.attaching.attach("a", is_read_only=False)
         assert caught.value.code is Code.IN_USE
-        spec = await conductor.attach("a", is_read_only=True)
+        spec = await conductor.attaching.attach("a", is_read_only=True)
         assert (spec.volume_id, spec.attach_epoch) == (1, 3), "a reader takes nothing over"
 
     run(story())

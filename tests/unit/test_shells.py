@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from tests.support.fake_core import FakeCore
 from tests.support.server import TOKEN, Served, is_healthy, serving
-from tests.support.world import CLUSTER, GIB
+from tests.support.world import CLUSTER, GIB, ListLog
 
-from pureflash.errors import PureFlashError
+from pureflash.errors import Code, PureFlashError
 from pureflash.gateway.server import run_gateway_on
 from pureflash.model.domain import StoreState
 from pureflash.model.rest import CreateExport, CreateVolume
 from pureflash.model.settings import GATEWAY, STORE, Settings, load_settings
 from pureflash.process.lifecycle import read_ready
-from pureflash.store.server import run_store_on
+from pureflash.store.server import prepare_disks, run_store_on
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +125,32 @@ async def test_a_store_refuses_a_disk_of_another_cluster_and_one_without_a_size(
     with pytest.raises(PureFlashError, match="belongs to cluster 0000"):
         await run_store_on(core, settings)
     assert core.nodes == []
+
+
+def test_a_store_whose_disk_is_missing_makes_no_new_one_in_its_place(tmp_path: Path) -> None:
+    core, log, settings = FakeCore(), ListLog(), store_settings(tmp_path, "127.0.0.1:1")
+    (tmp_path / "s1").mkdir()
+    (first,) = prepare_disks(core, settings, log)
+    disk, record = tmp_path / "s1/disk0.img", tmp_path / "s1/disk0.json"
+    aside = disk.rename(tmp_path / "aside.img")
+    with pytest.raises(PureFlashError, match=f"{disk} is not there, and s1 had a disk 0") as it:
+        prepare_disks(core, settings, log)
+    assert it.value.code is Code.DISK_FAILED
+    assert first.disk_uuid[:8] in it.value.message
+    assert "--new-disk s1" in it.value.next_step
+    assert str(record) in it.value.next_step
+    assert not disk.exists()
+    kept = record.read_bytes()
+    record.write_bytes(kept[:-5])
+    with pytest.raises(PureFlashError, match="does not say any more"):
+        prepare_disks(core, settings, log)
+    aside.rename(disk)
+    assert prepare_disks(core, settings, log) == (first,)
+    assert record.read_bytes() == kept, "the disk is back, and known as before"
+    disk.unlink()
+    record.unlink()
+    (second,) = prepare_disks(core, settings, log)
+    assert second.disk_uuid != first.disk_uuid, "a new disk, as a person wanted"
 
 
 async def test_an_export_reaches_its_gateway_and_is_offered_again_after_its_restart(

@@ -17,14 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.world import ListLog
 
-from pureflash.errors import PureFlashError
-from pureflash.model.layout import Layout
+from pureflash.errors import Code, PureFlashError
+from pureflash.model.layout import Layout, known_disk_file
 from pureflash.model.settings import SCHEMAS, load_settings
 from pureflash.process.lifecycle import Ready
 from pureflash.supervisor.children import Child, ChildSpec
 from pureflash.supervisor.cluster import (
     ClusterFile,
     Wish,
+    forget_disks,
     make_sockets_folder,
     open_cluster,
     read_cluster,
@@ -306,3 +307,23 @@ def test_socket_paths_are_short_and_differ_between_clusters(tmp_path: Path) -> N
     assert runtime.parent == Path("/run/user/1000/pureflash")
     assert len(runtime.name) == 8
     assert json.loads(json.dumps(str(runtime))) == str(runtime)
+
+
+def test_a_new_disk_is_only_for_a_store_that_lost_its_own(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "data")
+    cluster, _ = open_cluster(layout, Wish(stores=2, disk_bytes=GIB))
+    records = [known_disk_file(layout.store_data(name), 0) for name in ("s1", "s2")]
+    for name, record in zip(("s1", "s2"), records, strict=True):
+        layout.store_data(name).mkdir()
+        layout.disk(name).touch()
+        record.touch()
+    with pytest.raises(PureFlashError, match="the disk of s1 is there") as there:
+        forget_disks(layout, cluster, ["s1"])
+    assert there.value.code is Code.UNSAFE
+    layout.disk("s1").unlink()
+    for wrong in ("s3", "c1", "g1"):
+        with pytest.raises(PureFlashError, match=f"there is no store '{wrong}'"):
+            forget_disks(layout, cluster, ["s1", wrong])
+    assert all(record.exists() for record in records), "nothing was changed"
+    forget_disks(layout, cluster, ["s1"])
+    assert [record.exists() for record in records] == [False, True]

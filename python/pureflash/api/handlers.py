@@ -217,7 +217,7 @@ async def attach_volume(
     conductor: Leader, reference: Reference, data: JSONBody[AttachVolume]
 ) -> VolumeSpec:
     """Give what a client needs to do I/O on a volume directly."""
-    return await conductor.attach(reference, is_read_only=data.is_read_only)
+    return await conductor.attaching.attach(reference, is_read_only=data.is_read_only)
 
 
 @post("/v1/volumes/{reference:str}/renew", status_code=200)
@@ -229,7 +229,7 @@ async def renew_attach(
     A reader's ticket follows the volume's attach epoch. A writer's does not: when the volume was
     attached for writing by somebody else, the stores refuse the writer of before with FENCED.
     """
-    return conductor.renew(reference, ticket=data.ticket)
+    return conductor.attaching.renew(reference, ticket=data.ticket)
 
 
 @get("/v1/stores")

@@ -40,6 +40,12 @@ def up(
     restart_delay: Annotated[
         str, typer.Option("--restart-delay", help="Wait before a dead process is started again.")
     ] = "1s",
+    new_disk: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--new-disk", help="Store that lost its disk for good, and begins with an empty one."
+        ),
+    ] = None,
     data: DataOption = None,
 ) -> None:
     """Run a cluster on this machine: conductor, stores on sparse files, gateway. No root."""
@@ -53,12 +59,7 @@ def up(
         raise CommandProblem(f"--restart-delay: {cause}", exit_status=Exit.USAGE) from cause
     command = [sys.executable, "-m", "pureflash.supervisor", "--data", str(place.directory)]
     command += ["--restart-delay-ms", str(delay_ms)]
-    if stores is not None:
-        command += ["--stores", str(stores)]
-    if disk is not None:
-        command += ["--disk-bytes", str(read_size(disk, flag="--disk"))]
-    if journal is not None:
-        command += ["--journal-bytes", str(read_size(journal, flag="--journal"))]
+    command += _wishes(stores=stores, disk=disk, journal=journal, new_disks=new_disk or [])
     if not detach:
         os.execv(sys.executable, command)  # noqa: S606 - our own interpreter and module
     outcome = _start_detached(command)
@@ -148,6 +149,22 @@ def logs(
     positions = print_logs(paths, lines)
     if follow:
         follow_logs(positions)
+
+
+def _wishes(
+    *, stores: int | None, disk: str | None, journal: str | None, new_disks: list[str]
+) -> list[str]:
+    """Give what was asked for in the words of the supervisor."""
+    words: list[str] = []
+    if stores is not None:
+        words += ["--stores", str(stores)]
+    if disk is not None:
+        words += ["--disk-bytes", str(read_size(disk, flag="--disk"))]
+    if journal is not None:
+        words += ["--journal-bytes", str(read_size(journal, flag="--journal"))]
+    for name in new_disks:
+        words += ["--new-disk", name]
+    return words
 
 
 def _start_detached(command: list[str]) -> dict[str, Any]:

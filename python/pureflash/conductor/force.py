@@ -102,7 +102,7 @@ def writes_of(view: View, plan: ForcePlan, *, by: str) -> tuple[Job, list[Write]
     after = _applied(conf, wish, facts_of(view, (conf.volume_id, conf.index), conf, ByHuman()))
     reason = (
         f"{by} decided that the copy on {plan.store.name} counts, from epoch {after.epoch} on;"
-        f" {plan.loss}"
+        f" lost: {plan.loss}"
     )
     job = Job(
         id=view.cluster.next_id,
@@ -303,13 +303,13 @@ def _loss(view: View, conf: ShardConf, member: Member) -> str:
         return f"what {name} holds is not known"
     reports = [view.observation(conf.member(copy).store).replicas.get(key) for copy in conf.isr]
     known = [report.complete_seq for report in reports if report is not None]
-    upto = f"every write acknowledged after operation {operation_text(mine.complete_seq)} is lost"
+    upto = f"every write acknowledged after operation {operation_text(mine.complete_seq)}"
     if not known:
-        more = "how many that are is not known"
+        more = "how many is not known"
     elif max(known) > mine.complete_seq:
         more = f"at least {max(known) - mine.complete_seq} by the last report of a copy in sync"
     else:
-        more = "none was reported, but there may be some after the last report"
+        more = "none by the last report of a copy in sync, perhaps some after it"
     if not _copy(view, conf, member).is_consistent:
-        more += f"; and the copy on {name} has no consistent point, so what is on it may be damaged"
-    return f"{upto}: {more}"
+        more += f"; the copy on {name} has no consistent point, so what is on it may be damaged"
+    return f"{upto}, {more}"

@@ -21,6 +21,7 @@ import msgspec
 
 from pureflash.conductor import detector, planner, requests, states
 from pureflash.conductor.agents import Session
+from pureflash.conductor.attaching import Attaching
 from pureflash.conductor.events import EventLog
 from pureflash.conductor.forcing import Forcing
 from pureflash.conductor.observations import Observations
@@ -62,9 +63,7 @@ from pureflash.model.messages import (
     TransferPrimary,
     Up,
     Verified,
-    VolumeSpec,
 )
-from pureflash.model.ticket import Rights
 from pureflash.process.logs import Log
 
 TICK_MS: Final = 250
@@ -108,6 +107,14 @@ class Conductor:
             writer=self._writer,
             end_store=self.store_exited,
             kick=self.kick,
+        )
+        self.attaching = Attaching(
+            view=self.view,
+            lock=self._lock,
+            writer=self._writer,
+            settled=self._attach_settled,
+            specs=self._specs,
+            draw=identity.draw,
         )
         self._started_ms = clock.now_ms()
         self._trouble = ""
@@ -318,7 +325,7 @@ class Conductor:
 
         export, is_new = wanted(self.view())
         if is_new and not is_read_only:
-            await self._take_over(export.volume_id)
+            await self.attaching.take_over(export.volume_id)
         async with self._lock:
             export, is_new = wanted(self.view())
             if is_new:
@@ -343,43 +350,6 @@ class Conductor:
             return seen is None or not seen.is_connected or export_id not in seen.exports
 
         await self.wait_for(is_gone, timeout_s=self._settle_timeout_s)
-
-    async def attach(self, reference: str, *, is_read_only: bool) -> VolumeSpec:
-        """Give what a client needs to do I/O by itself; errors as `requests.check_attach`."""
-        volume = requests.find_volume(self.view(), reference)
-        requests.check_attach(self.view(), volume, is_read_only=is_read_only)
-        if not is_read_only:
-            await self._take_over(volume.id)
-        view = self.view()
-        volume = requests.find_volume(view, str(volume.id))
-        plan = planner.routes(view, volume)
-        rights = Rights.READ if is_read_only else Rights.READ_WRITE
-        return self._specs().volume(volume, plan, rights, self._identity.draw())
-
-    def renew(self, reference: str, *, ticket: str) -> VolumeSpec:
-        """Describe an attached volume as it is now; errors as `Specs.renewed`."""
-        view = self.view()
-        volume = requests.find_volume(view, reference)
-        return self._specs().renewed(volume, planner.routes(view, volume), ticket)
-
-    async def _take_over(self, volume_id: int) -> None:
-        """Fence every writer of before (T9), whatever it still has on its way: one at a time.
-
-        A shard serves the new one in the epoch of that configuration at the earliest.
-        """
-        async with self._lock:
-            volume = self.records.volumes[volume_id]
-            after = replace(volume, attach_epoch=volume.attach_epoch + 1)
-            await self._writer.write_all(
-                [Write(keys.volume(volume_id), after, "it is attached anew")]
-            )
-        self.kick()
-
-        def is_told(view: View) -> bool:
-            confs = view.shards_of(view.volumes[volume_id]) if volume_id in view.volumes else []
-            return all(conf.attach_epoch >= after.attach_epoch for conf in confs)
-
-        await self.wait_for(is_told, timeout_s=self._settle_timeout_s)
 
     async def store_exited(
         self, store_id: int, *, incarnation: int, reason: str = "its process ended"
@@ -573,6 +543,10 @@ class Conductor:
             specs = self._specs()
             exports = tuple(specs.export(plan) for plan in offer.plans)
             session.send(SetExports(id=self._message_id(), term=self.term, exports=exports))
+
+    async def _attach_settled(self, is_told: Callable[[View], bool]) -> None:
+        self.kick()
+        await self.wait_for(is_told, timeout_s=self._settle_timeout_s)
 
     async def _settle(self, volume: Volume) -> None:
         """Wait until every shard of a volume serves, or for `SETTLE_TIMEOUT_S`."""

@@ -22,6 +22,11 @@ def store_name(number: int) -> str:
     return f"s{number}"
 
 
+def known_disk_file(data: Path, index: int) -> Path:
+    """Name the record of a disk in the directory of its store; see `store/known_disks.py`."""
+    return data / f"disk{index}.json"
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Paths below one data directory, which is absolute."""
@@ -61,6 +66,10 @@ class Layout:
     def store_data(self, name: str) -> Path:
         """Directory of a store."""
         return self.directory / "stores" / name
+
+    def disk(self, name: str) -> Path:
+        """Disk of a store."""
+        return self.store_data(name) / "disk0.img"
 
     def gateway_data(self, name: str) -> Path:
         """Directory of a gateway."""

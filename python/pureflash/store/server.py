@@ -15,6 +15,7 @@ from pureflash.process.link import AgentLink
 from pureflash.process.logs import JsonLog, Log
 from pureflash.process.net import check_loopback, split_address
 from pureflash.process.secrets import read_key
+from pureflash.store import known_disks
 from pureflash.store.agent import StoreAgent, StoreFacts
 from pureflash.store.core import StoreCore, StoreNode, load_core
 from pureflash.store.host_space import LOOK_S, HostSpace
@@ -99,17 +100,21 @@ async def _watch(host: HostSpace) -> None:
 
 
 def prepare_disks(core: StoreCore, settings: Settings, log: Log) -> tuple[Disk, ...]:
-    """Format the disks that do not exist, and read what all of them are.
+    """Format the disks that never existed, and read what all of them are.
 
     Errors: CallerError INVALID without disks or with one that has no size and does not exist;
+    MediaError DISK_FAILED for one that existed before and does not now;
     ClusterError WRONG_CLUSTER for a disk of another cluster; what the core raises.
     """
     if not settings.disks:
         raise CallerError(Code.INVALID, "the settings name no [[disk]]")
     cluster_id = settings.text("cluster.id")
+    data = Path(settings.text("node.data"))
     disks: list[Disk] = []
     for index, wanted in enumerate(settings.disks):
         if not wanted.path.exists():
+            name = settings.text("node.id")
+            known_disks.check_new(data, index=index, path=wanted.path, name=name)
             _format(core, wanted, cluster_id)
             log.info("disk.formatted", str(wanted.path), disk=index)
         try:
@@ -131,6 +136,8 @@ def prepare_disks(core: StoreCore, settings: Settings, log: Log) -> tuple[Disk, 
                 size_bytes=found["size_bytes"],
             )
         )
+    for disk in disks:
+        known_disks.remember(data, disk)
     return tuple(disks)
 
 

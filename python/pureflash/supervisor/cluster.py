@@ -14,13 +14,13 @@ import secrets
 import shutil
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pureflash.errors import CallerError, Code, MediaError
-from pureflash.model.layout import CONDUCTOR, GATEWAY, Layout, store_name
+from pureflash.model.layout import CONDUCTOR, GATEWAY, Layout, known_disk_file, store_name
 from pureflash.process.lifecycle import write_whole
 from pureflash.supervisor.ports import PortClaims
 from pureflash.units import format_size
@@ -140,6 +140,29 @@ def write_settings(layout: Layout, cluster: ClusterFile, sockets: Path) -> None:
         write_whole(layout.config(name), _toml(_settings(layout, cluster, sockets, name)).encode())
 
 
+def forget_disks(layout: Layout, cluster: ClusterFile, names: Sequence[str]) -> None:
+    """Let these stores begin with empty disks: a person says that theirs are lost for good.
+
+    Errors: CallerError NOT_FOUND for what is no store; UNSAFE for one whose disk is there. Then
+    nothing is changed.
+    """
+    for name in names:
+        if name not in cluster.names or name in (CONDUCTOR, GATEWAY):
+            raise CallerError(
+                Code.NOT_FOUND,
+                f"--new-disk: there is no store {name[:96]!r}",
+                next_step=f"its stores are s1 to s{len(cluster.store_ports)}",
+            )
+        if layout.disk(name).exists():
+            raise CallerError(
+                Code.UNSAFE,
+                f"--new-disk: the disk of {name} is there: {layout.disk(name)}",
+                next_step="start without --new-disk; or move that file away first, if you are sure",
+            )
+    for name in names:
+        known_disk_file(layout.store_data(name), 0).unlink(missing_ok=True)
+
+
 def make_sockets_folder(path: Path) -> None:
     """Make the folder of the sockets, 0700 and ours, or refuse one that is not.
 
@@ -256,7 +279,7 @@ def _settings(layout: Layout, cluster: ClusterFile, sockets: Path, name: str) ->
             "key_file": str(layout.key),
         }
         disk: dict[str, object] = {
-            "path": str(layout.store_data(name) / "disk0.img"),
+            "path": str(layout.disk(name)),
             "size": f"{cluster.disk_bytes}B",
         }
         if cluster.journal_bytes:

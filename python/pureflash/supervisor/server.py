@@ -37,6 +37,7 @@ from pureflash.supervisor.children import Child, ChildSpec, process_command
 from pureflash.supervisor.cluster import (
     ClusterFile,
     Wish,
+    forget_disks,
     make_sockets_folder,
     open_cluster,
     write_settings,
@@ -112,6 +113,7 @@ class Options:
     layout: Layout
     wish: Wish
     restart_delay_ms: int
+    new_disks: tuple[str, ...] = ()
 
 
 class Supervisor:
@@ -287,6 +289,7 @@ async def _supervise(
 ) -> int:
     layout = options.layout
     cluster, warnings = open_cluster(layout, options.wish, ports=ports)
+    forget_disks(layout, cluster, options.new_disks)
     sockets = layout.sockets(runtime_directory=environment.get("XDG_RUNTIME_DIR"), uid=os.getuid())
     make_sockets_folder(sockets)
     write_settings(layout, cluster, sockets)
@@ -370,11 +373,15 @@ def parse(arguments: Sequence[str]) -> tuple[Options, int | None]:
     parser.add_argument("--disk-bytes", type=int)
     parser.add_argument("--journal-bytes", type=int)
     parser.add_argument("--restart-delay-ms", type=int, default=1_000)
+    parser.add_argument("--new-disk", action="append", default=[])
     parser.add_argument("--ready-fd", type=int)
     found = parser.parse_args(arguments)
     wish = Wish(stores=found.stores, disk_bytes=found.disk_bytes, journal_bytes=found.journal_bytes)
     options = Options(
-        layout=Layout(found.data.absolute()), wish=wish, restart_delay_ms=found.restart_delay_ms
+        layout=Layout(found.data.absolute()),
+        wish=wish,
+        restart_delay_ms=found.restart_delay_ms,
+        new_disks=tuple(found.new_disk),
     )
     return options, found.ready_fd
 
@@ -385,6 +392,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         lock = take_lock(options.layout)
         if lock is None:
+            if options.new_disks:
+                raise CallerError(
+                    Code.IN_USE,
+                    f"--new-disk: the cluster in {options.layout.directory} runs",
+                    next_step="stop it with `pf down` first",
+                )
             tell(ready_fd, Outcome(is_running=True))
             if ready_fd is None:
                 print(f"already running in {options.layout.directory}")  # noqa: T201 - for a person

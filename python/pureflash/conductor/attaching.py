@@ -1,0 +1,76 @@
+"""Attaching volumes: who writes fences whoever wrote before (T9), and gets what I/O needs.
+
+Theory of operation. A volume has one writer at a time. To attach for writing raises the volume's
+attach epoch, which is stored first; the reconciler then gives every shard a configuration with it,
+and a shard serves the new writer in that epoch at the earliest. Readers attach without any of it.
+An attached client renews what it was given: routes and sizes change, and tickets end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from pureflash.conductor import planner, requests
+from pureflash.conductor.specs import Specs
+from pureflash.conductor.view import View
+from pureflash.conductor.writer import Writer
+from pureflash.metastore import keys
+from pureflash.metastore.records import Write
+from pureflash.model.messages import VolumeSpec
+from pureflash.model.ticket import Rights
+
+
+class Attaching:
+    """See the module's head."""
+
+    def __init__(
+        self,
+        *,
+        view: Callable[[], View],
+        lock: asyncio.Lock,
+        writer: Writer,
+        settled: Callable[[Callable[[View], bool]], Awaitable[None]],
+        specs: Callable[[], Specs],
+        draw: Callable[[], int],
+    ) -> None:
+        """Take what belongs to the conductor; `settled` lets it act until the view shows it."""
+        self._view = view
+        self._lock = lock
+        self._writer = writer
+        self._settled = settled
+        self._specs = specs
+        self._draw = draw
+
+    async def attach(self, reference: str, *, is_read_only: bool) -> VolumeSpec:
+        """Give what a client needs to do I/O by itself; errors as `requests.check_attach`."""
+        volume = requests.find_volume(self._view(), reference)
+        requests.check_attach(self._view(), volume, is_read_only=is_read_only)
+        if not is_read_only:
+            await self.take_over(volume.id)
+        view = self._view()
+        volume = requests.find_volume(view, str(volume.id))
+        rights = Rights.READ if is_read_only else Rights.READ_WRITE
+        return self._specs().volume(volume, planner.routes(view, volume), rights, self._draw())
+
+    def renew(self, reference: str, *, ticket: str) -> VolumeSpec:
+        """Describe an attached volume as it is now; errors as `Specs.renewed`."""
+        view = self._view()
+        volume = requests.find_volume(view, reference)
+        return self._specs().renewed(volume, planner.routes(view, volume), ticket)
+
+    async def take_over(self, volume_id: int) -> None:
+        """Fence every writer of before, whatever it still has on its way: one at a time."""
+        async with self._lock:
+            volume = requests.find_volume(self._view(), str(volume_id))
+            after = replace(volume, attach_epoch=volume.attach_epoch + 1)
+            await self._writer.write_all(
+                [Write(keys.volume(volume_id), after, "it is attached anew")]
+            )
+
+        def is_told(view: View) -> bool:
+            confs = view.shards_of(view.volumes[volume_id]) if volume_id in view.volumes else []
+            return all(conf.attach_epoch >= after.attach_epoch for conf in confs)
+
+        await self._settled(is_told)
