@@ -2,8 +2,11 @@
 
 Theory of operation. A volume has one writer at a time. To attach for writing raises the volume's
 attach epoch, which is stored first; the reconciler then gives every shard a configuration with it,
-and a shard serves the new writer in that epoch at the earliest. Readers attach without any of it.
-An attached client renews what it was given: routes and sizes change, and tickets end.
+and a shard serves the new writer in that epoch at the earliest. A shard is fenced when one ISR
+member of that configuration follows it, because nothing is committed without every member. The
+attach is answered when all shards are fenced, or after a while: what nobody can reach serves nobody.
+Readers attach without any of it. An attached client renews what it was given: routes and sizes
+change, and tickets end.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ from dataclasses import replace
 
 from pureflash.conductor import planner, requests
 from pureflash.conductor.specs import Specs
+from pureflash.conductor.standing import report_of
 from pureflash.conductor.view import View
 from pureflash.conductor.writer import Writer
 from pureflash.metastore import keys
 from pureflash.metastore.records import Write
+from pureflash.model.domain import ShardConf
 from pureflash.model.messages import VolumeSpec
 from pureflash.model.ticket import Rights
 
@@ -69,8 +74,18 @@ class Attaching:
                 [Write(keys.volume(volume_id), after, "it is attached anew")]
             )
 
-        def is_told(view: View) -> bool:
-            confs = view.shards_of(view.volumes[volume_id]) if volume_id in view.volumes else []
-            return all(conf.attach_epoch >= after.attach_epoch for conf in confs)
+        await self._settled(lambda view: is_fenced(view, volume_id, after.attach_epoch))
 
-        await self._settled(is_told)
+
+def is_fenced(view: View, volume_id: int, attach_epoch: int) -> bool:
+    """Whether nothing of an earlier attach can be committed any more; so it is without the volume."""
+    volume = view.volumes.get(volume_id)
+    confs = view.shards_of(volume) if volume is not None else []
+    return all(conf.attach_epoch >= attach_epoch and _is_followed(view, conf) for conf in confs)
+
+
+def _is_followed(view: View, conf: ShardConf) -> bool:
+    """Whether an ISR member has told that it follows this configuration."""
+    key = (conf.volume_id, conf.index)
+    reports = (report_of(view, key, conf.member(copy)) for copy in conf.isr)
+    return any(report is not None and report.epoch >= conf.epoch for report in reports)
