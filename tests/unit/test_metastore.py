@@ -16,7 +16,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pureflash.errors import ClusterError, Code
 from pureflash.metastore import keys
-from pureflash.metastore.interface import Cas, CompactedError, Metastore, range_all
+from pureflash.metastore.interface import (
+    VALUE_BYTES_MAX,
+    Cas,
+    CompactedError,
+    Metastore,
+    range_all,
+)
 from pureflash.metastore.lease import LEASE_MS, renew_lease, take_leadership
 from pureflash.metastore.memory import MemoryMetastore
 from pureflash.metastore.sqlite import SqliteMetastore
@@ -248,4 +254,20 @@ async def test_an_acknowledged_commit_is_in_the_file_with_full_synchronisation(
     }
     assert pragmas == {"journal_mode": "wal", "synchronous": 2}
     assert (tmp_path / "m.lock").stat().st_mode & 0o077 == 0
+    await store.close()
+
+
+async def test_a_full_disk_is_named_and_nothing_of_the_commit_stays(tmp_path: Path) -> None:
+    """SQLite may have ended the transaction by itself when it found no room."""
+    store = SqliteMetastore.open(tmp_path / "m", new_lineage=LINEAGE)
+    await store.commit([Cas("a", 0, b"1")])
+    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
+    store._connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(ClusterError, match="disk is full") as caught:
+        await store.commit([Cas("b", 0, b"2"), Cas("c", 0, bytes(VALUE_BYTES_MAX))])
+    assert "free space" in caught.value.next_step
+    assert await store.get("b") is None
+    store._connection.execute(f"PRAGMA max_page_count = {pages + 1000}")
+    (again,) = await store.commit([Cas("b", 0, b"2")])
+    assert again.is_applied
     await store.close()

@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -80,6 +81,23 @@ def test_a_full_file_becomes_the_first_of_five(
         "x.jsonl": "line 7\n",
         **{f"x.jsonl.{age}": f"line {7 - age}\n" for age in range(1, 5)},
     }
+
+
+def test_a_line_that_a_full_disk_cut_short_spoils_no_other(tmp_path: Path) -> None:
+    """The limit of a file's size stands in for the end of the space: a write takes what fits."""
+    file = LineFile(tmp_path / "x.jsonl")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        for number in (1, 2, 3):
+            file.write(f"line {number}\n".encode())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    file.write(b"line 4\n")
+    file.write(b"line 5\n")
+    file.close()
+    assert (tmp_path / "x.jsonl").read_text() == "line 1\nlin\nline 4\nline 5\n"
+    assert file.lost_lines == 2
 
 
 def test_an_incarnation_grows_when_the_clock_goes_back_and_when_the_file_is_lost(

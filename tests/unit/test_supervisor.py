@@ -21,6 +21,7 @@ from pureflash.errors import Code, PureFlashError
 from pureflash.model.layout import Layout, known_disk_file
 from pureflash.model.settings import SCHEMAS, load_settings
 from pureflash.process.lifecycle import Ready
+from pureflash.supervisor import server
 from pureflash.supervisor.children import Child, ChildSpec
 from pureflash.supervisor.cluster import (
     ClusterFile,
@@ -240,6 +241,28 @@ def test_a_claim_ends_with_its_process_and_a_port_in_use_is_passed_over() -> Non
             assert claims.claim(port)
         with pytest.raises(PureFlashError, match=f"no free port from {base}"):
             claims.next_free(base)
+
+
+async def test_a_report_that_cannot_be_written_is_tried_again_and_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "REPORT_RETRY_S", 0.01)
+    layout = Layout(tmp_path / "data")
+    cluster, _ = open_cluster(layout, Wish(stores=1, disk_bytes=GIB))
+    log = ListLog()
+    options = server.Options(layout=layout, wish=Wish(), restart_delay_ms=1)
+    supervisor = server.Supervisor(options, cluster, log)
+    folder = layout.supervisor_file.parent
+    folder.rmdir()  # stands in for a disk without space: the file cannot be made
+    for child in supervisor.children.values():
+        child._enter(ChildState.WAITING)
+    folder.mkdir()
+    async with asyncio.timeout(30):
+        while not layout.supervisor_file.exists():
+            await asyncio.sleep(0.01)
+    report = json.loads(layout.supervisor_file.read_text())
+    assert {child["state"] for child in report["children"]} == {ChildState.WAITING}
+    assert [event for _, event, _ in log.lines].count("report.unwritten") == 1
 
 
 def test_the_settings_of_every_process_are_understood_by_it(tmp_path: Path) -> None:

@@ -179,7 +179,9 @@ class SqliteMetastore:
             )
             self._connection.execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            # Out of space SQLite ends it by itself; ending it again would hide the cause.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
             raise
         return results
 

@@ -48,6 +48,7 @@ class LineFile:
         """Open or create `path` (0600) for appending; errors as `os.open`."""
         self._path = path
         self._descriptor = _open(path)
+        self._is_torn = False
         self.lost_lines = 0
 
     def write(self, line: bytes) -> None:
@@ -55,8 +56,16 @@ class LineFile:
         try:
             if os.fstat(self._descriptor).st_size + len(line) > FILE_BYTES_MAX:
                 self._rotate()
-            os.write(self._descriptor, line)
+            # What a full disk took a part of is ended, so that it spoils no other line.
+            said = b"\n" + line if self._is_torn else line
+            written = os.write(self._descriptor, said)
         except OSError:
+            self.lost_lines += 1
+            return
+        if written == len(said):
+            self._is_torn = False
+        elif written:
+            self._is_torn = True
             self.lost_lines += 1
 
     def close(self) -> None:

@@ -25,7 +25,8 @@ LEAST_BYTES: Final = 1 << 30
 LEAST_PERCENT: Final = 5
 """The same as a share of the file system."""
 LOOK_S: Final = 1.0
-"""Seconds between two looks: less than 64 MiB is taken at a time."""
+"""Seconds between two looks. Meanwhile files grow by steps of 64 MiB as fast as data come in; they
+may go below the least, and one that meets the end of the space stops growing by itself."""
 
 Room = tuple[int, int]
 """Bytes free and in all."""

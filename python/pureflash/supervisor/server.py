@@ -48,6 +48,7 @@ from pureflash.supervisor.ports import PortClaims
 UP_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 10.0
 LOOK_S: Final = 0.1
+REPORT_RETRY_S: Final = 1.0
 LOG_LINES_SHOWN: Final = 20
 
 
@@ -125,6 +126,7 @@ class Supervisor:
         self._cluster = cluster
         self._log = log
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._report_later: asyncio.TimerHandle | None = None
         self.children = {
             name: Child(
                 ChildSpec(
@@ -172,6 +174,8 @@ class Supervisor:
                 for name in names:
                     self.children[name].stop(signal.SIGKILL)
                 await asyncio.wait(left)
+        if self._report_later is not None:
+            self._report_later.cancel()
         self._layout.supervisor_file.unlink(missing_ok=True)
 
     def kill(self) -> None:
@@ -223,6 +227,8 @@ class Supervisor:
         return Api(f"127.0.0.1:{self._cluster.conductor_port}", token, source="the supervisor")
 
     def _write_report(self) -> None:
+        if self._report_later is not None:
+            self._report_later.cancel()
         report = SupervisorReport(
             pid=os.getpid(),
             children=[
@@ -236,7 +242,16 @@ class Supervisor:
                 for name, child in self.children.items()
             ],
         )
-        write_whole(self._layout.supervisor_file, msgspec.json.encode(report))
+        try:
+            write_whole(self._layout.supervisor_file, msgspec.json.encode(report))
+        except OSError as problem:
+            # A full disk must not keep a dead child from being started again.
+            if self._report_later is None:
+                self._log.info("report.unwritten", f"tried again: {problem.strerror}")
+            loop = asyncio.get_running_loop()
+            self._report_later = loop.call_later(REPORT_RETRY_S, self._write_report)
+        else:
+            self._report_later = None
 
 
 def kind_of(name: str) -> str:
