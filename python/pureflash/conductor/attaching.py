@@ -4,7 +4,7 @@ Theory of operation. A volume has one writer at a time. To attach for writing ra
 attach epoch, which is stored first; the reconciler then gives every shard a configuration with it,
 and a shard serves the new writer in that epoch at the earliest. A shard is fenced when one ISR
 member of that configuration follows it, because nothing is committed without every member. The
-attach is answered when all shards are fenced, or after a while: what nobody can reach serves nobody.
+attach is answered when all shards are, or after a while: what nobody can reach serves nobody.
 Readers attach without any of it. An attached client renews what it was given: routes and sizes
 change, and tickets end.
 """
@@ -78,7 +78,7 @@ class Attaching:
 
 
 def is_fenced(view: View, volume_id: int, attach_epoch: int) -> bool:
-    """Whether nothing of an earlier attach can be committed any more; so it is without the volume."""
+    """Whether nothing of an earlier attach can be committed any more, or the volume is gone."""
     volume = view.volumes.get(volume_id)
     confs = view.shards_of(volume) if volume is not None else []
     return all(conf.attach_epoch >= attach_epoch and _is_followed(view, conf) for conf in confs)
