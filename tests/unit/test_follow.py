@@ -55,6 +55,7 @@ class Conductor:
     epoch: int = 1
     size_bytes: int = SIZE_BYTES
     is_away: bool = False
+    is_deleted: bool = False
     shown: list[str] = field(default_factory=list)
     """Tickets that were shown to renew, in order."""
     renewed: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -99,6 +100,12 @@ class Conductor:
             if self.is_away:
                 self.renewed.release()
                 raise httpx2.ConnectError("nobody listens")
+            if self.is_deleted:
+                self.renewed.release()
+                status, title, detail = 404, "NOT_FOUND", f"there is no volume '{VOLUME_ID}'"
+                problem = {"type": "about:blank", "title": title, "status": status}
+                problem |= {"detail": detail, "code": title, "request_id": "r", "next_step": ""}
+                return httpx2.Response(status, content=json.dumps(problem))
             self.shown.append(json.loads(request.content)["ticket"])
             answer = self.spec(len(self.shown))
             self.renewed.release()
@@ -256,6 +263,20 @@ def test_a_device_that_is_closed_while_it_waits_lets_go(nowhere: str) -> None:
             device.close()
             failed = read.exception(timeout=PATIENCE_S)
     assert getattr(failed, "code", None) is Code.CANCELLED
+
+
+def test_requests_of_a_volume_that_was_deleted_end(nowhere: str) -> None:
+    conductor = Conductor(nowhere)
+    with conductor.connect() as cluster, cluster.volumes.get("v1").open() as device:
+        with ThreadPoolExecutor(1) as workers:
+            read = workers.submit(device.pread, 0, 512)
+            conductor.wait_renewed()
+            conductor.is_deleted = True
+            failed = read.exception(timeout=PATIENCE_S)
+        assert isinstance(failed, CallerError)
+        assert failed.code is Code.NOT_FOUND
+        with pytest.raises(CallerError, match="there is no volume"):
+            device.flush()
 
 
 def test_a_load_on_a_volume_follows_what_its_caller_finds(store: Store) -> None:

@@ -7,15 +7,17 @@ A device follows its volume until it or its cluster's connection is closed: requ
 store serves, a volume that grew shows its new size, tickets are renewed (`follow`). A request that
 cannot be served now waits, as with a disk. Only one client writes: when another one attaches the
 volume for writing, each request of this device fails with RouteError FENCED, the first after a wait
-of 5 s. A failed write may then have been carried out or not; `open()` again to go on.
+of 5 s. A failed write may then have been carried out or not; `open()` again to go on. Once the
+volume is deleted every request fails with CallerError NOT_FOUND.
 """
 
 from __future__ import annotations
 
 import importlib
 import weakref
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar
 
 from pureflash.client.follow import CALL_S, Follower
 from pureflash.errors import CallerError, Code, PureFlashError, SoftwareError
@@ -24,6 +26,9 @@ from pureflash.model.messages import VolumeSpec
 
 if TYPE_CHECKING:
     from pureflash.client.api import Api
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 class CoreVolume(Protocol):
@@ -87,7 +92,7 @@ class Device:
     def pread(self, offset: int, length: int) -> bytes:
         """Read exactly `length` bytes. Errors: CallerError OUT_OF_RANGE, MediaError."""
         self._check(offset, length)
-        return self._volume.pread(offset, length)
+        return self._ask(self._volume.pread, offset, length)
 
     def pwrite(self, data: bytes, *, offset: int) -> None:
         """Write all of `data`.
@@ -95,21 +100,21 @@ class Device:
         Errors: CallerError OUT_OF_RANGE, READ_ONLY; MediaError NO_SPACE; RouteError FENCED.
         """
         self._check(offset, len(data))
-        self._volume.pwrite(offset, data)
+        self._ask(self._volume.pwrite, offset, data)
 
     def flush(self) -> None:
         """Wait for completed writes to be durable."""
-        self._volume.flush()
+        self._ask(self._volume.flush)
 
     def discard(self, offset: int, length: int) -> None:
         """Give space back; the range reads as zeros afterwards."""
         self._check(offset, length)
-        self._volume.discard(offset, length)
+        self._ask(self._volume.discard, offset, length)
 
     def write_zeroes(self, offset: int, length: int) -> None:
         """Write zeros without sending them."""
         self._check(offset, length)
-        self._volume.write_zeroes(offset, length)
+        self._ask(self._volume.write_zeroes, offset, length)
 
     def unfollow(self, *, is_awaited: bool = True) -> None:
         """Stay with the routes of now: what `Cluster.close` does to its devices."""
@@ -123,6 +128,16 @@ class Device:
         self.unfollow(is_awaited=False)
         self._volume.close()
         self.unfollow()
+
+    def _ask(self, request: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return request(*args, **kwargs)
+        except PureFlashError as problem:
+            follower = self._follower
+            if problem.code is Code.CANCELLED and follower is not None and follower.is_gone:
+                assert follower.problem is not None, "it says that the volume is gone"
+                raise follower.problem from problem
+            raise
 
     def _check(self, offset: int, length: int) -> None:
         is_beyond = offset >= 0 and length >= 0 and offset + length > self.size_bytes

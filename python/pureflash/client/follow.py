@@ -8,9 +8,10 @@ requests that are open and none answered (a store that was stopped says nothing 
 
 What it guarantees. No request of the device waits for the thread, so a conductor that is away is
 not missed until a route changes. Each question has a time limit, `CALL_S`; a failed one is asked
-again at the same pace, and `problem` keeps why. `stop` and `join` may be called often and by
-anybody, also by a garbage collector. The thread knows the core's volume, never the device: a device
-that is dropped without being closed is collected, and its thread ends.
+again at the same pace, and `problem` keeps why. When the conductor says that there is no such
+volume any more, the core's volume is closed: what waited would wait for ever. `stop` and `join` may
+be called often and by anybody, also by a garbage collector. The thread knows the core's volume,
+never the device: a device that is dropped without being closed is collected, and its thread ends.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ class Followed(Protocol):
 
     def stats(self) -> Mapping[str, int]:
         """Give counters, "requests" and "replies" among them."""
+
+    def close(self) -> None:
+        """End the connections; requests that are open fail with CANCELLED."""
 
 
 class Pace:
@@ -108,6 +112,11 @@ class Follower:
         """Say whether the thread runs."""
         return self._thread.is_alive()
 
+    @property
+    def is_gone(self) -> bool:
+        """Say whether the volume was deleted."""
+        return self.problem is not None and self.problem.code is Code.NOT_FOUND
+
     def look(self) -> None:
         """Ask for news now, and let the core have them."""
         # One at a time: an older answer must not come after a newer one.
@@ -118,6 +127,8 @@ class Follower:
             except PureFlashError as problem:
                 # The conductor is away, or the device was closed meanwhile: I/O goes on as it can.
                 self.problem = problem
+                if self.is_gone:
+                    self._volume.close()
                 return
             self.problem = None
             self._ticket = spec.ticket
