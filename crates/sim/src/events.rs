@@ -35,6 +35,8 @@ pub enum Nemesis {
     Client,
     /// Fences earlier writers.
     Attach,
+    /// Takes every member of an ISR away for good, as far as anybody can tell.
+    Lose,
 }
 
 /// One thing that happens.
@@ -86,6 +88,8 @@ pub enum What {
     Flap(u64, u64, u32),
     /// A primary and the learner that it proposes are cut apart.
     Ambush(StoreId, StoreId),
+    /// A person decides which copy of a shard counts, while it is still at this epoch.
+    Decide(u32, Epoch),
     /// Every link works again.
     Heal,
     /// Faults.
