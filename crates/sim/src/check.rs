@@ -49,6 +49,8 @@ struct Shard {
     /// When a client's operation on a block last got an lsn.
     assigned: BTreeMap<u32, u64>,
     promised: BTreeMap<StoreId, Epoch>,
+    /// Its history is not its first.
+    is_forced: bool,
 }
 
 impl Shard {
@@ -128,6 +130,14 @@ impl Check {
     pub fn is_changing(&self, shard: u32, block: u32, since: u64) -> bool {
         let assigned = self.shards[shard as usize].assigned.get(&block);
         assigned.is_some_and(|&moment| moment > since)
+    }
+
+    /// A person has decided which copy of a shard counts: what it holds of these blocks may be any
+    /// value that was ever written there, and some that nobody has may be lost for good.
+    pub fn forced(&mut self, shard: u32, blocks: &[u64]) {
+        self.shard(shard).is_forced = true;
+        let values = self.history.forced(blocks);
+        self.committed_values.extend(values);
     }
 
     /// A life of a store is registered.
@@ -260,6 +270,7 @@ impl Check {
                 self.fail(why);
             }
             // The fault budget leaves one good copy of everything.
+            Note::Lost { .. } if self.shards[place.shard as usize].is_forced => {}
             Note::Lost { block } => {
                 let why = format!("I1: at {now} ns {place:?} says that nobody has block {block}");
                 self.fail(why);

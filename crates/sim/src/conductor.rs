@@ -65,6 +65,8 @@ pub struct Conductor {
     disks: BTreeMap<StoreId, Member>,
     /// Since when nobody of the ISR is there.
     gathering: Vec<Option<u64>>,
+    /// Lives that are over for certain.
+    ended: BTreeMap<StoreId, Incarnation>,
 }
 
 impl Conductor {
@@ -73,7 +75,7 @@ impl Conductor {
     pub fn new(confs: Vec<ShardConf>, disks: Vec<Member>) -> Conductor {
         let gathering = vec![None; confs.len()];
         let disks = disks.into_iter().map(|member| (member.store, member)).collect();
-        Conductor { confs, known: BTreeMap::new(), disks, gathering }
+        Conductor { confs, known: BTreeMap::new(), disks, gathering, ended: BTreeMap::new() }
     }
 
     /// What is stored.
@@ -146,7 +148,7 @@ impl Conductor {
             Some((member.copy, Lsn { epoch: Epoch(0), seq }))
         });
         let (registered, complete) = (registered.collect(), complete.collect());
-        Facts { proposer, registered, complete, ended: BTreeMap::new() }
+        Facts { proposer, registered, complete, ended: self.ended.clone() }
     }
 
     fn is_reachable(&self, now: u64, store: StoreId) -> bool {
@@ -186,6 +188,30 @@ impl Conductor {
             let stored = self.store(now, shard, epoch, &transition, Proposer::Conductor, 0);
             out.extend(stored.ok());
         }
+    }
+
+    /// The end of a life was seen, by somebody who can be believed.
+    pub fn ended(&mut self, store: StoreId, incarnation: Incarnation) {
+        self.ended.insert(store, incarnation);
+    }
+
+    /// A person lets the copy outside the ISR count that has the most, if the guards allow any (T7).
+    pub fn force_accept(&mut self, now: u64, shard: u32) -> Option<Stored> {
+        let conf = self.conf(shard).clone();
+        let seq = |member: &Member| {
+            let known = self.known.get(&member.store)?;
+            known.status.shards.get(shard as usize).map(|(seq, _)| *seq)
+        };
+        let is_out = |member: &&Member| !conf.isr.contains(&member.copy);
+        let mut outside: Vec<Member> = conf.members.iter().filter(is_out).copied().collect();
+        outside.sort_by_key(|member| std::cmp::Reverse(seq(member)));
+        let history_id = conf.next_history();
+        outside.into_iter().find_map(|member| {
+            let incarnation = self.known.get(&member.store)?.status.incarnation;
+            let member = Member { incarnation, ..member };
+            let transition = Transition::ForceAccept { member, history_id };
+            self.store(now, shard, conf.epoch, &transition, Proposer::Human, 0).ok()
+        })
     }
 
     fn decide(&mut self, now: u64, shard: u32) -> Option<Transition> {

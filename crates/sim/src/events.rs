@@ -37,6 +37,8 @@ pub enum Nemesis {
     Attach,
     /// Asks a primary to give its reign to another member.
     Transfer,
+    /// Takes every member of an ISR away for good, as far as anybody can tell.
+    Lose,
 }
 
 /// One thing that happens.
@@ -88,6 +90,8 @@ pub enum What {
     Flap(u64, u64, u32),
     /// A primary and the learner that it proposes are cut apart.
     Ambush(StoreId, StoreId),
+    /// A person decides which copy of a shard counts, while it is still at this epoch.
+    Decide(u32, Epoch),
     /// Every link works again.
     Heal,
     /// Faults.

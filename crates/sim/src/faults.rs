@@ -10,10 +10,16 @@ use crate::events::{Nemesis, What};
 use crate::phases::Phase;
 use crate::store::{Input, Process};
 use crate::world::{MILLI, World, quality};
-use shard::conf::{CopyId, Incarnation, StoreId};
+use proto::Epoch;
+use shard::conf::{CopyId, Incarnation, Member, StoreId};
 
 /// Longer than every lease and promise (G is 2.25 s), also by a clock that is 10 % wrong.
 const LONG_PAUSE: u64 = 2_700 * MILLI;
+
+/// How long a lost machine is off: longer than a person takes to decide, mostly.
+const LOST: u64 = 6_000 * MILLI;
+/// How often a person looks: later than the last report of a machine that is off can arrive.
+const DECIDES_AFTER: u64 = 1_000 * MILLI;
 
 /// Time after the last fault in which a process may still end because of it.
 const AFTERMATH: u64 = 1_000 * MILLI;
@@ -32,6 +38,7 @@ impl World {
             Nemesis::Client => self.options.client_every_ms,
             Nemesis::Attach => self.options.attach_every_ms,
             Nemesis::Transfer => self.options.transfer_every_ms,
+            Nemesis::Lose => self.options.lose_every_ms,
         }
     }
 
@@ -48,6 +55,7 @@ impl World {
             Nemesis::Client,
             Nemesis::Attach,
             Nemesis::Transfer,
+            Nemesis::Lose,
         ] {
             self.plan(nemesis);
         }
@@ -109,6 +117,7 @@ impl World {
             }
             Nemesis::Attach => self.attach(),
             Nemesis::Transfer => self.transfer(),
+            Nemesis::Lose => self.lose(),
         }
     }
 
@@ -229,6 +238,47 @@ impl World {
             let to = *self.random.pick(&others);
             self.tell(from, Input::Transfer { shard, to });
         }
+    }
+
+    /// A shard loses its whole ISR while a store outside it is up: those machines are off, and
+    /// everybody knows. A person decides before they come back, with all that they had.
+    fn lose(&mut self) {
+        let shard = self.random.below(self.options.shards) as u32;
+        let conf = self.conductor.conf(shard).clone();
+        let is_out = |member: &&Member| !conf.isr.contains(&member.copy);
+        let is_up = |member: &Member| self.stores[member.store as usize - 1].process.is_some();
+        if !conf.members.iter().filter(is_out).any(is_up) {
+            return;
+        }
+        self.count("fault.lose");
+        for lost in conf.isr_members() {
+            let index = lost.store as usize - 1;
+            self.stores[index].lost_until = self.now + self.random.around(LOST);
+            self.crash(index, false);
+            let life = self.stores[index].incarnation;
+            self.conductor.ended(lost.store, life);
+            self.tell_dead(lost.store, life);
+        }
+        self.events.push(self.now + DECIDES_AFTER, What::Decide(shard, conf.epoch));
+    }
+
+    /// A person looks whether something has changed, decides if the guards allow it, or looks again.
+    pub(crate) fn decide(&mut self, shard: u32, epoch: Epoch) {
+        let conf = self.conductor.conf(shard);
+        if self.phase != Phase::Safety || conf.epoch != epoch {
+            return;
+        }
+        let stored = self.is_conductor_up.then(|| self.conductor.force_accept(self.now, shard));
+        let Some(Some(stored)) = stored else {
+            return self.events.push(self.now + DECIDES_AFTER, What::Decide(shard, epoch));
+        };
+        let attach_epoch = stored.conf.attach_epoch;
+        let blocks = self.blocks_of(shard);
+        self.check.forced(shard, &blocks);
+        self.stored(stored);
+        let mut out = Vec::new();
+        self.conductor.attach(self.now, attach_epoch, &mut out);
+        out.into_iter().for_each(|stored| self.stored(stored));
     }
 
     // ------------------------------------------------------------------------------- processes ----

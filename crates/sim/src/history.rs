@@ -11,6 +11,9 @@
 //! (2) and (3) are what linearizability of one register asks of a read against the operations that
 //! ended before it began; all of those are known when the read ends, so each read is checked once,
 //! then. Moments are numbers of a counter: no two are equal.
+//!
+//! When a person forces a history (T7), every write that had ended may be undone: it counts as one
+//! that ends at that moment, so any of them may be seen after it, and all agree on which.
 
 use std::collections::BTreeMap;
 
@@ -38,6 +41,8 @@ struct Seen {
 struct Block {
     writes: Vec<Written>,
     reads: Vec<Seen>,
+    /// When the last history was forced; 0: never.
+    forced: Moment,
 }
 
 /// What a request does.
@@ -162,6 +167,18 @@ impl History {
         Err(why)
     }
 
+    /// A person decides on the content of these blocks, now; gives all values that they may hold.
+    pub fn forced(&mut self, blocks: &[u64]) -> Vec<u64> {
+        let moment = self.moment();
+        let mut values = Vec::new();
+        for block in blocks {
+            let known = self.blocks.entry(*block).or_default();
+            known.forced = moment;
+            values.extend(known.writes.iter().map(|write| write.value));
+        }
+        values
+    }
+
     /// A client has ended: what it had open is never answered, and may have happened.
     pub fn abandon(&mut self, client: u64) {
         self.open.retain(|(asker, _), _| *asker != client);
@@ -180,7 +197,7 @@ impl History {
 
 /// What lies wholly between the end of `write` and `begun` and contradicts it.
 fn overwritten(block: &Block, write: &Written, begun: Moment) -> Option<String> {
-    let ended = write.ended?;
+    let ended = write.ended?.max(block.forced);
     let later = block.writes.iter().find(|later| {
         later.begun > ended
             && later.ended.is_some_and(|end| end < begun)
@@ -276,6 +293,22 @@ mod tests {
         story.read(1).expect("before");
         story.read(2).expect("after");
         assert!(story.read(1).expect_err("back again").contains("has seen 0x2"));
+    }
+
+    #[test]
+    fn a_forced_history_may_go_back_once() {
+        let mut story = Story::new();
+        story.write(1);
+        story.write(2);
+        story.read(2).expect("the last one");
+        assert_eq!(story.history.forced(&[7, 8]), [1, 2], "block 8 was never written");
+        story.read(1).expect("what was acknowledged since is lost");
+        assert!(story.read(2).is_err(), "and stays lost");
+        assert!(story.read(0).is_err());
+        story.write(3);
+        assert!(story.read(1).is_err(), "the new history is one as any other");
+        story.read(3).expect("the last one");
+        assert!(story.read(4).is_err(), "never written, whoever decides");
     }
 
     #[test]

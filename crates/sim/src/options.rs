@@ -152,6 +152,9 @@ options! {
     attach_every_ms,
     /// Mean time between requests that a primary give its reign away (T5).
     transfer_every_ms,
+    /// Mean time between losses of a whole ISR, after which a person decides on an older copy (T7).
+    /// No seed chooses it: what was acknowledged is lost then, and I1 is judged per history.
+    lose_every_ms,
     /// Chance that a disk read brings a flipped bit.
     bit_flip,
     /// Percent of the crashes after which recovery is run twice and compared.

@@ -62,6 +62,8 @@ pub(crate) struct Store {
     pub stuck: Option<u64>,
     /// Lives that crash again soon after their start.
     pub storm: u64,
+    /// Until then its machine is off.
+    pub lost_until: u64,
     /// A read has failed in this life, so it may call a block lost that it reads later.
     pub has_failed_reads: bool,
     clock_offset: u64,
@@ -353,7 +355,10 @@ impl World {
             }
             What::Boot(store) => {
                 let index = store as usize - 1;
-                if self.stores[index].process.is_none() {
+                let lost_until = self.stores[index].lost_until;
+                if self.now < lost_until && self.phase == Phase::Safety {
+                    self.events.push(lost_until, What::Boot(store));
+                } else if self.stores[index].process.is_none() {
                     self.next_incarnation += 1;
                     self.boot(index, self.next_incarnation);
                 }
@@ -370,6 +375,7 @@ impl World {
             What::DiskRecovers(store) => self.stores[store as usize - 1].disk_factor = 1,
             What::Flap(from, to, left) => self.flap(from, to, left),
             What::Ambush(primary, learner) => self.ambush(primary, learner),
+            What::Decide(shard, epoch) => self.decide(shard, epoch),
             What::Heal => self.network.heal(),
             What::Nemesis(nemesis) => self.strike(nemesis),
             What::Phase => self.look_at_phase(),
@@ -816,6 +822,7 @@ fn process_of(what: &What, conns: &BTreeMap<u64, Conn>) -> Option<StoreId> {
         | What::DiskRecovers(_)
         | What::Flap(..)
         | What::Ambush(..)
+        | What::Decide(..)
         | What::Heal
         | What::Nemesis(_)
         | What::Phase => None,
@@ -931,6 +938,7 @@ fn make_store(
         disk_factor: 1,
         stuck: None,
         storm: 0,
+        lost_until: 0,
         has_failed_reads: false,
         clock_offset: CLOCK_START + random.below(CLOCK_START),
         clock_permille,

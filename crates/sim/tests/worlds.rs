@@ -43,6 +43,25 @@ fn nothing_is_broken_in_the_first_worlds() {
     assert!(totals["committed"] > 1_000 && totals["audit"] > 1_000, "{totals:?}");
 }
 
+/// T7: whole ISRs are lost, a person decides on what is left, and the lost stores come back with more
+/// than that. Each history by itself holds every invariant.
+#[test]
+fn histories_that_a_person_forces_are_sound() {
+    let mut totals = std::collections::BTreeMap::new();
+    // 1070: the life of a primary that was cut off is chosen, and knows nothing of its successors.
+    for seed in (0..24).chain([1070]) {
+        let world = run(seed, r#"{"lose_every_ms": 3000}"#);
+        assert_eq!(world.violation(), None, "seed {seed}: {}", world.options());
+        for (name, value) in world.counts() {
+            *totals.entry(name).or_insert(0) += value;
+        }
+    }
+    // Learners are chosen as well, and whoever was left behind is admitted again.
+    for name in ["fault.lose", "transition.T7", "transition.T4", "copied"] {
+        assert!(totals.get(name).copied().unwrap_or(0) >= 20, "{name} in {totals:?}");
+    }
+}
+
 #[test]
 fn i28_the_same_seed_is_the_same_world() {
     for seed in [3, 11] {

@@ -45,8 +45,12 @@ impl Replica {
         }
     }
 
+    /// A reign does not outlive its history: a person may choose the copy of a primary that was
+    /// out of sight while others were primary, and that knows nothing of it.
     fn stays_primary(&self, conf: &ShardConf) -> bool {
-        self.reign.is_some() && self.is_me(conf.primary_member())
+        let is_same_history =
+            self.stored.conf.as_ref().is_some_and(|old| old.history_id == conf.history_id);
+        self.reign.is_some() && self.is_me(conf.primary_member()) && is_same_history
     }
 
     fn begin_adoption(&mut self, ctx: &mut Ctx<'_, '_>, conf: ShardConf) {

@@ -76,6 +76,21 @@ fn its_seqs_are_kept_when_it_is_opened_again() {
     assert!(seqs.iter().all(|&seq| seq > FLOOR + 1), "none is given twice: {seqs:?}");
 }
 
+#[test]
+fn a_reign_ends_with_its_history_although_the_same_life_is_chosen() {
+    let mut bench = Bench::primary(Mutant::None, conf(5, 0, &[0, 1, 2], &[]));
+    bench.write(1, 0);
+    bench.run_lane(|_| true);
+    assert!(!bench.is_done(1), "nobody answers");
+    // Others were primary in epochs that this one has never seen, and all of them are lost.
+    bench.learn(forced(9, 0, &[]));
+    assert_eq!(bench.refusal(1), Some(Status::NotPrimary), "its client asks again");
+    bench.write(2, 20);
+    bench.run_lane(|_| true);
+    assert!(bench.is_done(2));
+    assert_eq!(assigned(&bench), [1, FLOOR + 1, FLOOR + 2], "in doubt: settled anew");
+}
+
 /// A replica that had committed up to seq 1,000 in both regions, alone, before store 2 was chosen.
 fn left_behind() -> Bench {
     let mut bench = Bench::new(Mutant::None);
