@@ -6,19 +6,17 @@ says.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import hmac
 import select
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from tests.support.pfw import Connection, Session, status
 
 from pureflash import _core
 from pureflash.errors import Code, PureFlashError
+from pureflash.model.ticket import Rights, Ticket, make_ticket
 from pureflash.testing.model import wire
 from pureflash.testing.model.wire import Message, Opcode
 
@@ -122,104 +120,30 @@ def _close_clients() -> Iterator[None]:
         Client.opened.pop().close()
 
 
-class Client:
-    """One PFW connection, by the Python model."""
+class Client(Session):
+    """One connection with a ticket that is right but for `ticket`; closed after the test."""
 
-    opened: ClassVar[list[socket.socket]] = []
+    opened: ClassVar[list[Client]] = []
 
     def __init__(
-        self, node: _core.StoreNode, *, slot: int = 0, generation: int = 1, **changes: Any
+        self,
+        node: _core.StoreNode,
+        *,
+        slot: int = 0,
+        key: bytes = KEY,
+        cluster_id: bytes = CLUSTER,
+        **ticket: Any,
     ) -> None:
-        host, port = node.address.split(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=30)
-        Client.opened.append(self.socket)
-        self.next_id = 1
-        ticket = {
-            "volume": VOLUME,
+        usual = {
+            "volume_id": VOLUME,
             "attach_epoch": 1,
             "session": 5,
             "expires": FAR_FUTURE,
-            "rights": 3,
-        } | changes
-        body = b"".join(
-            int(ticket[name]).to_bytes(size, "little")
-            for name, size in (
-                ("volume", 8),
-                ("attach_epoch", 8),
-                ("session", 8),
-                ("expires", 8),
-                ("rights", 4),
-            )
-        )
-        mac = hmac.digest(changes.get("key", KEY), body, hashlib.sha256)
-        extension = {
-            "version_min": 1,
-            "version_max": 1,
-            "kind": 1,
-            "path_slot": slot,
-            "lane": 0,
-            "path_generation": generation,
-            "features": 0,
-            "payload_bytes_max": 1 << 20,
-            "requests_max": 128,
-            "inflight_bytes_max": 32 << 20,
-            "cluster_id": changes.get("cluster_id", CLUSTER),
-            "volume": ticket["volume"],
-            "attach_epoch": ticket["attach_epoch"],
-            "session": ticket["session"],
-            "expires": ticket["expires"],
-            "rights": ticket["rights"],
-            "ticket_mac": mac,
-            "store": 0,
-            "incarnation": 0,
-            "nonce": bytes(32),
-            "proof": bytes(32),
+            "rights": Rights.READ_WRITE,
         }
-        self.hello = self.call(Message(Opcode.HELLO, extension=extension))
-
-    def send(self, message: Message) -> None:
-        self.socket.sendall(wire.encode(message))
-
-    def receive(self) -> Message:
-        head = self._exactly(64)
-        return wire.decode(head + self._exactly(int.from_bytes(head[56:60], "little")))
-
-    def _exactly(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count:
-            piece = self.socket.recv(count - len(data))
-            if not piece:
-                raise EOFError
-            data += piece
-        return data
-
-    def call(self, message: Message) -> Message:
-        self.send(message)
-        return self.receive()
-
-    def request(self, opcode: Opcode, offset: int, length: int, **fields: Any) -> Message:
-        self.next_id += 1
-        return Message(
-            opcode,
-            command_id=self.next_id,
-            volume_id=VOLUME,
-            place=offset,
-            length=length,
-            epoch=fields.pop("epoch", 1),
-            position=fields.pop("attach_epoch", 1),
-            **fields,
-        )
-
-    def write(self, offset: int, data: bytes, **fields: Any) -> Message:
-        return self.call(self.request(Opcode.WRITE, offset, len(data), data=data, **fields))
-
-    def read(self, offset: int, length: int, **fields: Any) -> Message:
-        snap = {"snap_seq": (1 << 64) - 1}
-        return self.call(self.request(Opcode.READ, offset, length, extension=snap, **fields))
-
-
-def status(reply: Message) -> Code:
-    return Code(reply.place & 0xFFFFFFFF)
+        signed = make_ticket(key, Ticket(**(usual | ticket)))
+        super().__init__(node.address, cluster_id, signed, epoch=1, path_slot=slot)
+        Client.opened.append(self)
 
 
 def test_what_is_written_is_read_also_after_a_restart(start: Starter) -> None:
@@ -248,7 +172,7 @@ def test_a_write_past_the_end_has_no_effect(start: Starter) -> None:
     [
         ({"epoch": 2}, Code.STALE_EPOCH),
         ({"epoch": 0}, Code.STALE_EPOCH),
-        ({"attach_epoch": 0}, Code.FENCED),
+        ({"position": 0}, Code.FENCED),
         ({"shard_index": 3}, Code.NOT_PRIMARY),
     ],
 )
@@ -267,9 +191,9 @@ def test_a_newer_configuration_fences_older_writers(start: Starter) -> None:
     assert status(client.write(0, b"o" * 4096)) is Code.FENCED, "it may never hear of epoch 2"
     assert status(client.read(0, 4096)) is Code.STALE_EPOCH, "a reader waits for the news"
     assert status(client.write(0, b"o" * 4096, epoch=2)) is Code.FENCED
-    assert status(client.write(0, b"o" * 4096, epoch=2, attach_epoch=2)) is Code.DENIED, "unsigned"
+    assert status(client.write(0, b"o" * 4096, epoch=2, position=2)) is Code.DENIED, "unsigned"
     newer = Client(node, session=6, attach_epoch=2)
-    assert status(newer.write(0, b"n" * 4096, epoch=2, attach_epoch=2)) is Code.OK
+    assert status(newer.write(0, b"n" * 4096, epoch=2)) is Code.OK
 
 
 @pytest.mark.parametrize(
@@ -291,11 +215,11 @@ def test_who_cannot_prove_it_is_not_let_in(
 
 def test_rights_bind_a_session_to_its_volume_and_to_reading(start: Starter) -> None:
     node = with_shard(start())
-    reader = Client(node, rights=1)
+    reader = Client(node, rights=Rights.READ)
     assert status(reader.read(0, 4096)) is Code.OK
     assert status(reader.write(0, bytes(4096))) is Code.READ_ONLY
-    stranger = Client(node, volume=VOLUME + 1)
-    assert status(stranger.read(0, 4096)) is Code.DENIED
+    stranger = Client(node, volume_id=VOLUME + 1)
+    assert status(stranger.read(0, 4096, volume_id=VOLUME)) is Code.DENIED
 
 
 @pytest.mark.parametrize(
@@ -310,12 +234,9 @@ def test_rights_bind_a_session_to_its_volume_and_to_reading(start: Starter) -> N
 def test_garbage_closes_its_connection_and_nothing_else(start: Starter, garbage: bytes) -> None:
     node = with_shard(start())
     client = Client(node)
-    host, port = node.address.split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as stranger:
-        stranger.sendall(garbage)
-        # Closed in order, or reset because bytes of ours were not read.
-        with contextlib.suppress(ConnectionResetError):
-            assert stranger.recv(1) == b""
+    with Connection(node.address) as stranger:
+        stranger.send_raw(garbage)
+        assert stranger.is_closed()
     assert status(client.write(0, b"x" * 4096)) is Code.OK
 
 
@@ -323,7 +244,7 @@ def test_damaged_data_are_refused_and_the_connection_goes_on(start: Starter) -> 
     client = Client(with_shard(start()))
     frame = bytearray(wire.encode(client.request(Opcode.WRITE, 0, 4096, data=b"d" * 4096)))
     frame[-1] ^= 1
-    client.socket.sendall(frame)
+    client.send_raw(bytes(frame))
     assert status(client.receive()) is Code.BAD_CHECKSUM
     assert client.read(0, 4096).data == bytes(4096), "a refused write has no effect"
 
