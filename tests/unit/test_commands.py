@@ -426,7 +426,24 @@ def status_of(stores: int, findings: int) -> list[str]:
         counters={},
         health=[finding] * findings,
     )  # fmt: skip
-    return status_lines(seen, "127.0.0.1:7180", [])
+    children = [
+        {"name": "s1", "state": "running", "reason": ""},
+        {"name": "s2", "state": "waiting", "reason": "it ended by SIGKILL"},
+    ]
+    return status_lines(seen, "127.0.0.1:7180", children)
+
+
+def test_the_status_tells_space_disks_and_processes_apart() -> None:
+    lines = status_of(1, 0)
+    assert (
+        "  space: 30 GiB raw, 28 GiB usable, 19 GiB without the largest store;"
+        " 1 GiB used, 5 GiB promised of 28 GiB"
+    ) in lines
+    (store,) = (line for line in lines if line.startswith("  s1 "))
+    assert store.endswith("  ok, 9 GiB free of 10 GiB")
+    assert [line for line in lines if line.startswith("  s2: ")] == [
+        "  s2: to be started again: it ended by SIGKILL"
+    ]
 
 
 def test_the_status_fits_one_screen_whatever_is_wrong() -> None:

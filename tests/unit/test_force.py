@@ -17,7 +17,7 @@ from tests.support.world import GIB, World, attempt, run
 from tests.unit.test_commands import commands_of
 
 from pureflash.cli.outcome import Exit
-from pureflash.conductor import planner, states
+from pureflash.conductor import explaining, planner, states
 from pureflash.conductor.force import FORCE_JOB, ForcePlan, judge_force, writes_of
 from pureflash.conductor.view import StoreObservation
 from pureflash.errors import Code, PureFlashError
@@ -239,7 +239,7 @@ def test_the_record_stays_as_long_as_its_volume() -> None:
     }
     gone = [one.key for one in planner.plan(situation.view()) if isinstance(one, Write)]
     assert gone == ["job/100"], "the oldest of the others"
-    lines = states.explain(situation.view(), situation.volume())
+    lines = explaining.explain(situation.view(), situation.volume())
     assert [line.reason for line in lines if line.state == "forced"] == [
         f"1970-01-01T00:00:00.000Z: {job.reason}"
     ]

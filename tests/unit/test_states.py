@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from msgspec import structs
 from tests.support.views import EPOCH, Situation
 
 from pureflash.cli.status import status_lines
-from pureflash.conductor import health, states
+from pureflash.conductor import explaining, health, states
+from pureflash.conductor.view import used_bytes
 from pureflash.model.domain import GIB, HealthState
-from pureflash.model.messages import ResyncReport
+from pureflash.model.messages import DiskReport, ResyncReport
 from pureflash.model.rest import CapacityView, ClusterView
 
 Row = tuple[str, Situation, HealthState, str, str, str]
@@ -16,6 +20,7 @@ Row = tuple[str, Situation, HealthState, str, str, str]
 ABOUT = "s2 is being made equal, about to begin"
 COPYING = (ResyncReport(to=3, regions_left=30, regions_copied=10),)
 
+START_OF = "the start of"
 GOES_ON = "gives up what only the lost copies hold and goes on with"
 ROWS: list[Row] = [
     ("all is well", Situation(), HealthState.HEALTHY, "", states.SERVED, ""),
@@ -34,7 +39,15 @@ ROWS: list[Row] = [
         HealthState.DEGRADED,
         "2 of 3 copies in sync; s3 is offline: its process ended",
         states.SERVED,
-        "a person, who starts s3; the rest happens by itself",
+        "the start of s3, by a supervisor or a person; the rest happens by itself",
+    ),
+    (
+        "a store is silent and out",
+        Situation(isr=(0, 1)).suspected(3),
+        HealthState.DEGRADED,
+        "2 of 3 copies in sync; s3 is suspected: silent for more than 2250 ms",
+        states.SERVED,
+        "s3, when heard again; the rest happens by itself",
     ),
     (
         "a learner was given up",
@@ -58,7 +71,7 @@ ROWS: list[Row] = [
         HealthState.DEGRADED,
         "3 of 3 copies in sync; s3 is suspected: silent for more than 2250 ms; it is in the ISR",
         states.MAY_PAUSE,
-        "the primary, which goes on without",
+        "the primary, which takes it out of the ISR and goes on",
     ),
     (
         "one copy of two",
@@ -130,7 +143,7 @@ ROWS: list[Row] = [
         HealthState.OFFLINE,
         "s1 is offline: its process ended",
         states.WAIT,
-        f"a person, who starts s1, or {GOES_ON} s2 or s3 (`pf volume force-accept`)",
+        f"{START_OF} s1, or a person, who {GOES_ON} s2 or s3 (`pf volume force-accept`)",
     ),
     (
         "the only copy in sync is gone, and so are the others",
@@ -138,7 +151,7 @@ ROWS: list[Row] = [
         HealthState.OFFLINE,
         "s1 is offline: its process ended",
         states.WAIT,
-        "a person, who starts s1",
+        f"{START_OF} s1, by a supervisor or a person",
     ),
     (
         "the store of the only copy in sync is back on another disk",
@@ -154,7 +167,7 @@ ROWS: list[Row] = [
         HealthState.OFFLINE,
         "s1 is offline: its process ended; s2 is offline: its process ended",
         states.WAIT,
-        "a person, who starts s1 or s2",
+        f"{START_OF} s1 or s2, by a supervisor or a person",
     ),
     (
         "the only disk failed",
@@ -207,7 +220,7 @@ def test_every_copy_is_shown_with_its_role_and_progress() -> None:
         (30, 10),
     ]
     assert (shard.primary, shard.isr, shard.learners) == (1, [1, 2], [3])
-    lines = states.explain(situation.view(), situation.volume())
+    lines = explaining.explain(situation.view(), situation.volume())
     assert [(line.subject, line.state) for line in lines] == [
         ("v1", "degraded"),
         ("v1/0", "degraded"),
@@ -254,15 +267,59 @@ def test_the_status_says_why_a_store_has_replicas_that_are_out() -> None:
 
 
 @pytest.mark.parametrize(
+    ("situation", "state", "sentence"),
+    [
+        (Situation(), HealthState.HEALTHY, "Everything is as it should be."),
+        (
+            Situation(isr=(0, 1)).offline(3),
+            HealthState.DEGRADED,
+            "A store node is not there; its copies are out of reach: s3 (1 more below).",
+        ),
+        (
+            Situation(isr=(0, 1)).failed_disk(3),
+            HealthState.DEGRADED,
+            "A disk stopped after a failed write or flush: s3 disk 0 (2 more below).",
+        ),
+        (
+            Situation(isr=(0,)).offline(1),
+            HealthState.OFFLINE,
+            "A store node is not there; its copies are out of reach: s1 (3 more below).",
+        ),
+    ],
+)
+def test_a_cluster_is_offline_only_if_something_is_not_served(
+    situation: Situation, state: HealthState, sentence: str
+) -> None:
+    view = situation.view()
+    found = health.findings(view)
+    assert health.cluster_state(view, found) == (state, sentence)
+
+
+def test_a_cluster_without_any_store_there_is_offline_even_without_volumes() -> None:
+    view = replace(Situation().offline(1, 2, 3).view(), volumes={}, shards={})
+    state, _ = health.cluster_state(view, health.findings(view))
+    assert state is HealthState.OFFLINE
+
+
+@pytest.mark.parametrize(
     ("situation", "why"),
     [
         (Situation(isr=(0, 1)), "1 waiting to be made equal"),
         (Situation(isr=(0, 1)).paused(2, for_ms=1), "1 paused after an attempt that was given up"),
         (Situation(isr=(0, 1)).failed_disk(3), "1 on a failed disk"),
-        (Situation(isr=(0, 1)).offline(3), "1 on a store that is not there"),
+        (Situation(isr=(0, 1)).offline(3), ""),
         (Situation(), ""),
     ],
 )
 def test_a_store_says_why_its_replicas_are_out(situation: Situation, why: str) -> None:
     view = situation.view()
     assert states.store_view(view, view.stores[3]).out_reason == why
+
+
+def test_the_reserve_of_a_disk_is_not_shown_as_used() -> None:
+    report = DiskReport(
+        index=0, state="online", reason="", engine="mem", bytes_total=100 * GIB, bytes_free=95 * GIB
+    )
+    assert used_bytes(report) == 0
+    assert used_bytes(structs.replace(report, bytes_free=90 * GIB)) == 5 * GIB
+    assert used_bytes(structs.replace(report, bytes_free=96 * GIB)) == 0, "an empty disk, rounded"

@@ -19,7 +19,7 @@ from litestar.response.sse import ServerSentEventMessage
 
 from pureflash.api.idempotency import Idempotency
 from pureflash.api.problems import request_id_of
-from pureflash.conductor import health, requests, states
+from pureflash.conductor import explaining, health, requests, states
 from pureflash.conductor.service import Conductor
 from pureflash.conductor.view import View
 from pureflash.errors import CallerError, Code
@@ -209,7 +209,7 @@ async def force_accept(
 async def explain_volume(conductor: Leader, reference: Reference) -> Page[ExplainLine]:
     """Say why a volume is as it is, shard by shard."""
     view = conductor.view()
-    return Page(items=states.explain(view, requests.find_volume(view, reference)))
+    return Page(items=explaining.explain(view, requests.find_volume(view, reference)))
 
 
 @post("/v1/volumes/{reference:str}/attach", status_code=200)

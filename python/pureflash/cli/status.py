@@ -35,7 +35,7 @@ def status_lines(
     trouble = [child for child in children if child["state"] not in ("running", "starting")]
     if trouble:
         lines += ["", "processes:"]
-        lines += [f"  {child['name']}: {child['state']}: {child['reason']}" for child in trouble]
+        lines += [f"  {child['name']}: {_fate(child)}" for child in trouble]
     if seen.running_jobs:
         lines += ["", "jobs:"]
         lines += [
@@ -46,13 +46,19 @@ def status_lines(
     return lines
 
 
+def _fate(child: Mapping[str, Any]) -> str:
+    state = "to be started again" if child["state"] == "waiting" else child["state"]
+    return f"{state}: {child['reason']}"
+
+
 def _space_line(capacity: CapacityView) -> str:
     limit = format_size(int(capacity.usable_bytes * capacity.overcommit_ratio))
     return (
-        f"  space: {format_size(capacity.used_bytes)} used"
-        f" of {format_size(capacity.raw_bytes)};"
+        f"  space: {format_size(capacity.raw_bytes)} raw,"
+        f" {format_size(capacity.usable_bytes)} usable,"
+        f" {format_size(capacity.after_one_loss_bytes)} without the largest store;"
+        f" {format_size(capacity.used_bytes)} used,"
         f" {format_size(capacity.promised_bytes)} promised of {limit}"
-        f" ({format_size(capacity.after_one_loss_bytes)} usable without the largest store)"
     )
 
 
@@ -64,7 +70,7 @@ def _store_table(stores: Sequence[StoreView]) -> list[str]:
     lines = [f"  {'STORE':<8} {'STATE':<10} {'ADDRESS':<22} {'REPLICAS':>14}  DISKS"]
     for store in stores[:STORES_SHOWN]:
         disks = ", ".join(
-            f"{disk.state} {_free(disk.bytes_free)} of {format_size(disk.size_bytes)}"
+            f"{disk.state}, {_free(disk.bytes_free)}{format_size(disk.size_bytes)}"
             for disk in store.disks
         )
         out = f" ({store.replicas_out} out)" if store.replicas_out else ""
@@ -78,7 +84,7 @@ def _store_table(stores: Sequence[StoreView]) -> list[str]:
 
 
 def _free(number: int | None) -> str:
-    return "" if number is None else f"{format_size(number)} free"
+    return "" if number is None else f"{format_size(number)} free of "
 
 
 def _findings(found: Sequence[HealthView]) -> list[str]:

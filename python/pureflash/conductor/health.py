@@ -1,7 +1,8 @@
 """Health: stable codes with meaning, cause and next step. Pure.
 
 `CODES` is the whole list; a finding names one of them, so documentation and mutes can rely on the
-identifiers. A cluster's state is the worst of its findings.
+identifiers. A cluster is OFFLINE when some volume cannot be served or no store is there, and
+DEGRADED with any other finding: what failed while everything is served is not an outage.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Severity(StrEnum):
 
 
 CODES: Final[dict[str, tuple[Severity, str]]] = {
-    "STORE_OFFLINE": (Severity.ERROR, "A store node does not answer; its data cannot be reached"),
+    "STORE_OFFLINE": (Severity.ERROR, "A store node is not there; its copies are out of reach"),
     "STORE_SUSPECTED": (Severity.WARN, "A store node has been silent for too long"),
     "DISK_FAILED": (Severity.ERROR, "A disk stopped after a failed write or flush"),
     "DISK_NEAR_FULL": (Severity.WARN, f"A disk is more than {NEAR_FULL_PERCENT} % full"),
@@ -67,8 +68,10 @@ def cluster_state(view: View, found: list[HealthView]) -> tuple[HealthState, str
         return HealthState.HEALTHY, "Everything is as it should be."
     first = found[0]
     more = f" ({len(found) - 1} more below)" if len(found) > 1 else ""
-    is_error = first.severity == Severity.ERROR
-    state = HealthState.OFFLINE if is_error else HealthState.DEGRADED
+    is_served = any(view.is_online(store) for store in view.stores) and not any(
+        finding.code == "VOLUME_OFFLINE" for finding in found
+    )
+    state = HealthState.DEGRADED if is_served else HealthState.OFFLINE
     return state, f"{first.meaning}: {first.subject}{more}."
 
 
@@ -102,8 +105,7 @@ def _stores(view: View) -> Iterator[HealthView]:
     for store in view.stores.values():
         seen = view.observation(store.id)
         if seen.state is StoreState.OFFLINE:
-            step = f"start it; its log says why it stopped: pf logs {store.name}"
-            yield finding("STORE_OFFLINE", store.name, seen.cause, step)
+            yield finding("STORE_OFFLINE", store.name, seen.cause, _restart(store.name))
         elif seen.state is StoreState.SUSPECTED:
             step = f"look at its machine; its log: pf logs {store.name}"
             yield finding("STORE_SUSPECTED", store.name, seen.cause, step)
@@ -170,8 +172,12 @@ def _exports(view: View) -> Iterator[HealthView]:
             step = f"see the gateway's log: pf logs {export.gateway}"
             yield finding("EXPORT_NOT_READY", shown.volume, shown.reason, step)
     for name in sorted(offline):
-        step = f"start it; its log says why it stopped: pf logs {name}"
-        yield finding("GATEWAY_OFFLINE", name, "its connection is closed", step)
+        yield finding("GATEWAY_OFFLINE", name, "its connection is closed", _restart(name))
+
+
+def _restart(name: str) -> str:
+    """Say how a process comes back."""
+    return f"`pf up` starts what ended again; else start it, or end it if it hangs: pf logs {name}"
 
 
 def _space(view: View) -> Iterator[HealthView]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from pureflash.conductor.placement import Room, check_stores, place_shard, rooms
-from pureflash.conductor.view import View, usable_bytes
+from pureflash.conductor.view import View, usable_bytes, used_bytes
 from pureflash.errors import (
     CallerError,
     ClusterError,
@@ -65,7 +65,7 @@ def capacity(view: View) -> Capacity:
             report = reports.get(disk.index)
             raw += disk.size_bytes
             store_usable += usable_bytes(disk, report)
-            used += report.bytes_total - report.bytes_free if report else 0
+            used += used_bytes(report) if report else 0
         usable += store_usable
         largest = max(largest, store_usable)
     promised = sum(volume.size_bytes * volume.replicas for volume in view.volumes.values())

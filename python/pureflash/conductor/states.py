@@ -18,6 +18,7 @@ others, and everything that people read is put together from these two.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Final
@@ -44,7 +45,6 @@ from pureflash.model.domain import (
 from pureflash.model.messages import ResyncReport
 from pureflash.model.rest import (
     DiskView,
-    ExplainLine,
     ExportView,
     JobView,
     MemberView,
@@ -157,9 +157,10 @@ def _judge_lost_primary(view: View, volume: Volume, conf: ShardConf, why: str) -
 
 def _who_helps(view: View, conf: ShardConf, found: dict[Condition, list[str]]) -> str:
     """Say what a person can do for a shard of which no in-sync copy can be opened."""
-    steps: list[str] = []
+    ways: list[str] = []
     if gone := found.get(Condition.GONE):
-        steps.append(f"starts {' or '.join(gone)}")
+        ways.append(f"the start of {' or '.join(gone)}")
+    steps: list[str] = []
     if lost := found.get(Condition.LOST):
         steps.append(f"puts the disk of {' or '.join(lost)} back")
     out = [member.store for member in conf.members if member.copy not in conf.isr]
@@ -168,7 +169,11 @@ def _who_helps(view: View, conf: ShardConf, found: dict[Condition, list[str]]) -
             f"gives up what only the lost copies hold and goes on with {' or '.join(names)}"
             " (`pf volume force-accept`)"
         )
-    return f"a person, who {', or '.join(steps)}" if steps else "a person; see `pf status`"
+    if steps:
+        ways.append(f"a person, who {', or '.join(steps)}")
+    elif ways:
+        ways = [f"{ways[0]}, by a supervisor or a person"]
+    return ", or ".join(ways) or "a person; see `pf status`"
 
 
 def _judge_copies(view: View, volume: Volume, conf: ShardConf) -> Verdict:
@@ -183,24 +188,39 @@ def _judge_copies(view: View, volume: Volume, conf: ShardConf) -> Verdict:
     out = [member for member in conf.members if member.copy not in conf.isr]
     reasons = [(store_name(view, member.store), *out_reason(view, conf, member)) for member in out]
     missing = [text for _, _, text in reasons]
-    broken = [f"starts {name}" for name, kind, _ in reasons if kind is OutKind.AWAY]
-    broken += [f"replaces a disk of {n}" for n, kind, _ in reasons if kind is OutKind.FAILED]
     leaves_by = "the conductor, which has the missing copies made equal"
-    if broken:
-        leaves_by = f"a person, who {' and '.join(broken)}; the rest happens by itself"
+    if needed := _needed_first(view, out, reasons):
+        leaves_by = f"{' and '.join(needed)}; the rest happens by itself"
     count = f"{len(conf.isr)} of {conf.rf} copies in sync"
     cause = "; ".join([count, *missing, *troubles])
     if len(conf.isr) < conf.min_write:
-        needed = f"a write needs {conf.min_write}"
-        cause = "; ".join([f"{count}, {needed}", *missing, *troubles])
+        short = f"{count}, a write needs {conf.min_write}"
+        cause = "; ".join([short, *missing, *troubles])
         return Verdict(HealthState.PARKED, cause, WRITES_WAIT, leaves_by)
     if troubles:
-        return Verdict(HealthState.DEGRADED, cause, MAY_PAUSE, "the primary, which goes on without")
+        whom = "it" if len(troubles) == 1 else "them"
+        leaves_by = f"the primary, which takes {whom} out of the ISR and goes on"
+        return Verdict(HealthState.DEGRADED, cause, MAY_PAUSE, leaves_by)
     if len(conf.isr) >= conf.rf:
         return Verdict(HealthState.HEALTHY, "", SERVED, "")
     is_single = len(conf.isr) == 1
     state = HealthState.SINGLE_COPY if is_single else HealthState.DEGRADED
     return Verdict(state, cause, SERVED, leaves_by)
+
+
+def _needed_first(
+    view: View, out: Sequence[Member], reasons: Sequence[tuple[str, OutKind, str]]
+) -> list[str]:
+    """Say what has to happen before missing copies can be made equal."""
+    needed: list[str] = []
+    for member, (name, kind, _) in zip(out, reasons, strict=True):
+        if kind is OutKind.FAILED:
+            needed.append(f"a person, who replaces a disk of {name}")
+        elif kind is OutKind.AWAY:
+            is_gone = view.observation(member.store).state is StoreState.OFFLINE
+            start = f"the start of {name}, by a supervisor or a person"
+            needed.append(start if is_gone else f"{name}, when heard again")
+    return needed
 
 
 def _condition(
@@ -365,11 +385,12 @@ def _shard_view(view: View, volume: Volume, index: int) -> ShardView:
         primary=store_of[conf.primary] if conf else None,
         isr=[store_of[copy] for copy in conf.isr] if conf else [],
         learners=[store_of[copy] for copy in conf.learners] if conf else [],
-        members=[_member_view(view, volume, conf, one) for one in conf.members] if conf else [],
+        members=[member_view(view, volume, conf, one) for one in conf.members] if conf else [],
     )
 
 
-def _member_view(view: View, volume: Volume, conf: ShardConf, member: Member) -> MemberView:
+def member_view(view: View, volume: Volume, conf: ShardConf, member: Member) -> MemberView:
+    """Show a copy: its role, and what is wrong with it."""
     role = role_in(conf, member)
     if member.copy in conf.isr:
         _, reason = _condition(view, volume, conf, member)
@@ -418,63 +439,6 @@ def _used_bytes(view: View, volume: Volume) -> int | None:
     return total
 
 
-def explain(view: View, volume: Volume) -> list[ExplainLine]:
-    """Say of a volume, its shards and their copies what is so and why.
-
-    With one replica there is nothing more to say of the copy than of its shard.
-    """
-    verdict = judge_volume(view, volume)
-    reason = _said(verdict.cause or "all shards serve", verdict)
-    lines = [ExplainLine(subject=volume.name, state=verdict.state, reason=reason)]
-    for index in range(volume.shard_count):
-        verdict = judge_shard(view, volume, index)
-        subject = f"{volume.name}/{index}"
-        conf = view.shards.get((volume.id, index))
-        where = _where(view, conf) if conf else "not placed"
-        text = _said(f"{where}; {verdict.cause}" if verdict.cause else where, verdict)
-        lines.append(ExplainLine(subject=subject, state=verdict.state, reason=text))
-        lines += _forced_lines(view, volume, index, subject)
-        if conf is None or volume.replicas == 1:
-            continue
-        for member in conf.members:
-            shown = _member_view(view, volume, conf, member)
-            text = f"{shown.reason or 'fine'}; disk {member.disk[:8]}"
-            name = f"{subject}/{shown.name}"
-            lines.append(ExplainLine(subject=name, state=shown.role, reason=text))
-    return lines
-
-
-def _forced_lines(view: View, volume: Volume, index: int, subject: str) -> list[ExplainLine]:
-    """Tell of each time that a person decided which copy of a shard counts (T7)."""
-    place = (volume.id, index)
-    return [
-        ExplainLine(
-            subject=subject, state="forced", reason=f"{timestamp(job.created_at_ms)}: {job.reason}"
-        )
-        for job in sorted(view.jobs.values(), key=lambda job: job.id)
-        if job.history_id is not None and (job.volume_id, job.index) == place
-    ]
-
-
-def _said(text: str, verdict: Verdict) -> str:
-    """Add what I/O does and who leaves the state, where that is not the ordinary."""
-    if verdict.state is HealthState.HEALTHY:
-        return text
-    return f"{text}; I/O: {verdict.io}; leaves by: {verdict.leaves_by}"
-
-
-def _where(view: View, conf: ShardConf) -> str:
-    """Say where a shard lies."""
-    primary = conf.member(conf.primary)
-    name = store_name(view, primary.store)
-    if len(conf.members) == 1:
-        return f"primary on {name}, disk {primary.disk[:8]}, epoch {conf.epoch}"
-    in_sync = " ".join(store_name(view, conf.member(copy).store) for copy in conf.isr)
-    learners = " ".join(store_name(view, conf.member(copy).store) for copy in conf.learners)
-    learning = f", learning {learners}" if learners else ""
-    return f"primary on {name}, in sync {in_sync}{learning}, epoch {conf.epoch}"
-
-
 def store_view(view: View, store: Store) -> StoreView:
     """Show a store as `GET /v1/stores/REF` does."""
     seen = view.observation(store.id)
@@ -496,7 +460,8 @@ def store_view(view: View, store: Store) -> StoreView:
         silent_ms=silent,
         replicas=len(here),
         replicas_out=len(out),
-        out_reason=why_out(view, out),
+        # Of a store that is not there `reason` says it already.
+        out_reason=why_out(view, out) if view.is_online(store.id) else "",
         disks=disk_views(view, store),
     )
 

@@ -158,6 +158,12 @@ def usable_bytes(disk: Disk, report: DiskReport | None) -> int:
     return total * (100 - RESERVE_PERCENT) // 100
 
 
+def used_bytes(report: DiskReport) -> int:
+    """Give the bytes of a disk that hold something; its reserve is neither used nor free."""
+    promisable = report.bytes_total * (100 - RESERVE_PERCENT) // 100
+    return max(0, promisable - report.bytes_free)
+
+
 def promised_by_disk(view: View) -> dict[str, int]:
     """Sum the sizes of all replicas by the uuid of their disk, in bytes."""
     promised: dict[str, int] = {}
