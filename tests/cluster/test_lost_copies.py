@@ -53,7 +53,9 @@ def test_a_person_brings_a_volume_back_from_an_older_copy(
     assert f"{cluster.layout.disk(gone)} is not there" in missing
     assert f"pf up --new-disk {gone}" in missing
     assert not cluster.layout.disk(gone).exists(), "no empty one takes its place by itself"
+    cluster.pf("down")  # the supervisor may still be stopping the others
     cluster.pf(*up, "--new-disk", left, status=Exit.UNSAFE)
+    cluster.pf("down")
     cluster.pf(*up, "--new-disk", gone, status=Exit.FAILED)  # it is up, and says what is wrong
     cluster.wait("it is offline", lambda: state_of(cluster) == "offline")
     shown = cluster.pf("volume", "show", "v1")
