@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +44,12 @@ STATUS_MEANINGS: Final = {
 
 
 def commands(group: Any, path: tuple[str, ...] = ("pf",)) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Walk the visible commands, each with the words that name it."""
+    """Walk the visible commands, each with the words that name it.
+
+    A noun that does something without a verb, such as `pf bench`, is a command itself.
+    """
+    if len(path) > 1 and group.invoke_without_command:
+        yield path, group
     for name, command in group.commands.items():
         if command.hidden:
             continue
@@ -64,6 +70,13 @@ def metavar(parameter: Any) -> str:
     return name if parameter.required else f"[{name}]"
 
 
+def default_text(parameter: Any) -> str:
+    """Say what an option is when it is not given, where that is a number or a word."""
+    value = parameter.default
+    is_plain = isinstance(value, (int, float, str)) and not isinstance(value, (bool, Enum))
+    return f" Default {value}." if is_plain and value != "" else ""
+
+
 def option_rows(command: Any) -> list[str]:
     """Give a row for each argument and option; help itself is left out."""
     rows = []
@@ -72,7 +85,7 @@ def option_rows(command: Any) -> list[str]:
             label = metavar(parameter)
         else:
             label = ", ".join([*parameter.opts, *parameter.secondary_opts])
-        meaning = (parameter.help or "").replace("|", "\\|")
+        meaning = (parameter.help or "").replace("|", "\\|") + default_text(parameter)
         rows.append(f"| `{label}` | {meaning} |")
     return rows
 
@@ -94,12 +107,13 @@ def page() -> str:
     out += [f"| {status.value} | {meaning} |" for status, meaning in STATUS_MEANINGS.items()]
     noun = ""
     for words, command in sorted(
-        commands(typer.main.get_command(app)), key=lambda one: (len(one[0]) > 2, one[0])
+        commands(typer.main.get_command(app)),
+        key=lambda one: (len(one[0]) > 2, one[0]),
     ):
-        head = words[1] if len(words) > 2 else "The cluster and this machine"
+        head = f"`pf {words[1]}`" if len(words) > 2 else "The cluster and this machine"
         if head != noun:
             noun = head
-            out += ["", f"## {noun if len(words) == 2 else f'`pf {noun}`'}"]
+            out += ["", f"## {noun}"]
         out += section(words, command)
     return "\n".join(out) + "\n"
 

@@ -58,14 +58,14 @@ def parse_size(text: str) -> Size:
     and more than `SIZE_BYTES_MAX`.
     """
     number, unit = _split_quantity(text, example="5G")
+    if number == 0:
+        raise ValueError(f"{text!r}: a size must be greater than zero")
     if not unit:
         raise ValueError(_both_readings(text.strip(), number))
     factor = _SIZE_UNITS.get(unit.upper())
     if factor is None:
         raise ValueError(f"{text!r}: no unit {unit!r}; use B, K, M, G, T, P, KiB ... or KB ...")
     exact = number * factor
-    if exact == 0:
-        raise ValueError(f"{text!r}: a size must be greater than zero")
     if exact > SIZE_BYTES_MAX:
         raise ValueError(f"{text!r}: the largest size is {format_size(SIZE_BYTES_MAX)}")
     size_bytes = _round_up_to_block(exact)

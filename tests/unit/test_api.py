@@ -176,6 +176,7 @@ async def test_open_pages_need_no_token_and_fetch_nothing_from_elsewhere(tmp_pat
         assert ready.json()["status"] == "ready"
         metrics = await ask(served, "GET", "/metrics", headers={})
         assert 'pureflash_volumes{state="healthy"} 0.0' in metrics.text
+        assert metrics.headers["content-type"].count("charset") == 1
 
 
 @pytest.mark.parametrize(

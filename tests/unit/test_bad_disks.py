@@ -156,8 +156,11 @@ def test_one_damaged_header_of_several_is_no_loss(
 def test_what_is_no_disk_at_all_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path, cause in ((tmp_path / "none.img", "No such file"), (tmp_path, "neither a regular")):
-        assert run(["disk", "inspect", str(path)]) == Exit.USAGE
+    for path, status, cause in (
+        (tmp_path / "none.img", Exit.NOT_FOUND, "there is no"),
+        (tmp_path, Exit.USAGE, "neither a regular"),
+    ):
+        assert run(["disk", "inspect", str(path)]) == status
         shown = capsys.readouterr().err
         assert str(path) in shown
         assert cause in shown

@@ -122,7 +122,7 @@ async def test_a_volume_from_the_command_line(
 
 
 WISHES: list[tuple[tuple[str, ...], Exit, str]] = [
-    (("create", "v2", "0"), Exit.USAGE, "0 has no unit"),
+    (("create", "v2", "0"), Exit.USAGE, "greater than zero"),
     (("create", "v2", "0G"), Exit.USAGE, "greater than zero"),
     (("create", "v2", "5"), Exit.USAGE, "5,368,709,120 bytes"),
     (("create", "v2", "1G", "--shard-size", "3G"), Exit.USAGE, "3 GiB (3221225472 bytes)"),

@@ -326,7 +326,9 @@ async def show_job(conductor: Leader, job_id: FromPath[int]) -> JobView:
     """Show a job."""
     job = conductor.view().jobs.get(job_id)
     if job is None:
-        raise CallerError(Code.NOT_FOUND, f"there is no job {job_id}")
+        raise CallerError(
+            Code.NOT_FOUND, f"there is no job {job_id}", next_step="see `pf job list`"
+        )
     return states.job_view(job)
 
 

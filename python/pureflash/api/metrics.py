@@ -64,4 +64,6 @@ class ViewCollector(Collector):
 @get("/metrics", include_in_schema=False)
 async def show_metrics(metrics: NamedDependency[CollectorRegistry]) -> Response[bytes]:
     """Show the metrics."""
-    return Response(generate_latest(metrics), media_type=CONTENT_TYPE_LATEST)
+    # The framework adds the charset, and a header with two of them is not one.
+    media_type = CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")
+    return Response(generate_latest(metrics), media_type=media_type)

@@ -6,7 +6,6 @@ and typer at the top (a test holds it to that, and to 0.4 s for `pf --help`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -47,6 +46,7 @@ def version(output: OutputOption = Output.TABLE) -> None:
     import platform
 
     import pureflash
+    from pureflash.cli.render import print_data
 
     core = _core_facts()
     facts = {
@@ -54,8 +54,11 @@ def version(output: OutputOption = Output.TABLE) -> None:
         "core": core,
         "python": platform.python_version(),
     }
-    if output is Output.JSON:
-        typer.echo(json.dumps(facts))
+    if output in (Output.JSON, Output.YAML):
+        print_data(facts, output)
+        return
+    if output is Output.NAME:
+        typer.echo(pureflash.__version__)
         return
     typer.echo(f"pureflash {facts['version']}")
     typer.echo(
@@ -69,12 +72,15 @@ def version(output: OutputOption = Output.TABLE) -> None:
 def doctor(data: DataOption = None, output: OutputOption = Output.TABLE) -> None:
     """Check whether this machine can run PureFlash; says what to do about each finding."""
     from pureflash.cli import diagnosis, machine
+    from pureflash.cli.render import print_data
     from pureflash.client import context
 
     place = context.resolve_data(data)
     findings = diagnosis.diagnose(machine.examine(place.directory))
-    if output is Output.JSON:
-        typer.echo(json.dumps(diagnosis.as_document(findings, place)))
+    if output in (Output.JSON, Output.YAML):
+        print_data(diagnosis.as_document(findings, place), output)
+    elif output is Output.NAME:
+        typer.echo(diagnosis.worst_state(findings))
     else:
         diagnosis.print_table(findings, place)
     if diagnosis.worst_state(findings) is diagnosis.State.FAIL:

@@ -22,7 +22,7 @@ from pureflash.cli.options import (
 )
 from pureflash.cli.outcome import CommandProblem, Exit
 
-app = typer.Typer(help="Measure this cluster.", invoke_without_command=True)
+app = typer.Typer(invoke_without_command=True)
 
 
 class Compare(StrEnum):

@@ -140,11 +140,12 @@ def logs(
     found = sorted(layout.log("x").parent.glob("*.jsonl"))
     paths = [path for path in found if name is None or path.stem == name]
     if not paths:
-        known = ", ".join(path.stem for path in found) or "none"
         raise CommandProblem(
             f"no log of {name or 'any process'} in {place.directory} (from {place.source})",
             exit_status=Exit.NOT_FOUND,
-            next_step=f"logs there are: {known}",
+            next_step=f"logs there are: {', '.join(path.stem for path in found)}"
+            if found
+            else "start a cluster with `pf up`, or name the directory of one with --data",
         )
     positions = print_logs(paths, lines)
     if follow:

@@ -82,6 +82,14 @@ def export_image(
             exit_status=Exit.IN_THE_WAY,
             next_step="name another file, or remove it",
         )
+    if not os.access(file.parent, os.W_OK):
+        is_there = file.parent.is_dir()
+        why = "is not writable" if is_there else "is not there"
+        raise CommandProblem(
+            f"cannot make {file}: {file.parent} {why}",
+            exit_status=Exit.FAILED if is_there else Exit.NOT_FOUND,
+            next_step="name a file in a directory that you may write to",
+        )
     partial = file.with_name(f".{file.name}.part")
     try:
         with (
@@ -188,5 +196,7 @@ def _file_size(file: Path) -> int:
             return stream.seek(0, os.SEEK_END)
     except OSError as cause:
         raise CommandProblem(
-            f"cannot read {file}: {cause.strerror}", exit_status=Exit.NOT_FOUND
+            f"cannot read {file}: {cause.strerror}",
+            exit_status=Exit.NOT_FOUND if isinstance(cause, FileNotFoundError) else Exit.FAILED,
+            next_step="name a raw image that you may read",
         ) from cause

@@ -34,7 +34,7 @@ def list_all(
     data: DataOption = None,
 ) -> None:
     """List jobs. Alias: ls."""
-    from pureflash.cli.render import Column, print_list
+    from pureflash.cli.render import Column, local_time, moment_key, print_list
 
     with connected(server, data) as api:
         jobs = api.jobs()
@@ -45,8 +45,18 @@ def list_all(
         Column("STATE", lambda j: j.state),
         Column("DONE", lambda j: f"{j.done} of {j.total} {j.unit}", key=lambda j: j.done),
         Column("REASON", lambda j: j.reason),
-        Column("CREATED", lambda j: j.created_at, is_wide=True),
-        Column("FINISHED", lambda j: j.finished_at or "-", is_wide=True),
+        Column(
+            "CREATED",
+            lambda j: local_time(j.created_at),
+            is_wide=True,
+            key=lambda j: moment_key(j.created_at),
+        ),
+        Column(
+            "FINISHED",
+            lambda j: local_time(j.finished_at) if j.finished_at else "-",
+            is_wide=True,
+            key=lambda j: moment_key(j.finished_at),
+        ),
     ]
     print_list(jobs, columns, name=lambda j: str(j.id), listing=listing)
 

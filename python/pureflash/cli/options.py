@@ -27,7 +27,10 @@ class Output(StrEnum):
     NAME = "name"
 
 
-OutputOption = Annotated[Output, typer.Option("-o", "--output", help="Form of the result.")]
+OutputOption = Annotated[
+    Output,
+    typer.Option("-o", "--output", help="Form of the result: table, wide, json, yaml or name."),
+]
 NoHeaderOption = Annotated[bool, typer.Option("-H", help="Without a header; columns by tabs.")]
 DataOption = Annotated[
     Path | None,

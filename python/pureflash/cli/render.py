@@ -51,7 +51,7 @@ def print_list(
         for item in items:
             typer.echo(name(item))
     elif listing.output in (Output.JSON, Output.YAML):
-        _print_data({"items": [msgspec.to_builtins(item) for item in items]}, listing.output)
+        print_data({"items": [msgspec.to_builtins(item) for item in items]}, listing.output)
     else:
         rows = [[column.cell(item) for column in shown] for item in items]
         print_rows([column.title for column in shown], rows, is_bare=listing.is_bare)
@@ -94,7 +94,7 @@ def print_object(
     if output is Output.NAME:
         typer.echo(name)
     elif output in (Output.JSON, Output.YAML):
-        _print_data(msgspec.to_builtins(item), output)
+        print_data(msgspec.to_builtins(item), output)
     else:
         width = max(len(label) for label, _ in lines)
         for label, text in lines:
@@ -125,6 +125,11 @@ def local_time(text: str) -> str:
     return f"{moment.astimezone().isoformat(sep=' ', timespec='seconds')} ({age} ago)"
 
 
+def moment_key(text: str | None) -> int:
+    """Give what an RFC 3339 time is sorted by; no time comes first."""
+    return 0 if not text else int(dt.datetime.fromisoformat(text).timestamp() * 1000)
+
+
 def to_yaml(data: Any) -> str:
     """Write plain data as YAML, keys in their order."""
     import msgspec.yaml
@@ -132,7 +137,8 @@ def to_yaml(data: Any) -> str:
     return msgspec.yaml.encode(data).decode()
 
 
-def _print_data(data: Any, output: Output) -> None:
+def print_data(data: Any, output: Output) -> None:
+    """Print plain data as JSON, or as YAML."""
     if output is Output.JSON:
         typer.echo(json.dumps(data, indent=2))
     else:

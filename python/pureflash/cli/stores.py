@@ -14,6 +14,7 @@ from pureflash.cli.options import (
     ServerOption,
     connected,
 )
+from pureflash.cli.outcome import CommandProblem, Exit
 
 if TYPE_CHECKING:
     from pureflash.model.rest import DiskView, StoreView
@@ -31,6 +32,7 @@ def list_stores(
 ) -> None:
     """List stores. Alias: ls."""
     from pureflash.cli.render import Column, print_list
+    from pureflash.units import format_duration
 
     with connected(server, data) as api:
         stores = api.stores()
@@ -43,7 +45,7 @@ def list_stores(
         Column("OUT", lambda s: str(s.replicas_out), key=lambda s: s.replicas_out),
         Column(
             "HEARD",
-            lambda s: "-" if s.silent_ms is None else f"{s.silent_ms} ms ago",
+            lambda s: "-" if s.silent_ms is None else f"{format_duration(s.silent_ms)} ago",
             key=lambda s: s.silent_ms or 0,
         ),
         Column("ID", lambda s: str(s.id), is_wide=True, key=lambda s: s.id),
@@ -79,23 +81,28 @@ def inspect(
     path: Annotated[str, typer.Argument(help="A disk file or device; it is only read.")],
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show what is written in the header of a disk, without a cluster."""
-    import json
+    """Show what is written in the header of a disk that no store has open, without a cluster."""
+    from pathlib import Path
 
     from pureflash.cli.core import load_core
-    from pureflash.cli.render import to_yaml
-    from pureflash.errors import PureFlashError, from_code
+    from pureflash.cli.render import print_data
+    from pureflash.errors import Code, PureFlashError, from_code
 
+    if not Path(path).exists():
+        raise CommandProblem(
+            f"there is no {path}",
+            exit_status=Exit.NOT_FOUND,
+            next_step="`pf disk list` has the paths of a cluster's disks",
+        )
     core = load_core("inspect_disk")
     try:
         found = core.inspect_disk(path)
     except PureFlashError as problem:
         step = "it was only read; give the path of a disk that PureFlash has formatted"
+        if problem.code is Code.IN_USE:
+            step = "of a disk that serves, `pf disk list -o wide` shows more; or stop its store"
         raise from_code(problem.code, problem.message, next_step=step) from problem
-    if output is Output.JSON:
-        typer.echo(json.dumps(found, indent=2))
-    else:
-        typer.echo(to_yaml(found), nl=False)
+    print_data(found, Output.JSON if output is Output.JSON else Output.YAML)
 
 
 def _disk_columns(column: type) -> list[Column[DiskView]]:

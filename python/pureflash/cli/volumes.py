@@ -71,7 +71,7 @@ def list_all(
     data: DataOption = None,
 ) -> None:
     """List volumes. Alias: ls."""
-    from pureflash.cli.render import Column, print_list
+    from pureflash.cli.render import Column, local_time, moment_key, print_list
     from pureflash.units import format_size
 
     with connected(server, data) as api:
@@ -88,7 +88,12 @@ def list_all(
         Column("STATE", lambda v: v.state),
         Column("ID", lambda v: str(v.id), is_wide=True, key=lambda v: v.id),
         Column("SHARDS", lambda v: str(len(v.shards)), is_wide=True, key=lambda v: len(v.shards)),
-        Column("CREATED", lambda v: v.created_at, is_wide=True),
+        Column(
+            "CREATED",
+            lambda v: local_time(v.created_at),
+            is_wide=True,
+            key=lambda v: moment_key(v.created_at),
+        ),
         Column("REASON", lambda v: v.reason, is_wide=True),
     ]
     print_list(volumes, columns, name=lambda v: v.name, listing=listing)

@@ -15,7 +15,7 @@ from typing import Any, Final, Self, TypeVar
 import httpx2
 import msgspec
 
-from pureflash.errors import ClusterError, Code, SoftwareError, from_code
+from pureflash.errors import CallerError, ClusterError, Code, SoftwareError, from_code
 from pureflash.model.messages import VolumeSpec
 from pureflash.model.rest import (
     AttachVolume,
@@ -39,6 +39,8 @@ from pureflash.model.rest import (
 )
 
 TIMEOUT_S: Final = 30.0
+READ_TIMEOUT_S: Final = 10.0
+"""Of what only asks: no such request waits for anything at the conductor."""
 CONNECT_TIMEOUT_S: Final = 5.0
 _TIMEOUT: Final = httpx2.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
 _T = TypeVar("_T")
@@ -232,6 +234,9 @@ class Api:
         timeout_s: float | None = None,
     ) -> httpx2.Response:
         content = None if body is None else msgspec.json.encode(body)
+        if timeout_s is None:
+            timeout_s = READ_TIMEOUT_S if method == "GET" else TIMEOUT_S
+        timeout = httpx2.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s))
         sent: dict[str, str] = dict(headers or {})
         if body is not None:
             sent["Content-Type"] = "application/json"
@@ -242,7 +247,7 @@ class Api:
                 content=content,
                 headers=sent,
                 params=dict(query or {}),
-                timeout=_TIMEOUT if timeout_s is None else httpx2.Timeout(timeout_s),
+                timeout=timeout,
             )
         except httpx2.TransportError as cause:
             raise self._unreachable(cause) from cause
@@ -251,11 +256,17 @@ class Api:
         return answer
 
     def _unreachable(self, cause: Exception) -> ClusterError:
+        step = "start the cluster with `pf up`, or name another with --server or --data"
+        if isinstance(cause, httpx2.ReadTimeout):
+            step = (
+                "its process is there and hangs: see `pf logs c1`; volumes are served without it"
+                " meanwhile, and `pf up` starts it again when it is ended"
+            )
         return ClusterError(
             Code.UNAVAILABLE,
             f"the conductor at {self.address} (from {self._source}) does not answer:"
             f" {str(cause) or type(cause).__name__}",
-            next_step="start the cluster with `pf up`, or name another with --server or --data",
+            next_step=step,
         )
 
 
@@ -275,6 +286,12 @@ def _error_of(answer: httpx2.Response) -> Exception:
 def _quoted(reference: str) -> str:
     from urllib.parse import quote
 
+    if reference in ("", ".", ".."):  # in a path these would name something else
+        raise CallerError(
+            Code.NOT_FOUND,
+            f"nothing can have the name {reference!r}",
+            next_step="give a name or an id; `list` of the noun shows them",
+        )
     return quote(reference, safe="")
 
 

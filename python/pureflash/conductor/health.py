@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final
 
+from pureflash.conductor.placement import RAISE_RATIO
 from pureflash.conductor.requests import capacity
 from pureflash.conductor.states import export_view, replicas_out, volume_state, why_out
 from pureflash.conductor.view import View
@@ -185,5 +186,5 @@ def _space(view: View) -> Iterator[HealthView]:
     limit = int(now.usable_bytes * view.overcommit_ratio)
     if now.promised_bytes > limit:
         cause = f"{format_size(now.promised_bytes)} promised, {format_size(limit)} is the limit"
-        step = "add a disk, delete volumes, or raise the property overcommit_ratio"
+        step = f"add a disk, delete volumes, or {RAISE_RATIO}"
         yield finding("OVERPROMISED", "cluster", cause, step)

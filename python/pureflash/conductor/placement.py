@@ -11,11 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from pureflash.conductor.view import View, promised_by_disk, usable_bytes
 from pureflash.errors import ClusterError, Code, MediaError
 from pureflash.model.domain import Disk, Member, Store
 from pureflash.units import format_size
+
+RAISE_RATIO: Final = (
+    "raise overcommit_ratio (`PF_LIMITS_OVERCOMMIT_RATIO=1.5 pf up`, after `pf down`)"
+)
+"""The end of a next step; space that is promised twice can run out."""
 
 
 @dataclass(slots=True)
@@ -101,6 +107,5 @@ def _no_room(size_bytes: int, replicas: int, available: Sequence[Room]) -> Media
         f"{replicas} replica(s) of a shard of {format_size(size_bytes)} need {replicas} store(s)"
         f" with room for it and {len(fitting)} have it; the largest room on a disk is"
         f" {format_size(largest)}",
-        next_step="use a smaller --shard-size, delete volumes, add a disk, or raise the property"
-        " overcommit_ratio",
+        next_step=f"use a smaller --shard-size, delete volumes, add a disk, or {RAISE_RATIO}",
     )

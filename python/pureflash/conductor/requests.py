@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pureflash.conductor.placement import Room, check_stores, place_shard, rooms
+from pureflash.conductor.placement import RAISE_RATIO, Room, check_stores, place_shard, rooms
 from pureflash.conductor.view import View, usable_bytes, used_bytes
 from pureflash.errors import (
     CallerError,
@@ -113,7 +113,11 @@ def new_volume(
     shard_bytes = SHARD_BYTES_DEFAULT if shard_size_bytes is None else shard_size_bytes
     _check_shard_size(shard_bytes)
     if name in view.names:
-        raise CallerError(Code.ALREADY_EXISTS, f"a volume named {name} exists")
+        raise CallerError(
+            Code.ALREADY_EXISTS,
+            f"a volume named {name} exists",
+            next_step=f"choose another name; `pf volume show {name}` shows that one",
+        )
     volume = Volume(
         id=view.cluster.next_id,
         name=name,
@@ -310,7 +314,11 @@ def _check_size(size_bytes: int) -> None:
 
 def _check_replicas(replicas: int) -> None:
     if not 1 <= replicas <= REPLICAS_MAX:
-        raise CallerError(Code.INVALID, f"replicas is {replicas}; use 1 to {REPLICAS_MAX}")
+        raise CallerError(
+            Code.INVALID,
+            f"replicas is {replicas}; use 1 to {REPLICAS_MAX}",
+            next_step=f"--replicas 1 to {REPLICAS_MAX}, each on a store of its own",
+        )
 
 
 def _check_shard_size(shard_bytes: int) -> None:
@@ -345,7 +353,7 @@ def _check_space(view: View, volume: Volume, *, more_bytes: int, first_shard: in
             Code.NO_SPACE,
             f"volumes would have {format_size(wanted)} with their replicas; {format_size(limit)} is"
             f" the limit (usable space x overcommit_ratio {view.overcommit_ratio:g})",
-            next_step="delete volumes, add a disk, or raise the property overcommit_ratio",
+            next_step=f"delete volumes, add a disk, or {RAISE_RATIO}",
         )
     if first_shard:
         _grow_last_shard(view, volume, first_shard - 1, available)
@@ -365,7 +373,7 @@ def _grow_last_shard(view: View, grown: Volume, index: int, available: Sequence[
                     Code.NO_SPACE,
                     f"shard {index} grows by {format_size(more_bytes)}; its disk on"
                     f" {room.store.name} has room for {format_size(max(0, room.room_bytes))}",
-                    next_step="free space on that store, or raise the property overcommit_ratio",
+                    next_step=f"free space on that store, or {RAISE_RATIO}",
                 )
             room.room_bytes -= more_bytes
 

@@ -89,7 +89,7 @@ def _judge(view: View, job: Job, volume: Volume, answers: list[Verified]) -> Wri
                 )
         return _end(view, job, JobState.FAILED, "; ".join(parts), regions)
     copies = min(answer.copies for answer in answers)
-    reason = f"{copies} copies are equal"
+    reason = f"{copies} copies are equal" if copies > 1 else "the only copy could be read"
     if copies < volume.replicas:
         reason = f"{copies} of {volume.replicas} copies are in sync and equal"
     return _end(view, job, JobState.SUCCEEDED, reason, regions)
