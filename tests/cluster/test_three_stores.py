@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 from tests.cluster.conftest import EXPECTED_WARNINGS, RealCluster
-from tests.cluster.test_one_store import export_uri
 from tests.support.cluster import temporary_cluster
 from tests.support.late_reads import LateReader
 
@@ -54,7 +53,7 @@ def start(cluster: RealCluster, *, restart_delay: str = "1s", replicas: int = 3)
     )
     cluster.pf("volume", "create", "v1", f"{LOAD_MIB}M", "--replicas", str(replicas))
     cluster.wait_healthy()
-    return export_uri(cluster, "v1")
+    return cluster.export("v1")
 
 
 class Load:
@@ -105,24 +104,6 @@ def loaded(cluster: RealCluster, uri: str) -> Iterator[None]:
     assert longest_s < WRITE_S_MAX
 
 
-def primary_of(cluster: RealCluster) -> str:
-    """Name the store that serves the volume now."""
-    with cluster.api() as api:
-        primary = api.volume("v1").shards[0].primary
-    return f"s{primary}"
-
-
-def wait_whole(cluster: RealCluster) -> None:
-    """Wait until every replica is in sync again."""
-
-    def is_whole() -> bool:
-        with cluster.api() as api:
-            shard = api.volume("v1").shards[0]
-        return shard.state == "healthy" and not shard.learners
-
-    cluster.wait("all replicas in sync", is_whole)
-
-
 def check_bench(cluster: RealCluster) -> None:
     """Measure with `pf bench`: the stores' counters reach it and explain a replicated request."""
     report = json.loads(cluster.pf("bench", "--size", "8M", "--seconds", "0.3", "-o", "json"))
@@ -139,27 +120,17 @@ def check_bench(cluster: RealCluster) -> None:
     assert cluster.pf("volume", "list", "-o", "name").split() == ["v1"], "its volume is gone"
 
 
-def stop(cluster: RealCluster, name: str, seconds: float) -> None:
-    """Stop a process for a time."""
-    pid = cluster.children()[name]["pid"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        threading.Event().wait(seconds)
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
 def test_a_primary_that_is_killed_has_a_successor_at_once(three: RealCluster) -> None:
     uri = start(three, restart_delay=f"{DOWN_S}s")
     with loaded(three, uri):
-        first = primary_of(three)
+        first = three.primary_of("v1")
         killed = three.kill(first)
-        three.wait("another primary", lambda: primary_of(three) != first, seconds=10)
+        three.wait("another primary", lambda: three.primary_of("v1") != first, seconds=10)
         shown = three.pf("volume", "explain", "v1")
         assert first in shown
         three.wait("its restart", lambda: three.children()[first]["pid"] not in (None, killed))
-        wait_whole(three)
-        assert primary_of(three) != first
+        three.wait_whole("v1")
+        assert three.primary_of("v1") != first
 
 
 @pytest.mark.timeout(1800)
@@ -168,18 +139,13 @@ def test_stores_are_killed_and_stopped_again_and_again(three: RealCluster) -> No
     chance = random.Random(11)
     with loaded(three, uri):
         for cycle in range(int(os.environ.get("PF_NEMESIS_CYCLES", CYCLES))):
-            name = primary_of(three) if cycle % 3 else chance.choice(["s1", "s2", "s3"])
+            name = three.primary_of("v1") if cycle % 3 else chance.choice(["s1", "s2", "s3"])
             if cycle % 2:
-                stop(three, name, STOPPED_S)
+                with three.stopped(name):
+                    threading.Event().wait(STOPPED_S)
             else:
-                killed = three.kill(name)
-                three.wait(
-                    f"a new life of {name}",
-                    lambda name=name, killed=killed: (  # type: ignore[misc]
-                        three.children()[name]["pid"] not in (None, killed)
-                    ),
-                )
-            wait_whole(three)
+                three.kill_and_await(name)
+            three.wait_whole("v1")
             assert "3 copies are equal" in three.pf("volume", "verify", "v1")
 
 
@@ -187,15 +153,8 @@ def test_two_replicas_survive_either(three: RealCluster) -> None:
     uri = start(three, replicas=2)
     with loaded(three, uri):
         for _ in range(2):
-            name = primary_of(three)
-            killed = three.kill(name)
-            three.wait(
-                "a new life",
-                lambda name=name, killed=killed: (  # type: ignore[misc]
-                    three.children()[name]["pid"] not in (None, killed)
-                ),
-            )
-            wait_whole(three)
+            three.kill_and_await(three.primary_of("v1"))
+            three.wait_whole("v1")
 
 
 @pytest.mark.timeout(600)
@@ -209,19 +168,12 @@ def test_an_image_is_the_same_on_whichever_store_serves_it(
     assert three.run(convert).returncode == 0
     served = set()
     for _ in range(3):
-        served.add(primary_of(three))
+        served.add(three.primary_of("v1"))
         compare = ["qemu-img", "compare", "-f", "raw", "-F", "raw", str(source), uri]
         compared = three.run(compare)
         assert compared.returncode == 0, compared.stdout + compared.stderr
-        name = primary_of(three)
-        killed = three.kill(name)
-        three.wait(
-            "a new life",
-            lambda name=name, killed=killed: (  # type: ignore[misc]
-                three.children()[name]["pid"] not in (None, killed)
-            ),
-        )
-        wait_whole(three)
+        three.kill_and_await(three.primary_of("v1"))
+        three.wait_whole("v1")
     assert len(served) >= 2, served
 
 
@@ -237,7 +189,9 @@ def shared() -> Iterator[tuple[RealCluster, str]]:
 def test_a_stopped_conductor_is_not_missed(shared: tuple[RealCluster, str]) -> None:
     cluster, uri = shared
     with loaded(cluster, uri):
-        stop(cluster, "c1", float(os.environ.get("PF_CONDUCTOR_STOPPED_S", CONDUCTOR_STOPPED_S)))
+        seconds = float(os.environ.get("PF_CONDUCTOR_STOPPED_S", CONDUCTOR_STOPPED_S))
+        with cluster.stopped("c1"):
+            threading.Event().wait(seconds)
     cluster.wait_healthy()
     check_bench(cluster)
 
@@ -259,20 +213,16 @@ def test_late_reads_of_a_stopped_primary_are_refused(shared: tuple[RealCluster, 
             primaries = {view.name: f"s{view.shards[0].primary}" for view in api.volumes()}
         late = {name: store for name, store in primaries.items() if name.startswith("late")}
         ((stopped, _),) = Counter(late.values()).most_common(1)
-        pid = cluster.children()[stopped]["pid"]
         with contextlib.ExitStack() as stack:
             readers = [
                 stack.enter_context(LateReader(cluster, name))
                 for name, store in late.items()
                 if store == stopped
             ]
-            os.kill(pid, signal.SIGSTOP)
-            try:
+            with cluster.stopped(stopped):
                 for reader in readers:
                     reader.write_through_successor(stopped)
                     reader.ask()
-            finally:
-                os.kill(pid, signal.SIGCONT)
             for reader in readers:
                 reader.ask()
             for reader in readers:
@@ -282,6 +232,5 @@ def test_late_reads_of_a_stopped_primary_are_refused(shared: tuple[RealCluster, 
             for reader in readers:
                 reader.ask()
                 told += reader.refusals()
-        assert cluster.children()[stopped]["pid"] == pid, "it woke up, it was not started again"
     print(f"{successions} successions, late reads: {dict(told)}")
     assert successions >= LATE_SUCCESSIONS_MIN
