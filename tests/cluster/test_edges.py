@@ -46,7 +46,7 @@ def create(
     """Make a volume and its export; gives the URI."""
     size = f"{size_bytes // KIB}K"
     cluster.pf("volume", "create", name, size, "--replicas", f"{replicas}", "--shard-size", "1G")
-    return cluster.pf("export", "nbd", name, *flags, "-o", "name").splitlines()[0]
+    return cluster.export(name, *flags)
 
 
 def load_of(name: str) -> EdgeLoad:

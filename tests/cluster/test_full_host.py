@@ -155,6 +155,9 @@ def story(cluster: RealCluster, writer: Writer, before: ShardView, ballast: Path
 
     somebody.unlink()
     ballast.unlink()
+    # First everybody notices, also s1 in its new life: what is written next takes of the room. The
+    # primary learns that a secondary has space again when it refuses a write for it, and asks.
+    cluster.wait_healthy()
     cluster.wait("new data is taken again", lambda: not writer.write(refused[-1:]))
     assert writer.write(refused[-512:]) == []
     writer.check(taken + refused[-512:])
@@ -175,7 +178,7 @@ def test_a_full_host_refuses_new_data_and_harms_nothing() -> None:
         cluster.pf("up", "--detach", "--disk", "2G", "--journal", "16M")
         cluster.pf("volume", "create", "v1", f"{VOLUME_BYTES // MIB}M", "--replicas", "3")
         cluster.wait_healthy()
-        uri = cluster.pf("export", "nbd", "v1", "-o", "name").strip()
+        uri = cluster.export("v1")
         with cluster.api() as api:
             (before,) = api.volume("v1").shards
 

@@ -43,10 +43,6 @@ def hash_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def export_uri(cluster: RealCluster, volume: str) -> str:
-    return cluster.pf("export", "nbd", volume, "-o", "name").strip()
-
-
 @pytest.fixture(scope="module")
 def one() -> Iterator[RealCluster]:
     """Start a cluster with one store and a journal that is small enough to wrap."""
@@ -75,12 +71,11 @@ def test_an_image_goes_through_qemu_and_a_killed_store_unchanged(one: RealCluste
     source, back = one.home / "in.img", one.home / "out.img"
     digest = make_image(source, seed=1)
     one.pf("volume", "create", "v1", "64M")
-    uri = export_uri(one, "v1")
+    uri = one.export("v1")
     assert one.run(["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", str(source), uri]
                    ).returncode == 0  # fmt: skip
     one.allowed |= EXPECTED_WARNINGS
-    killed = one.kill("s1")
-    one.wait("a new life of s1", lambda: one.children()["s1"]["pid"] not in (None, killed))
+    one.kill_and_await("s1")
     one.wait_healthy()
     compared = one.run(["qemu-img", "compare", "-f", "raw", "-F", "raw", str(source), uri])
     assert compared.returncode == 0, compared.stdout + compared.stderr
@@ -90,7 +85,7 @@ def test_an_image_goes_through_qemu_and_a_killed_store_unchanged(one: RealCluste
 
 def test_fio_verifies_every_block_over_a_store_that_is_killed_under_it(one: RealCluster) -> None:
     one.pf("volume", "create", "fio", "256M")
-    uri = export_uri(one, "fio")
+    uri = one.export("fio")
     one.allowed |= EXPECTED_WARNINGS
     command = [
         "fio", "--name=verify", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite", "--bs=4k",
@@ -107,8 +102,7 @@ def test_fio_verifies_every_block_over_a_store_that_is_killed_under_it(one: Real
                 return any(export.connections for export in api.exports())
 
         one.wait("fio is connected", is_under_load)
-        killed = one.kill("s1")
-        one.wait("a new life of s1", lambda: one.children()["s1"]["pid"] not in (None, killed))
+        one.kill_and_await("s1")
         output, _ = load.communicate(timeout=100)
     assert load.returncode == 0, output
     one.wait_healthy()
@@ -142,7 +136,7 @@ def test_a_second_writer_takes_the_volume_over_from_the_first(one: RealCluster) 
             assert isinstance(late.exception(timeout=30), PureFlashError)
             assert second.pread(offset=0, length=4096) == b"2" * 4096
         assert cluster.volumes.get("taken").view.attach_epoch == 3
-        export_uri(one, "taken")
+        one.export("taken")
         assert cluster.volumes.get("taken").view.attach_epoch == 4, "an export takes over as well"
 
 
@@ -150,7 +144,7 @@ def test_what_was_written_is_there_after_a_stop_at_the_same_addresses(one: RealC
     source = one.home / "in.img"
     make_image(source, seed=3)
     one.pf("volume", "create", "kept", "64M")
-    uri = export_uri(one, "kept")
+    uri = one.export("kept")
     assert one.run(["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", str(source), uri]
                    ).returncode == 0  # fmt: skip
     before = one.layout.cluster_file.read_text()
@@ -210,15 +204,9 @@ def test_a_killed_conductor_and_a_killed_gateway_come_back_with_all_they_knew(
 ) -> None:
     one.allowed |= EXPECTED_WARNINGS
     one.pf("volume", "create", "plain", "64M")
-    uri = export_uri(one, "plain")
+    uri = one.export("plain")
     for name in ("c1", "g1"):
-        killed = one.kill(name)
-        one.wait(
-            f"a new life of {name}",
-            lambda name=name, killed=killed: (  # type: ignore[misc]
-                one.children()[name]["state"] == "running" and one.children()[name]["pid"] != killed
-            ),
-        )
+        one.kill_and_await(name)
         one.wait_healthy()
         with one.api() as api:
             assert {volume.state for volume in api.volumes()} == {"healthy"}
@@ -231,7 +219,7 @@ def test_a_killed_conductor_and_a_killed_gateway_come_back_with_all_they_knew(
 
 def test_purge_leaves_no_process_socket_file_or_context(one: RealCluster) -> None:
     one.pf("volume", "create", "last", "64M")
-    export_uri(one, "last")
+    one.export("last")
     ours = {entry.name for entry in one.home.iterdir() if entry.is_file()}
     one.check_logs()  # nothing is left to be judged afterwards
     with one.api() as api:

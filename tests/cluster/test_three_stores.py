@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 from tests.cluster.conftest import EXPECTED_WARNINGS, RealCluster
-from tests.cluster.test_one_store import export_uri
 from tests.support.cluster import temporary_cluster
 from tests.support.late_reads import LateReader
 
@@ -59,7 +58,7 @@ def start(cluster: RealCluster, *, restart_delay: str = "1s", replicas: int = 3)
     )
     cluster.pf("volume", "create", "v1", f"{LOAD_MIB}M", "--replicas", str(replicas))
     cluster.wait_healthy()
-    return export_uri(cluster, "v1")
+    return cluster.export("v1")
 
 
 class Load:
@@ -112,24 +111,6 @@ def loaded(
     assert longest_s < write_s_max
 
 
-def primary_of(cluster: RealCluster) -> str:
-    """Name the store that serves the volume now."""
-    with cluster.api() as api:
-        primary = api.volume("v1").shards[0].primary
-    return f"s{primary}"
-
-
-def wait_whole(cluster: RealCluster) -> None:
-    """Wait until every replica is in sync again."""
-
-    def is_whole() -> bool:
-        with cluster.api() as api:
-            shard = api.volume("v1").shards[0]
-        return shard.state == "healthy" and not shard.learners
-
-    cluster.wait("all replicas in sync", is_whole)
-
-
 def check_bench(cluster: RealCluster) -> None:
     """Measure with `pf bench`: the stores' counters reach it and explain a replicated request."""
     report = json.loads(cluster.pf("bench", "--size", "8M", "--seconds", "0.3", "-o", "json"))
@@ -144,16 +125,6 @@ def check_bench(cluster: RealCluster) -> None:
         assert all(part["mean_us"] > 0 for part in parts.values() if part["part"] != "secondary")
     assert all(load["iops"] > 0 for load in report["loads"])
     assert cluster.pf("volume", "list", "-o", "name").split() == ["v1"], "its volume is gone"
-
-
-def stop(cluster: RealCluster, name: str, seconds: float) -> None:
-    """Stop a process for a time."""
-    pid = cluster.children()[name]["pid"]
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        threading.Event().wait(seconds)
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def check_direct(device: Device, volume: Volume) -> None:
@@ -181,7 +152,7 @@ def test_a_primary_that_is_killed_has_a_successor_at_once(three: RealCluster) ->
     uri = start(three, restart_delay=f"{DOWN_S}s")
     # Beside the NBD client of v1, a program with a volume of its own on the same primary.
     with three.api() as api, Cluster(api) as connection, loaded(three, uri):
-        first = primary_of(three)
+        first = three.primary_of("v1")
         # Two copies go to the stores with the most room, so that the primaries take turns.
         made = (connection.volumes.create(f"d{n}", "32MiB", replicas=2) for n in range(6))
         volume = next(found for found in made if f"s{found.view.shards[0].primary}" == first)
@@ -192,12 +163,12 @@ def test_a_primary_that_is_killed_has_a_successor_at_once(three: RealCluster) ->
             assert device.size_bytes == 64 << 20
             killed = three.kill(first)
             check_direct(device, volume)
-        three.wait("another primary", lambda: primary_of(three) != first, seconds=10)
+        three.wait("another primary", lambda: three.primary_of("v1") != first, seconds=10)
         shown = three.pf("volume", "explain", "v1")
         assert first in shown
         three.wait("its restart", lambda: three.children()[first]["pid"] not in (None, killed))
-        wait_whole(three)
-        assert primary_of(three) != first
+        three.wait_whole("v1")
+        assert three.primary_of("v1") != first
 
 
 @pytest.mark.timeout(1800)
@@ -206,18 +177,13 @@ def test_stores_are_killed_and_stopped_again_and_again(three: RealCluster) -> No
     chance = random.Random(11)
     with loaded(three, uri):
         for cycle in range(int(os.environ.get("PF_NEMESIS_CYCLES", CYCLES))):
-            name = primary_of(three) if cycle % 3 else chance.choice(["s1", "s2", "s3"])
+            name = three.primary_of("v1") if cycle % 3 else chance.choice(["s1", "s2", "s3"])
             if cycle % 2:
-                stop(three, name, STOPPED_S)
+                with three.stopped(name):
+                    threading.Event().wait(STOPPED_S)
             else:
-                killed = three.kill(name)
-                three.wait(
-                    f"a new life of {name}",
-                    lambda name=name, killed=killed: (  # type: ignore[misc]
-                        three.children()[name]["pid"] not in (None, killed)
-                    ),
-                )
-            wait_whole(three)
+                three.kill_and_await(name)
+            three.wait_whole("v1")
             assert "3 copies are equal" in three.pf("volume", "verify", "v1")
 
 
@@ -225,15 +191,8 @@ def test_two_replicas_survive_either(three: RealCluster) -> None:
     uri = start(three, replicas=2)
     with loaded(three, uri):
         for _ in range(2):
-            name = primary_of(three)
-            killed = three.kill(name)
-            three.wait(
-                "a new life",
-                lambda name=name, killed=killed: (  # type: ignore[misc]
-                    three.children()[name]["pid"] not in (None, killed)
-                ),
-            )
-            wait_whole(three)
+            three.kill_and_await(three.primary_of("v1"))
+            three.wait_whole("v1")
 
 
 @pytest.mark.timeout(600)
@@ -247,19 +206,12 @@ def test_an_image_is_the_same_on_whichever_store_serves_it(
     assert three.run(convert).returncode == 0
     served = set()
     for _ in range(3):
-        served.add(primary_of(three))
+        served.add(three.primary_of("v1"))
         compare = ["qemu-img", "compare", "-f", "raw", "-F", "raw", str(source), uri]
         compared = three.run(compare)
         assert compared.returncode == 0, compared.stdout + compared.stderr
-        name = primary_of(three)
-        killed = three.kill(name)
-        three.wait(
-            "a new life",
-            lambda name=name, killed=killed: (  # type: ignore[misc]
-                three.children()[name]["pid"] not in (None, killed)
-            ),
-        )
-        wait_whole(three)
+        three.kill_and_await(three.primary_of("v1"))
+        three.wait_whole("v1")
     assert len(served) >= 2, served
 
 
@@ -270,7 +222,7 @@ def test_primaries_are_handed_back_under_load_without_being_noticed(three: RealC
     three.pf("up", "--detach", "--disk", "4G", "--journal", "16M", "--restart-delay", "1s")
     three.pf("volume", "create", "v1", "3G", "--shard-size", "1G")
     three.wait_healthy()
-    uri = export_uri(three, "v1")
+    uri = three.export("v1")
 
     def leads() -> list[int]:
         with three.api() as api:
@@ -278,9 +230,8 @@ def test_primaries_are_handed_back_under_load_without_being_noticed(three: RealC
         return [primaries.count(store) for store in (1, 2, 3)]
 
     three.wait("one each", lambda: leads() == [1, 1, 1])
-    killed = three.kill("s1")
+    three.kill_and_await("s1")
     three.wait("its successor", lambda: leads()[0] == 0, seconds=10)
-    three.wait("a new life", lambda: three.children()["s1"]["pid"] not in (None, killed))
     three.wait("all replicas in sync", lambda: not any(map(out_of_sync, shards_of(three))))
     with loaded(three, uri, size="3G", write_s_max=1.0):
         three.wait("one each again", lambda: leads() == [1, 1, 1])
@@ -311,7 +262,9 @@ def shared() -> Iterator[tuple[RealCluster, str]]:
 def test_a_stopped_conductor_is_not_missed(shared: tuple[RealCluster, str]) -> None:
     cluster, uri = shared
     with loaded(cluster, uri):
-        stop(cluster, "c1", float(os.environ.get("PF_CONDUCTOR_STOPPED_S", CONDUCTOR_STOPPED_S)))
+        seconds = float(os.environ.get("PF_CONDUCTOR_STOPPED_S", CONDUCTOR_STOPPED_S))
+        with cluster.stopped("c1"):
+            threading.Event().wait(seconds)
     cluster.wait_healthy()
     check_bench(cluster)
 
@@ -333,20 +286,16 @@ def test_late_reads_of_a_stopped_primary_are_refused(shared: tuple[RealCluster, 
             primaries = {view.name: f"s{view.shards[0].primary}" for view in api.volumes()}
         late = {name: store for name, store in primaries.items() if name.startswith("late")}
         ((stopped, _),) = Counter(late.values()).most_common(1)
-        pid = cluster.children()[stopped]["pid"]
         with contextlib.ExitStack() as stack:
             readers = [
                 stack.enter_context(LateReader(cluster, name))
                 for name, store in late.items()
                 if store == stopped
             ]
-            os.kill(pid, signal.SIGSTOP)
-            try:
+            with cluster.stopped(stopped):
                 for reader in readers:
                     reader.write_through_successor(stopped)
                     reader.ask()
-            finally:
-                os.kill(pid, signal.SIGCONT)
             for reader in readers:
                 reader.ask()
             for reader in readers:
@@ -356,6 +305,5 @@ def test_late_reads_of_a_stopped_primary_are_refused(shared: tuple[RealCluster, 
             for reader in readers:
                 reader.ask()
                 told += reader.refusals()
-        assert cluster.children()[stopped]["pid"] == pid, "it woke up, it was not started again"
     print(f"{successions} successions, late reads: {dict(told)}")
     assert successions >= LATE_SUCCESSIONS_MIN

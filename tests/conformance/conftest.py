@@ -27,7 +27,7 @@ def export(cluster: RealCluster) -> Iterator[Exporter]:
         name = f"v{len(names)}"
         names.append(name)
         cluster.pf("volume", "create", name, size, "--replicas", "3", "--shard-size", "1G")
-        return cluster.pf("export", "nbd", name, *flags, "-o", "name").splitlines()[0]
+        return cluster.export(name, *flags)
 
     yield make
     for name in names:

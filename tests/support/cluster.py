@@ -82,6 +82,46 @@ class RealCluster:
         os.kill(pid, signal.SIGKILL)
         return pid
 
+    def kill_and_await(self, name: str) -> None:
+        """Kill a child with -9 and wait until the supervisor has it running again."""
+        killed = self.kill(name)
+
+        def is_back() -> bool:
+            child = self.children()[name]
+            return bool(child["state"] == "running" and child["pid"] != killed)
+
+        self.wait(f"a new life of {name}", is_back)
+
+    @contextlib.contextmanager
+    def stopped(self, name: str) -> Iterator[None]:
+        """Keep a child stopped with SIGSTOP during the block; it must live on after it."""
+        pid = self.children()[name]["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert self.children()[name]["pid"] == pid, "it woke up, it was not started again"
+
+    def export(self, volume: str, *flags: str) -> str:
+        """Export a volume through NBD; gives the URI."""
+        return self.pf("export", "nbd", volume, *flags, "-o", "name").splitlines()[0]
+
+    def primary_of(self, volume: str) -> str:
+        """Name the store that serves the first shard of a volume now."""
+        with self.api() as api:
+            return f"s{api.volume(volume).shards[0].primary}"
+
+    def wait_whole(self, volume: str) -> None:
+        """Wait until every replica of the first shard of a volume is in sync again."""
+
+        def is_whole() -> bool:
+            with self.api() as api:
+                shard = api.volume(volume).shards[0]
+            return shard.state == "healthy" and not shard.learners
+
+        self.wait("all replicas in sync", is_whole)
+
     def wait(self, what: str, is_so: Callable[[], bool], *, seconds: float = 60) -> None:
         """Look until it is so, with a bound; another process gives us no event to await."""
         pause = threading.Event()
@@ -102,7 +142,10 @@ class RealCluster:
             with self.api() as api:
                 return api.cluster().state == "healthy"
 
-        self.wait("healthy", is_healthy)
+        try:
+            self.wait("healthy", is_healthy)
+        except AssertionError as problem:
+            raise AssertionError(f"{problem}\n{self.run([PF, 'status']).stdout}") from None
 
     def processes(self) -> list[int]:
         """Give the pids of all processes that have this directory on their command line."""
