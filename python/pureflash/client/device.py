@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import weakref
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from pureflash.client.follow import CALL_S, Follower
 from pureflash.errors import CallerError, Code, PureFlashError, SoftwareError
@@ -24,6 +24,9 @@ from pureflash.model.messages import VolumeSpec
 
 if TYPE_CHECKING:
     from pureflash.client.api import Api
+
+
+SECTOR_BYTES: Final = 512
 
 
 class CoreVolume(Protocol):
@@ -85,14 +88,18 @@ class Device:
         return None if self._follower is None else self._follower.problem
 
     def pread(self, offset: int, length: int) -> bytes:
-        """Read exactly `length` bytes. Errors: CallerError OUT_OF_RANGE, MediaError."""
+        """Read exactly `length` bytes.
+
+        Errors: CallerError OUT_OF_RANGE, MISALIGNED; MediaError.
+        """
         self._check(offset, length)
         return self._volume.pread(offset, length)
 
     def pwrite(self, data: bytes, *, offset: int) -> None:
         """Write all of `data`.
 
-        Errors: CallerError OUT_OF_RANGE, READ_ONLY; MediaError NO_SPACE; RouteError FENCED.
+        Errors: CallerError OUT_OF_RANGE, MISALIGNED, READ_ONLY; MediaError NO_SPACE; RouteError
+        FENCED.
         """
         self._check(offset, len(data))
         self._volume.pwrite(offset, data)
@@ -125,6 +132,10 @@ class Device:
         self.unfollow()
 
     def _check(self, offset: int, length: int) -> None:
+        if offset % SECTOR_BYTES or length % SECTOR_BYTES:
+            raise CallerError(
+                Code.MISALIGNED, f"{length} bytes at {offset}: both must be multiples of 512"
+            )
         is_beyond = offset >= 0 and length >= 0 and offset + length > self.size_bytes
         if is_beyond and self._follower is not None and self._follower.is_alive:
             self._follower.look()  # it may have grown just now
