@@ -11,14 +11,19 @@ from pathlib import Path
 import httpx2
 import msgspec.yaml
 import pytest
+from tests.unit.test_commands import FakeVolume
 
 import pureflash
 from pureflash.cli import app
 from pureflash.cli.outcome import Exit
 from pureflash.cli.render import local_time, moment_key
 from pureflash.client.api import READ_TIMEOUT_S, TIMEOUT_S, Api
+from pureflash.client.cluster import Cluster
+from pureflash.client.device import Device
 from pureflash.errors import CallerError, ClusterError, Code
+from pureflash.model.layout import Layout
 from pureflash.model.rest import CreateVolume
+from pureflash.supervisor.cluster import Wish, open_cluster
 from pureflash.units import parse_size
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +70,9 @@ def test_the_settings_of_a_process_are_shown_by_its_name(
     (tmp_path / "config").mkdir()
     (tmp_path / "config/g1.toml").write_text(GATEWAY)
     assert pf("config", "show") == Exit.USAGE
-    assert f"in {tmp_path} (from PF_DATA)\n  what to do: use one of g1" in capsys.readouterr().err
+    assert (
+        f"is in {tmp_path} (from PF_DATA)\n  what to do: use one of g1" in capsys.readouterr().err
+    )
     assert pf("config", "show", "s9") == Exit.NOT_FOUND
     assert "there is no process 's9'" in capsys.readouterr().err
     assert pf("config", "show", "g1", "-o", "yaml") == Exit.OK
@@ -142,6 +149,50 @@ def test_zero_is_called_zero_with_a_unit_and_without() -> None:
     for text in ("0", "0G", "0.0"):
         with pytest.raises(ValueError, match="a size must be greater than zero"):
             parse_size(text)
+
+
+def test_python_callers_hear_the_same_kinds_of_errors() -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        raise AssertionError(f"nothing is asked: {request.url}")
+
+    transport = httpx2.MockTransport(answer)
+    with Cluster(Api("fake:1", "token", transport=transport)) as cluster:
+        with pytest.raises(CallerError, match="5 has no unit") as refused:
+            cluster.volumes.create("v1", "5")
+        assert refused.value.code is Code.INVALID
+    device = Device(FakeVolume(8192))
+    for attempt in (
+        lambda: device.pwrite(b"abc", offset=0),
+        lambda: device.pread(1, 512),
+        lambda: device.discard(0, 100),
+    ):
+        with pytest.raises(CallerError, match="both must be multiples of 512") as refused:
+            attempt()
+        assert refused.value.code is Code.MISALIGNED
+    assert device.pread(512, 512) == bytes(512)
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        (Wish(disk_bytes=2 << 30), "made with 1 GiB (1,073,741,824 bytes), not 2 GiB ("),
+        (Wish(stores=2), "made with 1, not 2"),
+    ],
+)
+def test_what_a_cluster_was_made_with_is_said_in_gib(tmp_path: Path, wish: Wish, said: str) -> None:
+    open_cluster(Layout(tmp_path), Wish(stores=1, disk_bytes=1 << 30))
+    with pytest.raises(CallerError) as refused:
+        open_cluster(Layout(tmp_path), wish)
+    assert said in refused.value.message
+
+
+def test_a_second_purge_says_that_nothing_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PF_DATA", str(tmp_path / "none"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert pf("down", "--purge", "--yes") == Exit.OK
+    assert capsys.readouterr().out == f"there is nothing in {tmp_path}/none (from PF_DATA)\n"
 
 
 def test_times_of_a_list_are_local_and_sorted_as_times() -> None:

@@ -87,7 +87,12 @@ def down(
 
     place = resolve_data(data)
     layout = Layout(place.directory)
-    if purge and layout.directory.exists():
+    if purge and not layout.directory.exists():
+        _remove(layout)  # its sockets lie elsewhere
+        forget(layout.directory, os.environ)
+        typer.echo(f"there is nothing in {layout.directory} (from {place.source})")
+        return
+    if purge:
         if not layout.cluster_file.exists():
             raise CommandProblem(
                 f"{layout.directory} (from {place.source}) holds no cluster",

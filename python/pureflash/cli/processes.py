@@ -115,9 +115,9 @@ def _settings_file(name: str | None, data: Path | None) -> Path:
     known = sorted(path.stem for path in layout.config("x").parent.glob("*.toml"))
     if name in known:
         return layout.config(name)
-    missing = "no process is named" if name is None else f"there is no process {name[:32]!r}"
+    missing = "no process was named" if name is None else f"there is no process {name[:32]!r}"
     raise CommandProblem(
-        f"{missing} in {place.directory} (from {place.source})",
+        f"{missing}; the cluster is in {place.directory} (from {place.source})",
         exit_status=Exit.USAGE if name is None else Exit.NOT_FOUND,
         next_step=f"use one of {', '.join(known)}"
         if known

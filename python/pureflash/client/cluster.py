@@ -17,6 +17,7 @@ from typing import Self
 from pureflash.client.api import Api
 from pureflash.client.context import resolve_server
 from pureflash.client.device import Device, open_device
+from pureflash.errors import CallerError, Code
 from pureflash.model.rest import ClusterView, CreateVolume, VolumeView
 from pureflash.units import parse_size
 
@@ -140,4 +141,10 @@ def connect(server: str | None = None, *, data: str | Path | None = None) -> Clu
 
 
 def _bytes_of(size: int | str) -> int:
-    return size if isinstance(size, int) else parse_size(size).size_bytes
+    if isinstance(size, int):
+        return size
+    try:
+        return parse_size(size).size_bytes
+    except ValueError as cause:
+        step = "give a number of bytes, or text such as 20GiB"
+        raise CallerError(Code.INVALID, str(cause), next_step=step) from cause

@@ -17,7 +17,7 @@ import importlib
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar
 
 from pureflash.client.follow import CALL_S, Follower
 from pureflash.errors import CallerError, Code, PureFlashError, SoftwareError
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+
+SECTOR_BYTES: Final = 512
 
 
 class CoreVolume(Protocol):
@@ -90,14 +93,18 @@ class Device:
         return None if self._follower is None else self._follower.problem
 
     def pread(self, offset: int, length: int) -> bytes:
-        """Read exactly `length` bytes. Errors: CallerError OUT_OF_RANGE, MediaError."""
+        """Read exactly `length` bytes.
+
+        Errors: CallerError OUT_OF_RANGE, MISALIGNED; MediaError.
+        """
         self._check(offset, length)
         return self._ask(self._volume.pread, offset, length)
 
     def pwrite(self, data: bytes, *, offset: int) -> None:
         """Write all of `data`.
 
-        Errors: CallerError OUT_OF_RANGE, READ_ONLY; MediaError NO_SPACE; RouteError FENCED.
+        Errors: CallerError OUT_OF_RANGE, MISALIGNED, READ_ONLY; MediaError NO_SPACE; RouteError
+        FENCED.
         """
         self._check(offset, len(data))
         self._ask(self._volume.pwrite, offset, data)
@@ -140,6 +147,10 @@ class Device:
             raise
 
     def _check(self, offset: int, length: int) -> None:
+        if offset % SECTOR_BYTES or length % SECTOR_BYTES:
+            raise CallerError(
+                Code.MISALIGNED, f"{length} bytes at {offset}: both must be multiples of 512"
+            )
         is_beyond = offset >= 0 and length >= 0 and offset + length > self.size_bytes
         if is_beyond and self._follower is not None and self._follower.is_alive:
             self._follower.look()  # it may have grown just now

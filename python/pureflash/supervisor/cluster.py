@@ -189,9 +189,13 @@ def _check_wish(cluster: ClusterFile, wish: Wish, layout: Layout) -> None:
     )
     for flag, wanted, there in pairs:
         if wanted is not None and wanted != there:
+            was, now = (
+                str(one) if flag == "--stores" else f"{format_size(one)} ({one:,} bytes)"
+                for one in (there, wanted)
+            )
             raise CallerError(
                 Code.INVALID,
-                f"{flag}: the cluster in {layout.directory} was made with {there}, not {wanted}",
+                f"{flag}: the cluster in {layout.directory} was made with {was}, not {now}",
                 next_step=f"leave {flag} out, or make another cluster with --data",
             )
 
