@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from tests.cluster.conftest import EXPECTED_WARNINGS, RealCluster
-from tests.cluster.test_three_stores import primary_of, wait_whole
 
 from pureflash.model.exits import Exit
 
@@ -39,7 +38,7 @@ def test_a_person_brings_a_volume_back_from_an_older_copy(
     cluster.pf("volume", "create", "v1", f"{SIZE_MIB}M", "--replicas", "2")
     cluster.wait_healthy()
     old = fill(cluster, tmp_path / "old.img", seed=1, mebibytes=8)
-    gone = primary_of(cluster)
+    gone = cluster.primary_of("v1")
     left = {"s1": "s2", "s2": "s1"}[gone]
     cluster.kill(left)
     cluster.wait("one goes on alone", lambda: state_of(cluster) == "single_copy")
@@ -73,12 +72,12 @@ def test_a_person_brings_a_volume_back_from_an_older_copy(
     found = copy.read_bytes()[: len(old)]
     assert found == old, "what was there when this copy left, and nothing of what came after"
     assert not found.startswith(new[:MIB])
-    wait_whole(cluster)
+    cluster.wait_whole("v1")
     assert "2 copies are equal" in cluster.pf("volume", "verify", "v1")
     assert "forced" in cluster.pf("volume", "explain", "v1")
     # The store that lost everything takes over with what it was given.
     cluster.kill(left)
-    cluster.wait("it takes over", lambda: primary_of(cluster) == gone)
+    cluster.wait("it takes over", lambda: cluster.primary_of("v1") == gone)
     copy.unlink()
     cluster.pf("image", "export", "v1", str(copy))
     assert copy.read_bytes()[: len(old)] == old
