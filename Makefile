@@ -12,7 +12,7 @@ demo: ## set up, then show what works on this machine
 test: ## set up, build, lint, and run every test, as CI does
 	@tools/test
 
-check: ## linters and unit tests, under a minute once built
+check: ## linters and Python unit tests; starts no cluster
 	@tools/check
 
 lint: ## linters only

@@ -92,15 +92,15 @@ NEXT_STEP: dict[Code, str] = {
     Code.NO_SPACE: "Delete or discard data, or add a disk",
     Code.MEDIA_ERROR: "See `pf status` for the failing disk and restore what is lost",
     Code.BAD_CHECKSUM: "Send it again; if it persists run `pf doctor`",
-    Code.DISK_FAILED: "Replace the disk; its shards recover on others by themselves",
+    Code.DISK_FAILED: "Replace the disk; copies in sync on other stores go on serving",
     Code.UNAVAILABLE: "Try again; `pf status` names the missing part",
     Code.NO_QUORUM: "Bring the missing stores or metastore members back",
     Code.TIMED_OUT: "Read the object back before trying again",
     Code.WRONG_CLUSTER: "Check the address and the context that was used",
     Code.UNAUTHENTICATED: "Use a valid token or attach again for a fresh ticket",
-    Code.DENIED: "Ask the tenant's administrator for the right",
+    Code.DENIED: "Ask whoever runs the cluster for the right",
     Code.UNSUPPORTED: "Compare the versions with `pf version` and upgrade the older",
-    Code.INTERNAL: "Report it with the output of `pf support-bundle`",
+    Code.INTERNAL: "Report it with the output of `pf doctor` and `pf logs`",
 }
 
 HTTP_STATUS: dict[Code, int] = {

@@ -103,6 +103,18 @@ def test_a_path_that_leads_nowhere_is_named_with_a_next_step(
         assert "what to do: " in error
 
 
+def test_logs_begin_with_as_many_lines_as_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PF_DATA", str(tmp_path))
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log/s1.jsonl").write_text("one\ntwo\nthree\n")
+    for count, shown in (("0", ""), ("2", "two\nthree\n"), ("9", "one\ntwo\nthree\n")):
+        assert pf("logs", "s1", "-n", count) == Exit.OK
+        assert capsys.readouterr().out == shown
+    assert pf("logs", "-n", "-1") == Exit.USAGE
+
+
 @pytest.mark.parametrize("reference", ["", ".", ".."])
 def test_a_reference_that_would_change_the_path_never_reaches_the_server(reference: str) -> None:
     asked: list[httpx2.Request] = []

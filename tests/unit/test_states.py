@@ -90,6 +90,31 @@ ROWS: list[Row] = [
         "the conductor, which has the missing copies made equal",
     ),
     (
+        "two are gone and writes wait",
+        Situation(isr=(0,)).offline(2, 3),
+        HealthState.PARKED,
+        (
+            "1 of 3 copies in sync, a write needs 2; s2 is offline: its process ended;"
+            " s3 is offline: its process ended"
+        ),
+        states.WRITES_WAIT,
+        "the start of s2 and s3, by a supervisor or a person; the rest happens by itself",
+    ),
+    (
+        "one is gone and the other one's disk failed",
+        Situation(isr=(0,)).offline(2).failed_disk(3),
+        HealthState.PARKED,
+        (
+            "1 of 3 copies in sync, a write needs 2; s2 is offline: its process ended;"
+            " disk 0 of s3 failed: a flush failed"
+        ),
+        states.WRITES_WAIT,
+        (
+            "a person, who replaces a disk of s3 and the start of s2, by a supervisor or a person;"
+            " the rest happens by itself"
+        ),
+    ),
+    (
         "a copy is not made yet",
         Situation().without_replica(3),
         HealthState.PARKED,

@@ -49,8 +49,8 @@ pub enum DiskError {
     /// The device or file system answered with this errno.
     #[error("disk operation failed: errno {0}")]
     Errno(i32),
-    /// Fewer bytes than asked for: the file or device is shorter than its header says.
-    #[error("disk is shorter than its header says")]
+    /// Fewer bytes than asked for: the file or device ends before them.
+    #[error("the disk ends before what was asked for")]
     Short,
 }
 

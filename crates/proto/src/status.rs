@@ -250,15 +250,15 @@ impl Status {
             Status::NoSpace => "Delete or discard data, or add a disk",
             Status::MediaError => "See `pf status` for the failing disk and restore what is lost",
             Status::BadChecksum => "Send it again; if it persists run `pf doctor`",
-            Status::DiskFailed => "Replace the disk; its shards recover on others by themselves",
+            Status::DiskFailed => "Replace the disk; copies in sync on other stores go on serving",
             Status::Unavailable => "Try again; `pf status` names the missing part",
             Status::NoQuorum => "Bring the missing stores or metastore members back",
             Status::TimedOut => "Read the object back before trying again",
             Status::WrongCluster => "Check the address and the context that was used",
             Status::Unauthenticated => "Use a valid token or attach again for a fresh ticket",
-            Status::Denied => "Ask the tenant's administrator for the right",
+            Status::Denied => "Ask whoever runs the cluster for the right",
             Status::Unsupported => "Compare the versions with `pf version` and upgrade the older",
-            Status::Internal => "Report it with the output of `pf support-bundle`",
+            Status::Internal => "Report it with the output of `pf doctor` and `pf logs`",
         }
     }
 }

@@ -132,7 +132,9 @@ def status(
 def logs(
     name: Annotated[str | None, typer.Argument(help="c1, s1 .., g1, supervisor.")] = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as lines come.")] = False,
-    lines: Annotated[int, typer.Option("-n", help="Lines of each log to begin with.")] = TAIL_LINES,
+    lines: Annotated[
+        int, typer.Option("-n", min=0, help="Lines of each log to begin with.")
+    ] = TAIL_LINES,
     data: DataOption = None,
 ) -> None:
     """Show the logs of the processes, one or all."""

@@ -246,7 +246,7 @@ def _port(port: Port) -> Finding:
     if port.next_free == port.number:
         return Finding(name, State.OK, f"free ({port.name})")
     if port.next_free is not None:
-        step = f"nothing: `pf up` would use {port.next_free} and write it down"
+        step = f"nothing: a new cluster takes {port.next_free} and keeps it"
         return Finding(name, State.WARN, f"taken ({port.name})", step)
     step = f"free one of the ports {port.number} to {port.number + PORT_TRIES - 1}"
     return Finding(name, State.FAIL, f"taken, and the next too ({port.name})", step)

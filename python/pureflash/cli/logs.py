@@ -30,7 +30,8 @@ def print_logs(paths: Sequence[Path], count: int) -> dict[Path, int]:
     for path in paths:
         data = path.read_bytes()
         positions[path] = len(data)
-        shown += [human_line(line) for line in data.decode(errors="replace").splitlines()[-count:]]
+        lines = data.decode(errors="replace").splitlines()
+        shown += [human_line(line) for line in lines[max(0, len(lines) - count) :]]
     for _, text in sorted(shown, key=lambda pair: pair[0]):
         typer.echo(text)
     return positions

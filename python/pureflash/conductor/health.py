@@ -37,7 +37,7 @@ CODES: Final[dict[str, tuple[Severity, str]]] = {
     "DISK_NEAR_FULL": (Severity.WARN, f"A disk is more than {NEAR_FULL_PERCENT} % full"),
     "DISK_FULL": (Severity.ERROR, "A disk takes overwrites only; new data has no place"),
     "VOLUME_OFFLINE": (Severity.ERROR, "A volume cannot serve I/O until something comes back"),
-    "VOLUME_PARKED": (Severity.WARN, "A volume keeps I/O waiting; it goes on by itself"),
+    "VOLUME_PARKED": (Severity.WARN, "A volume keeps some I/O waiting; none fails"),
     "VOLUME_SINGLE_COPY": (Severity.WARN, "A volume has one copy in sync: its loss loses data"),
     "VOLUME_DEGRADED": (Severity.WARN, "A volume has fewer copies in sync than it should"),
     "REPLICAS_OUT": (Severity.WARN, "A store node holds replicas that are not in sync"),

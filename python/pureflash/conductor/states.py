@@ -213,13 +213,16 @@ def _needed_first(
 ) -> list[str]:
     """Say what has to happen before missing copies can be made equal."""
     needed: list[str] = []
+    gone: list[str] = []
     for member, (name, kind, _) in zip(out, reasons, strict=True):
         if kind is OutKind.FAILED:
             needed.append(f"a person, who replaces a disk of {name}")
+        elif kind is OutKind.AWAY and view.observation(member.store).state is StoreState.OFFLINE:
+            gone.append(name)
         elif kind is OutKind.AWAY:
-            is_gone = view.observation(member.store).state is StoreState.OFFLINE
-            start = f"the start of {name}, by a supervisor or a person"
-            needed.append(start if is_gone else f"{name}, when heard again")
+            needed.append(f"{name}, when heard again")
+    if gone:
+        needed.append(f"the start of {' and '.join(gone)}, by a supervisor or a person")
     return needed
 
 
