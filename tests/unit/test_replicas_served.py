@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.support.fake_core import FakeStoreNode
 from tests.support.server import Served, is_healthy, serving
+from tests.support.views import Situation
 from tests.support.world import GIB
 
+from pureflash.conductor import planner, requests
 from pureflash.errors import Code, PureFlashError
-from pureflash.model.domain import ShardConf
+from pureflash.metastore.records import Write
+from pureflash.model.domain import Job, JobState, ShardConf
+from pureflash.model.messages import Verified
 from pureflash.model.rest import CreateVolume
 
 WAIT_S = 10.0
@@ -129,6 +134,30 @@ async def test_too_few_stores_are_named(tmp_path: Path) -> None:
             await served.call("create_volume", CreateVolume(name="v1", size_bytes=GIB, replicas=3))
         assert no.value.code is Code.UNAVAILABLE
         assert served.conductor.view().volumes == {}
+
+
+@pytest.mark.parametrize(
+    ("rf", "copies", "reason"),
+    [
+        (1, 1, "the only copy could be read"),
+        (2, 1, "the only in-sync copy could be read"),
+        (3, 2, "2 of 3 copies are in sync and equal"),
+        (3, 3, "3 copies are equal"),
+    ],
+)
+def test_a_verification_counts_the_copies_that_it_compared(
+    rf: int, copies: int, reason: str
+) -> None:
+    situation = Situation(rf=rf, isr=tuple(range(copies)))
+    job = requests.verify_job(situation.view(), situation.volume())
+    assert job is not None
+    answer = Verified(id=1, term=1, regions=1024, copies=copies, different=(), unreadable=())
+    view = replace(situation.view(), jobs={job.id: job}, verified={(job.id, 0): answer})
+    (end,) = (
+        one for one in planner.plan(view) if isinstance(one, Write) and isinstance(one.record, Job)
+    )
+    assert isinstance(end.record, Job)
+    assert (end.record.state, end.record.reason) == (JobState.SUCCEEDED, reason)
 
 
 async def test_a_verification_says_what_the_primary_found(tmp_path: Path) -> None:

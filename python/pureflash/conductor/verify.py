@@ -89,9 +89,12 @@ def _judge(view: View, job: Job, volume: Volume, answers: list[Verified]) -> Wri
                 )
         return _end(view, job, JobState.FAILED, "; ".join(parts), regions)
     copies = min(answer.copies for answer in answers)
-    reason = f"{copies} copies are equal" if copies > 1 else "the only copy could be read"
-    if copies < volume.replicas:
-        reason = f"{copies} of {volume.replicas} copies are in sync and equal"
+    how_many = f"{copies} of {volume.replicas}" if copies < volume.replicas else str(copies)
+    if copies > 1:
+        reason = f"{how_many} copies are {'in sync and ' if copies < volume.replicas else ''}equal"
+    else:  # nothing to compare it with
+        which = "only" if volume.replicas == 1 else "only in-sync"
+        reason = f"the {which} copy could be read"
     return _end(view, job, JobState.SUCCEEDED, reason, regions)
 
 
