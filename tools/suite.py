@@ -58,7 +58,7 @@ STEPS = (
     Step("ring 0: python", 1, ((*PYTEST, "tests/unit"),), Path("tests/unit")),
     Step("ring 0: API", 1, ((*PYTEST, "tests/api"),), Path("tests/api")),
     Step("ring 1: simulated", 2, ((*PYTEST, "tests/scenario"),), Path("tests/scenario")),
-    Step("ring 2: processes", 6, ((*PYTEST, "tests/cluster"),), Path("tests/cluster")),
+    Step("ring 2: processes", 7, ((*PYTEST, "tests/cluster"),), Path("tests/cluster")),
     Step("ring 3: foreign", 2, ((*PYTEST, "tests/conformance"),), Path("tests/conformance")),
 )
 

@@ -65,8 +65,8 @@ def overwrite(disk: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "truncated": (truncate, "it was truncated or replaced"),
-    "a few bytes": (lambda disk: truncate(disk, 100), "shorter than its header says"),
-    "empty": (lambda disk: truncate(disk, 0), "shorter than its header says"),
+    "a few bytes": (lambda disk: truncate(disk, 100), "the disk ends before what was asked for"),
+    "empty": (lambda disk: truncate(disk, 0), "the disk ends before what was asked for"),
     "zeroed": (zero, "never formatted by PureFlash, or it was overwritten"),
     "headers gone": (zero_headers, "never formatted by PureFlash, or it was overwritten"),
     "another program's": (
