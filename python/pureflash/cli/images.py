@@ -24,7 +24,7 @@ from pureflash.cli.options import (
     confirm,
     connected,
 )
-from pureflash.cli.outcome import CommandProblem, Exit
+from pureflash.cli.outcome import CommandProblem, Exit, unreadable
 
 if TYPE_CHECKING:
     from pureflash.client.device import Device
@@ -195,8 +195,4 @@ def _file_size(file: Path) -> int:
         with file.open("rb") as stream:
             return stream.seek(0, os.SEEK_END)
     except OSError as cause:
-        raise CommandProblem(
-            f"cannot read {file}: {cause.strerror}",
-            exit_status=Exit.NOT_FOUND if isinstance(cause, FileNotFoundError) else Exit.FAILED,
-            next_step="name a raw image that you may read",
-        ) from cause
+        raise unreadable(file, cause, next_step="name a raw image that you may read") from cause

@@ -10,11 +10,20 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from pureflash.model.exits import Exit, exit_of_code
 
-__all__ = ["CommandProblem", "Exit", "Explained", "describe", "exit_status_of", "present"]
+__all__ = [
+    "CommandProblem",
+    "Exit",
+    "Explained",
+    "describe",
+    "exit_status_of",
+    "present",
+    "unreadable",
+]
 
 
 @runtime_checkable
@@ -86,3 +95,13 @@ def present(problem: BaseException) -> Exit:
         traceback.print_exception(problem, file=sys.stderr)
     print(describe(problem), file=sys.stderr)
     return exit_status_of(problem)
+
+
+def unreadable(file: Path, cause: OSError, *, next_step: str) -> CommandProblem:
+    """Say that a file of the user's cannot be read; one that is not there is NOT_FOUND."""
+    is_missing = isinstance(cause, FileNotFoundError)
+    return CommandProblem(
+        f"cannot read {file}: {cause.strerror}",
+        exit_status=Exit.NOT_FOUND if is_missing else Exit.FAILED,
+        next_step=next_step,
+    )

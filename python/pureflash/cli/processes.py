@@ -13,7 +13,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from pureflash.cli.options import DataOption, NoHeaderOption, Output, OutputOption
-from pureflash.cli.outcome import CommandProblem, Exit
+from pureflash.cli.outcome import CommandProblem, Exit, unreadable
 from pureflash.cli.stores import store_app
 
 conductor_app = typer.Typer(help="The control plane's process.", no_args_is_help=True)
@@ -84,10 +84,8 @@ def show(
     try:
         text = config.read_text()
     except OSError as cause:
-        raise CommandProblem(
-            f"cannot read {config}: {cause.strerror}",
-            exit_status=Exit.NOT_FOUND if isinstance(cause, FileNotFoundError) else Exit.FAILED,
-            next_step="name a settings file that you may read",
+        raise unreadable(
+            config, cause, next_step="name a settings file that you may read"
         ) from cause
     settings = load_settings(SCHEMAS[kind], text=text, source=str(config), environment=os.environ)
     if output is Output.NAME:
