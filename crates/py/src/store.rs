@@ -10,7 +10,7 @@ use node::store::{
 };
 use proto::{BLOCK_BYTES, ReplicaId, ShardId, Status, VolumeId};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use shard::conf::ShardConf;
 use shard::conf::transition::Transition;
 use shard::replica::Role;
@@ -291,7 +291,7 @@ impl StoreNode {
             entry.set_item("size_bytes", u64::from(found.blocks) * BLOCK_BYTES as u64)?;
             entry.set_item("disk", found.disk)?;
             entry.set_item("lane", found.lane)?;
-            entry.set_item("epoch", found.epoch)?;
+            entry.set_item("epoch", found.conf.as_ref().map_or(0, |conf| conf.epoch.0))?;
             entry.set_item("promised", found.promised)?;
             entry.set_item("complete_seq", found.complete)?;
             entry.set_item("applied_seq", found.applied)?;
@@ -311,6 +311,14 @@ impl StoreNode {
             out.append(entry)?;
         }
         Ok(out)
+    }
+
+    /// The configurations that its replicas follow, as bytes: what a conductor that lost its memory
+    /// asks for.
+    fn confs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let replicas = self.facts(py)?.replicas;
+        let confs = replicas.iter().filter_map(|found| found.conf.as_ref());
+        PyList::new(py, confs.map(|conf| PyBytes::new(py, &conf.encode())))
     }
 
     /// Disks with their state, and totals since the start.

@@ -92,8 +92,8 @@ pub struct ReplicaFacts {
     pub disk: usize,
     /// Index of its lane in the store.
     pub lane: usize,
-    /// Epoch of the configuration that it follows; 0: none.
-    pub epoch: u64,
+    /// The configuration that it follows, once it has one.
+    pub conf: Option<ShardConf>,
     /// Epoch below which it refuses everything.
     pub promised: u64,
     /// Everything committed up to here is in it.

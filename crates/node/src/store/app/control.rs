@@ -238,7 +238,7 @@ impl StoreApp {
                     let served = self.shards.get(&shard.replica.shard);
                     let view = View::of(lane, &self.leases);
                     replicas.push(ReplicaFacts {
-                        epoch: self.epoch_of(shard.replica.shard).0,
+                        conf: served.and_then(|served| served.replica.conf().cloned()),
                         promised: served.map_or(0, |served| served.replica.promised().0),
                         complete: served.map_or(0, |served| served.replica.complete(&view).0),
                         applied: shard.applied.seq.0,
