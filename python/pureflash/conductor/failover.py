@@ -3,7 +3,9 @@
 Theory of operation. For every shard the planner looks for one transition, the most urgent first,
 and lets `pureflash.model.conf.apply` make the configuration or refuse it. A refusal is no outcome
 and nobody is told: what is still needed is planned again from the next view, and a replica that
-asked repeats itself. So nothing here has to be right for safety, only for progress.
+asked repeats itself. So nothing here has to be right for safety, only for progress; but for one
+thing: that the configuration it starts from is the newest, which the stores have to confirm after
+each start of a conductor (`standing.is_proven`).
 
 Order of urgency, docs/internals/replication.md sections 2 and 5:
 
@@ -23,7 +25,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from pureflash.conductor.standing import has_good_disk, is_good, is_reborn, report_of
+from pureflash.conductor.standing import (
+    has_good_disk,
+    is_good,
+    is_proven,
+    is_reborn,
+    report_of,
+)
 from pureflash.conductor.view import ShardKey, View
 from pureflash.errors import CallerError, RouteError
 from pureflash.metastore import keys
@@ -60,6 +68,8 @@ def plan_failover(view: View) -> Iterator[Write]:
     for key, conf in view.shards.items():
         volume = view.volumes.get(key[0])
         if volume is None or volume.intent is not VolumeIntent.PRESENT:
+            continue
+        if not is_proven(view, conf):
             continue
         for transition, proposer, reason in _wishes(view, key, conf):
             try:

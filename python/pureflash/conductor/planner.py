@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from pureflash.conductor.amnesia import RECOVER_JOB
 from pureflash.conductor.balance import plan_balance
 from pureflash.conductor.failover import plan_failover
 from pureflash.conductor.first_conf import first_conf
@@ -77,7 +78,12 @@ Action = Write | Tell | Offer
 
 
 def plan(view: View) -> list[Action]:
-    """Give the next actions, in no order that matters; none when everything is as wanted."""
+    """Give the next actions, in no order that matters; none when everything is as wanted.
+
+    And none in amnesia: nothing may follow from records that are not the newest.
+    """
+    if view.amnesia is not None:
+        return []
     return [
         *_plan_jobs(view),
         *_plan_names(view),
@@ -118,7 +124,9 @@ def _plan_jobs(view: View) -> Iterator[Write]:
         (
             job
             for job in view.jobs.values()
-            if job.is_finished and not (job.kind == FORCE_JOB and job.volume_id in view.volumes)
+            if job.is_finished
+            and job.kind != RECOVER_JOB
+            and not (job.kind == FORCE_JOB and job.volume_id in view.volumes)
         ),
         key=lambda job: job.id,
     )

@@ -1,9 +1,13 @@
-"""How a member of a shard stands: what was told of it, and whether it can be relied on. Pure."""
+"""How a member of a shard stands: what was told of it, and whether it can be relied on. Pure.
+
+The last three functions ask the same of what the conductor itself knows: it may have started on an
+old metastore (`pureflash.conductor.amnesia`).
+"""
 
 from __future__ import annotations
 
 from pureflash.conductor.view import ShardKey, View
-from pureflash.model.domain import Member
+from pureflash.model.domain import Cluster, Member, ShardConf, Store
 from pureflash.model.messages import ReplicaReport
 
 
@@ -33,3 +37,29 @@ def has_good_disk(view: View, key: ShardKey, member: Member) -> bool:
 def report_of(view: View, key: ShardKey, member: Member) -> ReplicaReport | None:
     """Give what the member's store told of its replica; None: nothing."""
     return view.observation(member.store).replicas.get(key)
+
+
+def is_given_up(cluster: Cluster, store: Store) -> bool:
+    """Whether a person has vouched that a store, with these disks, is lost for good."""
+    return all(disk.format_uuid in cluster.given_up for disk in store.disks)
+
+
+def awaited(view: View) -> list[Store]:
+    """Give the stores that have not registered since this conductor started."""
+    return [
+        store
+        for store in view.stores.values()
+        if view.observation(store.id).heard_at_ms is None and not is_given_up(view.cluster, store)
+    ]
+
+
+def is_proven(view: View, conf: ShardConf) -> bool:
+    """Whether enough stores have registered to know that this is the shard's newest configuration.
+
+    That is all of its ISR, or more than half of all stores.
+    """
+    missing = {store.id for store in awaited(view)}
+    if not missing.intersection(conf.member(copy).store for copy in conf.isr):
+        return True
+    counted = [store for store in view.stores.values() if not is_given_up(view.cluster, store)]
+    return 2 * (len(counted) - len(missing)) > len(counted)

@@ -29,6 +29,7 @@ from pureflash.conductor.view import View
 from pureflash.errors import ClusterError, MediaError
 from pureflash.metastore.records import Record
 from pureflash.model.domain import (
+    Amnesia,
     Cluster,
     Export,
     HealthState,
@@ -560,5 +561,5 @@ def subject_of(key: str, record: Record | None) -> str:
             return record.name
         case Job():
             return f"{record.kind} {record.target}"
-        case Cluster() | Export() | NameClaim() | ShardConf() | None:
+        case Amnesia() | Cluster() | Export() | NameClaim() | ShardConf() | None:
             return key

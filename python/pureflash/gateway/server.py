@@ -24,6 +24,7 @@ from pureflash.model.messages import (
     SetExports,
 )
 from pureflash.model.settings import Settings
+from pureflash.process.allegiance import Known
 from pureflash.process.lifecycle import announce, next_incarnation, stop_event
 from pureflash.process.link import AgentLink
 from pureflash.process.logs import JsonLog, Log
@@ -66,6 +67,9 @@ class GatewayAgent:
             counters=totals(self._gateway.stats()["volumes"]),
             connections=len(self.exports.connections),
         )
+
+    def led(self, known: Known) -> None:
+        """Nothing of a gateway depends on who leads."""
 
     def handle(self, command: Down, send: Callable[[Message], None]) -> None:
         """Offer the exports of a list and answer how they are."""

@@ -3,7 +3,10 @@
 One WebSocket per agent, text frames, each one tagged JSON object: `type`, `v` (1), `id`, `term`.
 All are idempotent: a message that is delivered twice, or again after a reconnect, changes nothing
 more. `term` is the sender's view of the conductor's term; an agent ignores what has a lower one
-than it has seen. Unknown fields are ignored, an unknown type or version closes the connection.
+than it has seen. `revision` is that of the metastore when a message went down, and the highest that
+the agent has heard of when it goes up: a store remembers both, so that a metastore which was
+restored from a copy is found out. Unknown fields are ignored, an unknown type or version closes the
+connection.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_
     v: int = VERSION
     id: int
     term: int
+    revision: int = 0
 
 
 class ResyncReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,8 +91,12 @@ class DiskReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RegisterStore(Message, frozen=True, kw_only=True, tag="register"):
-    """Up: a store introduces itself, after each connect."""
+    """Up: a store introduces itself, after each connect.
 
+    `lineage` is the metastore's that it was led by last, with `term` and `revision`; empty: none.
+    """
+
+    lineage: str = ""
     cluster_id: str
     store: int
     name: str
@@ -165,6 +173,13 @@ class FetchConf(Message, frozen=True, kw_only=True, tag="fetch_conf"):
     newer_than: int
 
 
+class Recalled(Message, frozen=True, kw_only=True, tag="recalled"):
+    """Up: the answer to `Recall`, in parts: the configurations that the store's replicas follow."""
+
+    confs: tuple[ShardConf, ...]
+    is_last: bool
+
+
 class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
     """How an export is at its gateway; `uri` is empty unless it is ready."""
 
@@ -182,10 +197,17 @@ class ExportsApplied(Message, frozen=True, kw_only=True, tag="exports_applied"):
 
 
 class Registered(Message, frozen=True, kw_only=True, tag="registered"):
-    """Down: accepted. `term` of this message is now the least that the agent obeys."""
+    """Down: accepted. `term` of this message is now the least that the agent obeys.
+
+    A store that was led by one of `predecessors` goes over to `lineage`.
+    """
 
     lineage: str
-    revision: int
+    predecessors: tuple[str, ...] = ()
+
+
+class Recall(Message, frozen=True, kw_only=True, tag="recall"):
+    """Down: the conductor has lost its memory; go on as you are, and tell what you hold."""
 
 
 class Refused(Message, frozen=True, kw_only=True, tag="refused"):
@@ -312,9 +334,11 @@ Up = (
     | Proposal
     | FetchConf
     | ExportsApplied
+    | Recalled
 )
 Down = (
     Registered
+    | Recall
     | Refused
     | CreateReplica
     | DeleteReplica

@@ -167,6 +167,37 @@ class ForceAcceptView(msgspec.Struct, frozen=True, kw_only=True):
     job: JobView | None
 
 
+class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/conductor/recover-config: rebuild the records from what the stores hold.
+
+    `by` is who decides, for the record; `without` names stores that are lost for good.
+    """
+
+    by: str
+    without: list[str] = []
+    dry_run: bool = False
+
+
+class RecoveredObject(msgspec.Struct, frozen=True, kw_only=True):
+    """One record that differs from what the stores hold, and how."""
+
+    subject: str
+    change: str
+
+
+class RecoveryView(msgspec.Struct, frozen=True, kw_only=True):
+    """The plan of a recovery, and the record of it: `job` is None while nothing was done.
+
+    `reason` says what stores remember that the records do not; empty without amnesia. The stores
+    `given_up` can never register again with the disks that they had.
+    """
+
+    reason: str
+    changes: list[RecoveredObject]
+    given_up: list[str]
+    job: JobView | None
+
+
 class DiskView(msgspec.Struct, frozen=True, kw_only=True):
     """A disk; engine and byte counts are None while its store is away.
 

@@ -4,7 +4,7 @@ Theory of operation. A command of the conductor becomes one call of the node wit
 id; the node's event with that id becomes the answer. The tables here say which question an id
 belongs to; they are lost with the connection's owner, never needed across a restart. Heartbeats
 carry the disks and totals each time, and the replicas whenever they differ from what was sent
-last.
+last. What other stores' PINGs say of the conductor goes into the allegiance with each heartbeat.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any, Final
 import msgspec
 
 from pureflash.errors import Code
+from pureflash.model.conf import decode as decode_conf
 from pureflash.model.conf import encode as encode_conf
 from pureflash.model.domain import Disk
 from pureflash.model.messages import (
+    BATCH_MAX,
     Applied,
     CreateReplica,
     Dead,
@@ -30,6 +32,8 @@ from pureflash.model.messages import (
     Heartbeat,
     Message,
     Proposal,
+    Recall,
+    Recalled,
     Refused,
     Registered,
     RegisterStore,
@@ -45,6 +49,7 @@ from pureflash.model.messages import (
     Verified,
     VerifyReplica,
 )
+from pureflash.process.allegiance import Allegiance, Known
 from pureflash.process.logs import Log
 from pureflash.store.core import StoreNode
 
@@ -80,8 +85,10 @@ class StoreAgent:
         facts: StoreFacts,
         log: Log,
         held: Mapping[int, str] = MappingProxyType({}),
+        allegiance: Allegiance | None = None,
     ) -> None:
         """Speak for `node`; `held` are the disks that their host has no room for, and why."""
+        self._allegiance = allegiance or Allegiance()
         self._node = node
         self._held = held
         self._facts = facts
@@ -96,9 +103,12 @@ class StoreAgent:
         """Tell everything."""
         facts = self._facts
         self._sent_replicas = self._replicas()
+        known = self._listen()
         return RegisterStore(
             id=0,
             term=term,
+            revision=known.revision,
+            lineage=known.lineage,
             cluster_id=facts.cluster_id,
             store=facts.store,
             name=facts.name,
@@ -118,13 +128,36 @@ class StoreAgent:
         return Heartbeat(
             id=0,
             term=term,
+            revision=self._listen().revision,
             disk_reports=disk_reports(stats, self._held),
             replicas=None if is_same else replicas,
             counters={name: int(value) for name, value in stats["counters"].items()},
         )
 
+    def led(self, known: Known) -> None:
+        """Let the PINGs to other stores carry who leads."""
+        self._node.set_conductor(known.term, known.lineage_number, known.revision)
+
+    def _listen(self) -> Known:
+        """Take in what other stores said of the conductor."""
+        if self._allegiance.heard(*self._node.heard_conductor()):
+            self.led(self._allegiance.known)
+        return self._allegiance.known
+
+    def _recall(self, command: Recall, send: Callable[[Message], None]) -> None:
+        """Tell every configuration that is followed here."""
+        confs = [decode_conf(encoded) for encoded in self._node.confs()]
+        starts = range(0, max(1, len(confs)), BATCH_MAX)
+        for start in starts:
+            part = tuple(confs[start : start + BATCH_MAX])
+            is_last = start == starts[-1]
+            send(Recalled(id=command.id, term=self._term, confs=part, is_last=is_last))
+
     def handle(self, command: Down, send: Callable[[Message], None]) -> None:
         """Pass a command on to the node."""
+        if isinstance(command, Recall):
+            self._recall(command, send)
+            return
         self._send, self._term = send, command.term
         if isinstance(command, SetPeers):
             peers = [(peer.store, peer.incarnation, peer.address) for peer in command.peers]
