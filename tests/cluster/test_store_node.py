@@ -349,3 +349,49 @@ def test_a_port_that_is_taken_is_named(start: Starter, tmp_path: Path) -> None:
         )
     assert caught.value.code is Code.IN_USE
     assert node.address in caught.value.message
+
+
+def test_a_store_tells_others_which_conductor_it_follows(start: Starter, tmp_path: Path) -> None:
+    """Which is heard where is shown by the Rust tests; this is the way there from Python."""
+    node, other = start(), tmp_path / "disk1.img"
+    _core.format_disk(other, size_bytes=256 << 20, cluster_id=CLUSTER)
+    second = _core.StoreNode(
+        store_id=2,
+        incarnation=1,
+        cluster_id=CLUSTER,
+        cluster_key=KEY,
+        listen="127.0.0.1:0",
+        disks=[{"path": str(other)}],
+    )
+    try:
+        assert second.heard_conductor() == (0, 0, 0)
+        node.set_conductor(2**63 + 3, 2**64 - 1, 40)
+        for each in (node, second):
+            each.set_peers([(1, 1, node.address), (2, 1, second.address)])
+        pair = _core.conf_encode(
+            _core.conf_decode(conf(node))
+            | {
+                "rf": 2,
+                "isr": [0, 1],
+                "members": [
+                    {
+                        "copy": copy,
+                        "store": copy + 1,
+                        "incarnation": 1,
+                        "disk": disk_of(each),
+                        "format_uuid": disk_of(each),
+                    }
+                    for copy, each in enumerate((node, second))
+                ],
+            }
+        )
+        for copy, each in enumerate((node, second)):
+            each.create_replica(11, VOLUME, 0, copy, SHARD_BYTES, disk_of(each), pair)
+        wait_events(node)
+        # A read waits for the lease, and that for the answer to a heartbeat.
+        assert status(Client(node).read(0, 4096)) is Code.OK
+        assert second.heard_conductor() == (2**63 + 3, 2**64 - 1, 40)
+        with pytest.raises(OverflowError):
+            second.set_conductor(-1, 0, 0)
+    finally:
+        second.close()

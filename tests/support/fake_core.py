@@ -63,6 +63,8 @@ class FakeStoreNode:
         self.peers: list[tuple[int, int, str]] = []
         self.over: set[tuple[int, int]] = set()
         self.held: dict[int, bool] = {}
+        self.told = (0, 0, 0)
+        self.heard = (0, 0, 0)
         self.resyncs: dict[tuple[int, int], list[dict[str, int]]] = {}
         self.found: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
         self._listen = listen
@@ -163,6 +165,12 @@ class FakeStoreNode:
 
     def dead(self, store: int, incarnation: int) -> None:
         self.over.add((store, incarnation))
+
+    def set_conductor(self, term: int, lineage: int, revision: int) -> None:
+        self.told = max(self.told, (term, lineage, revision))
+
+    def heard_conductor(self) -> tuple[int, int, int]:
+        return self.heard
 
     def replicas(self) -> list[dict[str, Any]]:
         return [self._report(replica) for replica in self._read()["replicas"].values()]

@@ -5,8 +5,8 @@ use crate::errors::raise;
 use crate::lane::engine_choice;
 use node::status;
 use node::store::{
-    self, ControlOp, DiskConfig, DiskFacts, OpenStore, PeerAddress, StoreConfig, StoreEvent,
-    StoreProblem,
+    self, ControlOp, DiskConfig, DiskFacts, Followed, OpenStore, PeerAddress, StoreConfig,
+    StoreEvent, StoreProblem,
 };
 use proto::{BLOCK_BYTES, ReplicaId, ShardId, Status, VolumeId};
 use pyo3::prelude::*;
@@ -277,6 +277,19 @@ impl StoreNode {
     /// A life of a store is over for certain.
     fn dead(&self, store: u64, incarnation: u64) -> PyResult<()> {
         self.accepted(self.with(|node| node.dead(store, incarnation))?)
+    }
+
+    /// The conductor that this store follows, which its heartbeats tell the other stores from now on;
+    /// what is older than what is known changes nothing.
+    fn set_conductor(&self, term: u64, lineage: u64, revision: u64) -> PyResult<()> {
+        self.with(|node| node.set_conductor(Followed { term, lineage, revision }))
+    }
+
+    /// (term, lineage, revision) of the newest conductor that another store's heartbeat has named;
+    /// zeros: none has.
+    fn heard_conductor(&self) -> PyResult<(u64, u64, u64)> {
+        let heard = self.with(store::StoreNode::heard_conductor)?;
+        Ok((heard.term, heard.lineage, heard.revision))
     }
 
     /// The replicas: volume_id, index, copy, size_bytes, disk, lane, epoch, promised, complete_seq,

@@ -31,7 +31,9 @@
 //! silent. What is kept is bounded: `SENT_MAX` send times per store, an entry per claimed shard and
 //! store, and one time of hearing per (shard, store) that was ever listed.
 //!
-//! `term`, `lineage` and `revision` of a PING belong to the caller and are zero here.
+//! `term`, `lineage` and `revision` of a PING belong to the caller, which fills them in before it
+//! sends one and reads them when one comes in: leases do not depend on them, so this machine leaves
+//! them zero and ignores them.
 
 use crate::conf::{Incarnation, StoreId};
 use crate::mutant::Mutant;

@@ -71,6 +71,12 @@ class StoreNode(Protocol):
     def dead(self, store: int, incarnation: int) -> None:
         """Take note that a life of a store is over for certain."""
 
+    def set_conductor(self, term: int, lineage: int, revision: int) -> None:
+        """Follow this conductor: heartbeats tell other stores so; what is older changes nothing."""
+
+    def heard_conductor(self) -> tuple[int, int, int]:
+        """Give term, lineage, revision of the newest conductor that others named, or zeros."""
+
     def replicas(self) -> Sequence[Mapping[str, Any]]:
         """Give volume_id, index, copy, size_bytes, disk, lane, used_bytes, commit_seq, epoch, role.
 

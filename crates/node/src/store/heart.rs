@@ -12,8 +12,13 @@
 //! wait for ever, and with it every write of its shards. As one thread runs all lanes of a store,
 //! one hanging device stops the vouching for all of them. When the device answers again, the next
 //! heartbeat is sent, and what is still this store's to serve goes on.
+//!
+//! **The conductor.** What this store was told of it rides in every heartbeat and every answer, and
+//! what others say of theirs is kept ([`Conductor`]); only of stores that have proved to be of this
+//! cluster, and whether or not this thread vouches.
 
 use super::app::Command;
+use super::conductor::{Conductor, Followed};
 use super::identity::Identity;
 use super::links::{Answered, Links, PeerAddress};
 use crate::framing::Opener;
@@ -95,6 +100,7 @@ pub(super) enum HeartCommand {
 
 pub(super) struct HeartApp {
     machine: Shared,
+    conductor: Conductor,
     links: Links,
     /// Connections of other stores.
     callers: IdMap<ConnId, StoreId>,
@@ -109,12 +115,14 @@ pub(super) struct HeartApp {
 impl HeartApp {
     pub(super) fn new(
         machine: Shared,
+        conductor: Conductor,
         identity: Identity,
         data: Handle<Command>,
         limits: Limits,
     ) -> HeartApp {
         HeartApp {
             machine,
+            conductor,
             links: Links::new(Kind::Heartbeat, identity),
             callers: IdMap::default(),
             asked: IdMap::default(),
@@ -132,6 +140,20 @@ impl HeartApp {
             && self.data.oldest_io_nanos(now) < self.limits.device_ms * 1_000_000
     }
 
+    /// Add what the machine does not know.
+    fn complete(&self, ping: Ping) -> Ping {
+        let Followed { term, lineage, revision } = self.conductor.told();
+        Ping { term, lineage, revision, ..ping }
+    }
+
+    /// A store that has proved to be this one says so.
+    fn hear(&self, from: StoreId, ping: &Ping) {
+        if ping.store == from {
+            let &Ping { term, lineage, revision, .. } = ping;
+            self.conductor.hear(Followed { term, lineage, revision });
+        }
+    }
+
     fn step(&mut self, ctx: &mut Context, event: Event) {
         let effects = self.machine.step(event);
         self.carry_out(ctx, effects);
@@ -142,7 +164,7 @@ impl HeartApp {
             match effect {
                 Effect::Send { to, ping } => {
                     if self.vouches() {
-                        self.links.send(ctx, to, request_of(ping));
+                        self.links.send(ctx, to, request_of(self.complete(ping)));
                     }
                 }
                 Effect::Answer { token, ping } => {
@@ -152,7 +174,7 @@ impl HeartApp {
                         shard: header.shard,
                         epoch: Epoch(0),
                         seq: Seq(0),
-                        result: Ok(ReplyOp::Ping(ping)),
+                        result: Ok(ReplyOp::Ping(self.complete(ping))),
                     };
                     let _ = ctx.send(conn, reply.encode());
                 }
@@ -209,6 +231,7 @@ impl Application for HeartApp {
             if let Some(Answered { from, reply, .. }) = self.links.frame(ctx, conn, frame)
                 && let Ok(ReplyOp::Ping(ping)) = reply.result
             {
+                self.hear(from, &ping);
                 self.step(ctx, Event::Pong { from, ping });
             }
             return;
@@ -217,6 +240,7 @@ impl Application for HeartApp {
         let header = Header::parse(&frame.header).expect("the framing has checked it");
         match Request::parse(&header, frame).map(|request| request.op) {
             Ok(RequestOp::Ping(ping)) if ping.store == from => {
+                self.hear(from, &ping);
                 if self.vouches() {
                     let token = self.next_token;
                     self.next_token += 1;

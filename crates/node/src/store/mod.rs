@@ -13,6 +13,7 @@
 //! outcome of those that changed something, so nothing of a fenced slot takes effect afterwards.
 
 mod app;
+mod conductor;
 mod heart;
 mod hops;
 mod identity;
@@ -22,6 +23,7 @@ mod tests;
 
 use crate::disk::{self, DiskProblem, OpenDisk};
 use app::{Command, HostedDisk, Outlets, StoreApp};
+use conductor::Conductor;
 use crossbeam_channel::{Receiver, bounded, unbounded};
 use heart::{HeartApp, HeartCommand, Shared};
 use identity::Identity;
@@ -45,6 +47,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use app::verify_ticket;
+pub use conductor::Followed;
 pub use hops::{Hop, Hops};
 pub use links::PeerAddress;
 
@@ -372,7 +375,9 @@ impl OpenStore {
             spin: Duration::ZERO,
             pool: heart_pool,
         };
-        let make_heart = move || HeartApp::new(leases, identity, data, limits);
+        let conductor = Conductor::default();
+        let heart_conductor = conductor.clone();
+        let make_heart = move || HeartApp::new(leases, heart_conductor, identity, data, limits);
         let heart =
             reactor::spawn(heart_options, Vec::new(), make_heart).map_err(DiskProblem::from)?;
         let _ = to_heart.send(heart.handle.clone());
@@ -381,6 +386,7 @@ impl OpenStore {
             thread: Some(running.thread),
             heart: heart.handle,
             heart_thread: Some(heart.thread),
+            conductor,
             address,
             events: event_queue,
             wake,
@@ -402,6 +408,7 @@ pub struct StoreNode {
     thread: Option<JoinHandle<()>>,
     heart: Handle<HeartCommand>,
     heart_thread: Option<JoinHandle<()>>,
+    conductor: Conductor,
     address: SocketAddr,
     events: Receiver<StoreEvent>,
     wake: Arc<Wake>,
@@ -443,6 +450,18 @@ impl StoreNode {
     #[must_use]
     pub fn dead(&self, store: u64, incarnation: u64) -> bool {
         self.handle.try_send(Command::Dead(store, incarnation)).is_ok()
+    }
+
+    /// The conductor that this store follows; every heartbeat says so from now on. What is older than
+    /// what is known changes nothing.
+    pub fn set_conductor(&self, followed: Followed) {
+        self.conductor.tell(followed);
+    }
+
+    /// The newest conductor that a heartbeat of another store has named; zeros: none has.
+    #[must_use]
+    pub fn heard_conductor(&self) -> Followed {
+        self.conductor.heard()
     }
 
     /// The host's file system has no more room for a disk (by its place in the store), or has again.

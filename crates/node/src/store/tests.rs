@@ -1,4 +1,5 @@
-//! A store node as a whole: what its heartbeat thread says while a device hangs.
+//! A store node as a whole: what its heartbeat thread says while a device hangs, and what stores tell
+//! one another of the conductor.
 
 use super::heart::Limits;
 use super::identity::{Prover, nonce};
@@ -22,7 +23,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Store 1 in this process, over one disk whose device obeys `faults`.
 fn start(folder: &Folder, faults: &Arc<Faults>, limits: Limits) -> (StoreNode, String) {
-    let path = folder.path("disk0.img");
+    start_as(1, folder, faults, limits)
+}
+
+/// The same with another number; its incarnation is ten times that.
+fn start_as(
+    store_id: u64,
+    folder: &Folder,
+    faults: &Arc<Faults>,
+    limits: Limits,
+) -> (StoreNode, String) {
+    let path = folder.path(&format!("disk{store_id}.img"));
     let options = FormatOptions {
         size_bytes: Some(256 << 20),
         cluster_id: CLUSTER,
@@ -31,8 +42,8 @@ fn start(folder: &Folder, faults: &Arc<Faults>, limits: Limits) -> (StoreNode, S
     };
     let header = disk::format(&path, &options).expect("formatted");
     let config = StoreConfig {
-        store_id: 1,
-        incarnation: 10,
+        store_id,
+        incarnation: store_id * 10,
         cluster_id: CLUSTER,
         cluster_key: b"key".to_vec(),
         listen: "127.0.0.1:0".parse().expect("an address"),
@@ -128,16 +139,109 @@ impl Neighbour {
     }
 
     fn ping(&mut self, sequence: u64) {
+        self.ping_following(sequence, Followed::default());
+    }
+
+    fn ping_following(&mut self, sequence: u64, followed: Followed) {
         let (store, incarnation) = (2, self.incarnation);
+        let Followed { term, lineage, revision } = followed;
         let ping = Ping { sequence, store, incarnation, peer_incarnation: 10, ..Ping::default() };
-        self.send(RequestOp::Ping(ping));
+        self.send(RequestOp::Ping(Ping { term, lineage, revision, ..ping }));
+    }
+
+    /// The next heartbeat's answer.
+    fn answer(&mut self) -> Ping {
+        let ReplyOp::Ping(ping) = self.receive() else { panic!("PING is answered by PING") };
+        ping
     }
 
     /// The number of the next heartbeat that is answered.
     fn answered(&mut self) -> u64 {
-        let ReplyOp::Ping(ping) = self.receive() else { panic!("PING is answered by PING") };
-        ping.sequence
+        self.answer().sequence
     }
+}
+
+/// The limits of these do not matter: nothing hangs.
+const CALM: Limits = Limits { thread_ms: 60_000, device_ms: 60_000 };
+
+#[test]
+fn heartbeats_and_their_answers_tell_which_conductor_a_store_follows() {
+    let (folder, faults) = (Folder::new(), Arc::new(Faults::default()));
+    let (mut first, uuid) = start_as(1, &folder, &faults, CALM);
+    let (mut second, second_uuid) = start_as(2, &folder, &faults, CALM);
+    let peers = [(1, &first), (2, &second)].map(|(store, node)| PeerAddress {
+        store,
+        incarnation: store * 10,
+        address: node.address(),
+    });
+    first.set_conductor(Followed { term: 3, lineage: 7, revision: 40 });
+    second.set_conductor(Followed { term: 2, lineage: 7, revision: 35 });
+    let shard = ShardId { volume: VolumeId(9), index: 0 };
+    let member = |copy: u8| Member {
+        copy,
+        store: u64::from(copy) + 1,
+        incarnation: (u64::from(copy) + 1) * 10,
+        disk: [copy; 16],
+        format_uuid: [copy; 16],
+    };
+    let conf = ShardConf {
+        shard,
+        epoch: Epoch(1),
+        rf: 2,
+        min_write: 1,
+        primary: 0,
+        isr: vec![0, 1],
+        learners: Vec::new(),
+        members: vec![member(0), member(1)],
+        history_id: 1,
+        attach_epoch: 0,
+    };
+    // As primary, the first asks the second for leases; the second only answers.
+    for (copy, node, disk_uuid) in [(0, &first, uuid), (1, &second, second_uuid)] {
+        assert!(node.set_peers(peers.to_vec()));
+        let (replica, conf) = (ReplicaId { shard, copy }, conf.clone());
+        assert!(node.control(1, ControlOp::Create { disk_uuid, replica, blocks: 64, conf }));
+    }
+    until("the second has heard the first", || {
+        second.heard_conductor() == Followed { term: 3, lineage: 7, revision: 40 }
+    });
+    until("the first has heard the second's answer", || {
+        first.heard_conductor() == Followed { term: 2, lineage: 7, revision: 35 }
+    });
+    second.set_conductor(Followed { term: 4, lineage: 7, revision: 50 });
+    until("what a store is told later is said from then on", || {
+        first.heard_conductor() == Followed { term: 4, lineage: 7, revision: 50 }
+    });
+    assert_eq!(second.heard_conductor().term, 3, "what a store hears it does not say as its own");
+    first.close();
+    second.close();
+}
+
+#[test]
+fn what_heartbeats_say_of_the_conductor_is_the_newest_and_of_a_proven_store() {
+    let (folder, faults) = (Folder::new(), Arc::new(Faults::default()));
+    let (mut node, _) = start(&folder, &faults, CALM);
+    assert_eq!(node.heard_conductor(), Followed::default());
+    let mut neighbour = Neighbour::connect(&node);
+    neighbour.ping_following(1, Followed { term: 5, lineage: 7, revision: 60 });
+    let answer = neighbour.answer();
+    assert_eq!((answer.term, answer.lineage, answer.revision), (0, 0, 0), "it was told nothing");
+    assert_eq!(node.heard_conductor(), Followed { term: 5, lineage: 7, revision: 60 });
+
+    node.set_conductor(Followed { term: 4, lineage: 7, revision: 55 });
+    node.set_conductor(Followed { term: 3, lineage: 7, revision: 90 });
+    neighbour.ping_following(2, Followed { term: 4, lineage: 7, revision: 70 });
+    let answer = neighbour.answer();
+    assert_eq!((answer.term, answer.lineage, answer.revision), (4, 7, 55));
+    assert_eq!(node.heard_conductor(), Followed { term: 5, lineage: 7, revision: 60 });
+
+    // One that has proved to be store 2 speaks for no other.
+    let ping = Ping { sequence: 3, store: 3, incarnation: 30, term: 99, ..Ping::default() };
+    neighbour.send(RequestOp::Ping(ping));
+    let mut rest = Vec::new();
+    neighbour.stream.read_to_end(&mut rest).expect("it is refused, and the connection ended");
+    assert_eq!(node.heard_conductor(), Followed { term: 5, lineage: 7, revision: 60 });
+    node.close();
 }
 
 /// A device that hangs lets its lane live and its process tick: only the age of its operations tells.
