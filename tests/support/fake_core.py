@@ -70,8 +70,6 @@ class FakeStoreNode:
         self._listen = listen
         self._path = Path(disks[0]["path"])
         self._events = _Events()
-        self.conductor = (0, 0, 0)
-        self.heard = (0, 0, 0)
         self.is_closed = False
 
     @property
@@ -124,12 +122,6 @@ class FakeStoreNode:
 
     def confs(self) -> list[bytes]:
         return [bytes.fromhex(known["conf"]) for known in self._read()["replicas"].values()]
-
-    def set_conductor(self, term: int, lineage: int, revision: int) -> None:
-        self.conductor = (term, lineage, revision)
-
-    def heard_conductor(self) -> tuple[int, int, int]:
-        return self.heard
 
     def hold_growth(self, disk: int, is_held: bool) -> None:
         self.held[disk] = is_held

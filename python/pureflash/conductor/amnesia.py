@@ -70,18 +70,29 @@ def why_foreign(
             f"{told.name} was led by a conductor with metastore {told.lineage[:8]}, and this is"
             f" {lineage[:8]}"
         )
+    own = _unknown(reigns, revision, told.name, told.term, told.revision)
+    if own or not told.heard_term:
+        return own
+    peer = f"a peer of {told.name}"
+    return _unknown(reigns, revision, peer, told.heard_term, told.heard_revision)
+
+
+def _unknown(
+    reigns: Sequence[Reign], revision: int, who: str, told_term: int, told_revision: int
+) -> str:
+    """Say why what somebody was told in a term is not of this history; empty: it is."""
     ends = [*(reign.since for reign in reigns[1:]), revision]
     for reign, end in zip(reigns, ends, strict=True):
-        if reign.term == told.term:
-            if told.revision <= end:
+        if reign.term == told_term:
+            if told_revision <= end:
                 return ""
             return (
-                f"{told.name} was told of revision {told.revision} in term {told.term}, and this"
+                f"{who} was told of revision {told_revision} in term {told_term}, and this"
                 f" metastore had only come to {end} then"
             )
-    if reigns and told.term < reigns[0].term and told.revision <= reigns[0].since:
+    if reigns and told_term < reigns[0].term and told_revision <= reigns[0].since:
         return ""  # older than the reigns that are kept
-    return f"{told.name} was led in term {told.term}, which this metastore knows nothing of"
+    return f"{who} was led in term {told_term}, which this metastore knows nothing of"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +159,8 @@ def plan_recovery(
         *writes,
         Write(keys.job(job.id), job, job.reason),
     ]
-    above = max((one.registration.term for one in held.values()), default=0)
+    told = (one.registration for one in held.values())
+    above = max((max(one.term, one.heard_term) for one in told), default=0)
     return RecoveryPlan(
         found=tuple(found), given_up=names, writes=tuple(writes), job=job, above=above
     )

@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final
 
+from pureflash.conductor.amnesia import RECOVER
+from pureflash.conductor.failover import START_MS
 from pureflash.conductor.placement import RAISE_RATIO
 from pureflash.conductor.requests import capacity
+from pureflash.conductor.standing import awaited, is_proven
 from pureflash.conductor.states import export_view, replicas_out, volume_state, why_out
 from pureflash.conductor.view import View
 from pureflash.model.domain import HealthState, StoreState, VolumeIntent
@@ -31,6 +34,8 @@ class Severity(StrEnum):
 
 
 CODES: Final[dict[str, tuple[Severity, str]]] = {
+    "AMNESIA": (Severity.ERROR, "The conductor's records are not the newest that stores know of"),
+    "STORES_AWAITED": (Severity.WARN, "Too few stores are there to know that the records are new"),
     "STORE_OFFLINE": (Severity.ERROR, "A store node is not there; its copies are out of reach"),
     "STORE_SUSPECTED": (Severity.WARN, "A store node has been silent for too long"),
     "DISK_FAILED": (Severity.ERROR, "A disk stopped after a failed write or flush"),
@@ -51,6 +56,7 @@ CODES: Final[dict[str, tuple[Severity, str]]] = {
 def findings(view: View) -> list[HealthView]:
     """List everything that is not as it should be, errors first."""
     found = [
+        *_memory(view),
         *_stores(view),
         *_disks(view),
         *_volumes(view),
@@ -63,6 +69,11 @@ def findings(view: View) -> list[HealthView]:
 
 def cluster_state(view: View, found: list[HealthView]) -> tuple[HealthState, str]:
     """Sum the findings up in a state and one sentence."""
+    if view.amnesia is not None:
+        return (
+            HealthState.AMNESIA,
+            f"{found[0].meaning}; nothing is changed until they are rebuilt.",
+        )
     if not view.stores:
         return HealthState.OFFLINE, "No store has joined yet."
     if not found:
@@ -100,6 +111,21 @@ def finding(code: str, subject: str, cause: str, next_step: str) -> HealthView:
         cause=cause,
         next_step=next_step,
     )
+
+
+def _memory(view: View) -> Iterator[HealthView]:
+    """Say whether the records can be believed."""
+    if view.amnesia is not None:
+        step = f"start all stores, then {RECOVER}, which shows first what it changes"
+        yield finding("AMNESIA", "conductor", view.amnesia.reason, step)
+        return
+    if view.now_ms < view.started_ms + START_MS:
+        return
+    if stuck := sum(not is_proven(view, conf) for conf in view.shards.values()):
+        names = ", ".join(store.name for store in awaited(view))
+        cause = f"{names} not heard since the conductor started; {stuck} shards stay as they are"
+        step = f"start {names}; if one is lost for good: {RECOVER} --without NAME"
+        yield finding("STORES_AWAITED", "conductor", cause, step)
 
 
 def _stores(view: View) -> Iterator[HealthView]:
@@ -145,7 +171,9 @@ def _volumes(view: View) -> Iterator[HealthView]:
             continue
         state, reason = volume_state(view, volume)
         step = f"pf volume explain {volume.name}"
-        if state in (HealthState.OFFLINE, HealthState.AMNESIA):
+        if state is HealthState.AMNESIA:
+            continue  # one cause for all of them, said above
+        if state is HealthState.OFFLINE:
             yield finding("VOLUME_OFFLINE", volume.name, reason, step)
         elif state is HealthState.PARKED:
             yield finding("VOLUME_PARKED", volume.name, reason, step)

@@ -13,6 +13,7 @@ others, and everything that people read is put together from these two.
 | single_copy | served from the only copy in sync | the conductor |
 | parked | I/O or writes wait for something that comes by itself | what is named |
 | offline | the primary is not there and nobody can take over | a person, who brings it back |
+| amnesia | stores follow newer records than the conductor has | a person, who has them rebuilt |
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ SERVED: Final = "reads and writes are served"
 WAIT: Final = "reads and writes wait; none fails"
 WRITES_WAIT: Final = "reads are served, writes wait; none fails"
 MAY_PAUSE: Final = "reads and writes are served, after a pause of up to 3 s; none fails"
+AS_STORES_KNOW: Final = "reads and writes go on while no store fails; none fails"
+RECOVERS: Final = "a person, by `pf conductor recover-config`"
 BY_ITSELF: Final = "nobody has to do anything"
 
 ROLE_TEXTS: Final = {
@@ -104,6 +107,8 @@ class OutKind(StrEnum):
 
 def judge_shard(view: View, volume: Volume, index: int) -> Verdict:
     """Say how one shard is."""
+    if view.amnesia is not None:
+        return Verdict(HealthState.AMNESIA, view.amnesia.reason, AS_STORES_KNOW, RECOVERS)
     conf = view.shards.get((volume.id, index))
     if conf is None:
         why = _why_not_placed(view, volume, index)

@@ -94,9 +94,12 @@ class RegisterStore(Message, frozen=True, kw_only=True, tag="register"):
     """Up: a store introduces itself, after each connect.
 
     `lineage` is the metastore's that it was led by last, with `term` and `revision`; empty: none.
+    Other stores of that lineage were told of `heard_term` and `heard_revision`; 0: none was heard.
     """
 
     lineage: str = ""
+    heard_term: int = 0
+    heard_revision: int = 0
     cluster_id: str
     store: int
     name: str

@@ -5,8 +5,8 @@ was replaced. A registration under another lineage comes from a metastore that i
 configurations this store follows, unless it says that it was recovered from that one. Neither is
 obeyed. A store keeps what it knows in `conductor.json`, durably and before it obeys, over restarts
 of everything: that is what finds out a metastore that was restored from a copy or made anew
-(docs/internals/replication.md, section 6). What other stores say in their PINGs is known as well.
-A host without space for those few bytes is no reason to stop following: the write is tried again
+(docs/internals/replication.md, section 6). What other stores say in their PINGs is kept as well,
+but apart: it must not take the place of what was told here, which may be of another history. A host without space for those few bytes is no reason to stop following: the write is tried again
 with the next news (`unsaved` says why it failed).
 """
 
@@ -26,11 +26,16 @@ LINEAGE_DIGITS: Final = 16
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
-    """The contents of `conductor.json`; `lineage` is empty before the first registration."""
+    """The contents of `conductor.json`; `lineage` is empty before the first registration.
+
+    `heard_term` and `heard_revision` are what other stores of this lineage say that they were told.
+    """
 
     lineage: str = ""
     term: int = 0
     revision: int = 0
+    heard_term: int = 0
+    heard_revision: int = 0
 
     @property
     def lineage_number(self) -> int:
@@ -64,8 +69,12 @@ class Allegiance:
 
     def note(self, message: Message) -> bool:
         """Remember the term and revision of a message that is obeyed; whether they are news."""
-        lineage = message.lineage if isinstance(message, Registered) else self.known.lineage
-        return self._know(lineage, message.term, message.revision)
+        known = self.known
+        lineage = message.lineage if isinstance(message, Registered) else known.lineage
+        if lineage != known.lineage:
+            known = Known(lineage=lineage)  # what was heard is of the history before
+        term, revision = max(message.term, known.term), max(message.revision, known.revision)
+        return self._keep(msgspec.structs.replace(known, term=term, revision=revision))
 
     def heard(self, term: int, lineage: int, revision: int) -> bool:
         """Take in what another store's PING carried; whether it is news.
@@ -74,17 +83,17 @@ class Allegiance:
         """
         known = self.known
         is_ours = known.lineage != "" and known.lineage_number == lineage
-        if not is_ours or (term, revision) <= (known.term, known.revision):
+        if not is_ours or (term, revision) <= (known.heard_term, known.heard_revision):
             return False
-        return self._know(known.lineage, term, revision)
+        return self._keep(msgspec.structs.replace(known, heard_term=term, heard_revision=revision))
 
-    def _know(self, lineage: str, term: int, revision: int) -> bool:
+    @property
+    def least_term(self) -> int:
+        """The term below which nothing is obeyed."""
+        return max(self.known.term, self.known.heard_term)
+
+    def _keep(self, after: Known) -> bool:
         known = self.known
-        is_later = lineage != known.lineage or term > known.term
-        if is_later:
-            after = Known(lineage=lineage, term=max(term, known.term), revision=revision)
-        else:
-            after = msgspec.structs.replace(known, revision=max(revision, known.revision))
         if after == known and not self.unsaved:
             return False
         self.known = after

@@ -78,7 +78,7 @@ class AgentLink:
     @property
     def term(self) -> int:
         """The highest term known; commands of a lower one are not obeyed."""
-        return self._allegiance.known.term
+        return self._allegiance.least_term
 
     async def run(self) -> None:
         """Keep connected until cancelled."""

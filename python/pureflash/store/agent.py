@@ -106,9 +106,11 @@ class StoreAgent:
         known = self._listen()
         return RegisterStore(
             id=0,
-            term=term,
+            term=known.term,
             revision=known.revision,
             lineage=known.lineage,
+            heard_term=known.heard_term,
+            heard_revision=known.heard_revision,
             cluster_id=facts.cluster_id,
             store=facts.store,
             name=facts.name,
@@ -140,8 +142,7 @@ class StoreAgent:
 
     def _listen(self) -> Known:
         """Take in what other stores said of the conductor."""
-        if self._allegiance.heard(*self._node.heard_conductor()):
-            self.led(self._allegiance.known)
+        self._allegiance.heard(*self._node.heard_conductor())
         return self._allegiance.known
 
     def _recall(self, command: Recall, send: Callable[[Message], None]) -> None:

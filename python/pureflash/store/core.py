@@ -87,12 +87,6 @@ class StoreNode(Protocol):
     def confs(self) -> Sequence[bytes]:
         """Give the configurations that its replicas follow, as `conf_encode` writes them."""
 
-    def set_conductor(self, term: int, lineage: int, revision: int) -> None:
-        """Let every PING to other stores carry what the conductor told; never goes back."""
-
-    def heard_conductor(self) -> tuple[int, int, int]:
-        """Give (term, lineage, revision) of the highest term heard from other stores; or zeros."""
-
     def stats(self) -> Mapping[str, Any]:
         """Give "disks": [{path, engine, durability, state, reason, bytes_total, bytes_free, ..}].
 
