@@ -70,10 +70,8 @@ def findings(view: View) -> list[HealthView]:
 def cluster_state(view: View, found: list[HealthView]) -> tuple[HealthState, str]:
     """Sum the findings up in a state and one sentence."""
     if view.amnesia is not None:
-        return (
-            HealthState.AMNESIA,
-            f"{found[0].meaning}; nothing is changed until they are rebuilt.",
-        )
+        sentence = f"{found[0].meaning}; nothing changes before they are rebuilt."
+        return HealthState.AMNESIA, sentence
     if not view.stores:
         return HealthState.OFFLINE, "No store has joined yet."
     if not found:

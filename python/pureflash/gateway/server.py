@@ -49,11 +49,11 @@ class GatewayAgent:
         self.uris: dict[Transport, str] = {}
         self.link: AgentLink | None = None
 
-    def registration(self, term: int) -> Message:
+    def registration(self) -> Message:
         """Introduce the gateway."""
         return RegisterGateway(
             id=0,
-            term=term,
+            term=self.link.term if self.link else 0,
             cluster_id=self._cluster_id,
             gateway=self._name,
             incarnation=self.incarnation,

@@ -6,7 +6,9 @@ configurations this store follows, unless it says that it was recovered from tha
 obeyed. A store keeps what it knows in `conductor.json`, durably and before it obeys, over restarts
 of everything: that is what finds out a metastore that was restored from a copy or made anew
 (docs/internals/replication.md, section 6). What other stores say in their PINGs is kept as well,
-but apart: it must not take the place of what was told here, which may be of another history. A host without space for those few bytes is no reason to stop following: the write is tried again
+but apart: it must not take the place of what was told here, which may be of another history.
+
+A host without space for those few bytes is no reason to stop following: the write is tried again
 with the next news (`unsaved` says why it failed).
 """
 

@@ -40,7 +40,7 @@ OPEN_TIMEOUT_S: Final = 5.0
 class AgentOwner(Protocol):
     """The process that the link belongs to. Nothing here may block."""
 
-    def registration(self, term: int) -> Message:
+    def registration(self) -> Message:
         """Introduce the process; called after each connect."""
 
     def heartbeat(self, term: int) -> Message:
@@ -116,7 +116,7 @@ class AgentLink:
 
     async def _converse(self, socket: ClientConnection) -> None:
         self._outbox = asyncio.Queue()
-        await socket.send(encode(self._owner.registration(self.term)))
+        await socket.send(encode(self._owner.registration()))
         sender = asyncio.create_task(self._send_all(socket))
         try:
             async for frame in socket:

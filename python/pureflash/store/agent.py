@@ -99,7 +99,7 @@ class StoreAgent:
         self._send: Callable[[Message], None] | None = None
         self._term = 0
 
-    def registration(self, term: int) -> Message:
+    def registration(self) -> Message:
         """Tell everything."""
         facts = self._facts
         self._sent_replicas = self._replicas()
