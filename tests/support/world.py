@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from tests.support.fake_core import role_in
 
@@ -29,6 +30,10 @@ from pureflash.model.messages import (
     ExportsApplied,
     Heartbeat,
     Proposal,
+    Recall,
+    Recalled,
+    Refused,
+    Registered,
     RegisterGateway,
     RegisterStore,
     ReplicaReport,
@@ -39,7 +44,9 @@ from pureflash.model.messages import (
     TransferPrimary,
     decode_down,
 )
+from pureflash.process.allegiance import Allegiance
 
+T = TypeVar("T")
 GIB = 1 << 30
 CLUSTER = "ab" * 16
 ROUNDS_MAX = 200
@@ -105,6 +112,7 @@ class SimStore:
     session: Session | None = None
     refusal: tuple[int, str] | None = None
     told: list[object] = field(default_factory=list)
+    allegiance: Allegiance = field(default_factory=Allegiance)
 
     def __post_init__(self) -> None:
         """Give it the first disk, unless a test has another."""
@@ -118,9 +126,14 @@ class SimStore:
             format_uuid=f"{self.id + 1000:032x}",
             size_bytes=self.size_bytes,
         )
+        known = self.allegiance.known
         return RegisterStore(
             id=0,
-            term=0,
+            term=known.term,
+            revision=known.revision,
+            lineage=known.lineage,
+            heard_term=known.heard_term,
+            heard_revision=known.heard_revision,
             cluster_id=CLUSTER,
             store=self.id,
             name=f"s{self.id}",
@@ -214,11 +227,13 @@ class World:
         overcommit_ratio: float = 1.0,
         balance_after_ms: int = 0,
         metastore: MemoryMetastore | None = None,
+        settle_timeout_s: float = 0,
     ) -> None:
         self.metastore = metastore or MemoryMetastore()
         self.clock = ManualClock()
         self.log = ListLog()
         self.stores = {number: SimStore(number) for number in range(1, stores + 1)}
+        self.settle_timeout_s = settle_timeout_s
         self.gateway: Session | None = None
         self.offered: tuple[str, ...] = ()
         self.overcommit_ratio = overcommit_ratio
@@ -242,7 +257,7 @@ class World:
             ),
             clock=self.clock,
             log=self.log,
-            settle_timeout_s=0,
+            settle_timeout_s=self.settle_timeout_s,
         )
         await self.conductor.start()
         return self.conductor
@@ -256,6 +271,16 @@ class World:
     async def join_all(self) -> None:
         for number in self.stores:
             await self.join(number)
+
+    async def meanwhile(self, request: Coroutine[object, object, T]) -> T:
+        """Await a request while stores answer."""
+        task = asyncio.create_task(request)
+        for _ in range(ROUNDS_MAX):
+            await self.pump()
+            if task.done():
+                break
+            await asyncio.sleep(0)
+        return await task
 
     async def join_gateway(self) -> None:
         self.gateway = Session()
@@ -332,9 +357,19 @@ class World:
                     store.session = None
                     break
                 command = decode_down(frame)
+                if isinstance(command, Registered):
+                    store.allegiance.check(command)
+                if not isinstance(command, Recall | Refused):
+                    assert command.term >= store.allegiance.least_term, "no older one leads"
+                    store.allegiance.note(command)
                 if isinstance(command, REPLICA_COMMANDS):
                     has_moved = True
                     await self.conductor.receive(session, store.carry_out(command))
+                elif isinstance(command, Recall):
+                    has_moved = True
+                    held = tuple(store.confs.values())
+                    answer = Recalled(id=command.id, term=0, confs=held, is_last=True)
+                    await self.conductor.receive(session, answer)
         while self.gateway is not None and not self.gateway.outbox.empty():
             frame = self.gateway.outbox.get_nowait()
             offer = decode_down(frame) if frame else None
