@@ -175,6 +175,8 @@ def test_a_restored_metastore_changes_nothing_and_is_rebuilt() -> None:
         world.check_rest()
         await create(world, "v3", gib=1)
         world.check_rest()
+        await restart(world, world.metastore, 1, 2, 3)
+        assert state_of(world) is HealthState.HEALTHY, "it stays recovered"
 
     run(story())
 

@@ -150,7 +150,8 @@ def plan_recovery(
         *_shard_writes(view, confs, volumes, lost),
     ):
         writes.append(write)
-        found.append(RecoveredObject(subject=name, change=write.reason))
+        if name:
+            found.append(RecoveredObject(subject=name, change=write.reason))
     cluster = _cluster(view, held, known, gone, lineage=lineage, volumes=volumes)
     names = tuple(known[store].name for store in sorted(gone))
     job = _job(view, cluster, found=len(found), by=by, gone=names)
@@ -326,6 +327,7 @@ def _unnamed(view: View, volume_id: int, by_index: Mapping[int, int]) -> Volume 
 
 
 Named = tuple[str, Write]
+"""What a write is about, for people; empty where another says it."""
 
 
 def _store_writes(
@@ -347,9 +349,9 @@ def _volume_writes(
     for volume in volumes.values():
         before = view.volumes.get(volume.id)
         if before is None:
-            claim = NameClaim(volume_id=volume.id)
-            yield volume.name, Write(keys.name(volume.name), claim, "a name for it")
             reason = f"stores hold it, and its name is lost: volume {volume.id}"
+            claim = NameClaim(volume_id=volume.id)
+            yield "", Write(keys.name(volume.name), claim, reason)
             yield volume.name, Write(keys.volume(volume.id), volume, reason)
         elif before != volume:
             what = "has grown" if volume.size_bytes > before.size_bytes else "was attached anew"
@@ -358,7 +360,7 @@ def _volume_writes(
         name = view.volumes[volume_id].name
         reason = "deleted since: no store has anything of it"
         if view.volumes[volume_id].intent is VolumeIntent.PRESENT and name in view.names:
-            yield name, Write(keys.name(name), None, reason)
+            yield "", Write(keys.name(name), None, reason)
         yield name, Write(keys.volume(volume_id), None, reason)
 
 

@@ -135,7 +135,7 @@ def _stores(view: View) -> Iterator[HealthView]:
             step = f"look at its machine; its log: pf logs {store.name}"
             yield finding("STORE_SUSPECTED", store.name, seen.cause, step)
         for volume_id, index in seen.replicas:
-            if (volume_id, index) not in view.shards:
+            if (volume_id, index) not in view.shards and view.amnesia is None:
                 cause = f"shard {index} of volume {volume_id} has no record"
                 step = "report it: a deletion removes records last, so this should not happen"
                 yield finding("REPLICA_UNKNOWN", store.name, cause, step)
