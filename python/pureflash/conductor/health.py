@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final
 
+from pureflash.conductor.pace import Stage
 from pureflash.conductor.placement import RAISE_RATIO
 from pureflash.conductor.requests import capacity
 from pureflash.conductor.states import export_view, replicas_out, volume_state, why_out
@@ -34,6 +35,7 @@ CODES: Final[dict[str, tuple[Severity, str]]] = {
     "STORE_OFFLINE": (Severity.ERROR, "A store node is not there; its copies are out of reach"),
     "STORE_SUSPECTED": (Severity.WARN, "A store node has been silent for too long"),
     "DISK_FAILED": (Severity.ERROR, "A disk stopped after a failed write or flush"),
+    "DISK_SLOW": (Severity.WARN, "A disk answers far later than the others"),
     "DISK_NEAR_FULL": (Severity.WARN, f"A disk is more than {NEAR_FULL_PERCENT} % full"),
     "DISK_FULL": (Severity.ERROR, "A disk takes overwrites only; new data has no place"),
     "VOLUME_OFFLINE": (Severity.ERROR, "A volume cannot serve I/O until something comes back"),
@@ -53,6 +55,7 @@ def findings(view: View) -> list[HealthView]:
     found = [
         *_stores(view),
         *_disks(view),
+        *_slow(view),
         *_volumes(view),
         *_exports(view),
         *_replicas_out(view),
@@ -115,6 +118,22 @@ def _stores(view: View) -> Iterator[HealthView]:
                 cause = f"shard {index} of volume {volume_id} has no record"
                 step = "report it: a deletion removes records last, so this should not happen"
                 yield finding("REPLICA_UNKNOWN", store.name, cause, step)
+
+
+def _slow(view: View) -> Iterator[HealthView]:
+    for store in view.stores.values():
+        for disk in store.disks:
+            pace = view.paces.get(disk.disk_uuid)
+            if pace is None or not pace.is_slow:
+                continue
+            done = "other disks lead what it led"
+            if pace.stage is Stage.DEMOTED:
+                done = "it is left out of every shard with enough other copies"
+            step = (
+                f"nothing at once, {done}; look at the device and its host, replace it if it stays"
+                " slow; it is tried again by itself (`pf disk list -o wide`)"
+            )
+            yield finding("DISK_SLOW", f"{store.name} disk {disk.index}", pace.cause, step)
 
 
 def _disks(view: View) -> Iterator[HealthView]:
