@@ -237,7 +237,7 @@ def test_a_slow_disk_is_even_again_after_it_was_near_its_peers_for_a_while() -> 
 
 def test_between_near_and_far_nothing_changes() -> None:
     between = writes(30_000, 60_000)
-    peers = {1: writes(10_000, 20_000), 2: writes(10_000, 20_000)}
+    peers: dict[int, DiskLatency | None] = dict.fromkeys((1, 2), writes(10_000, 20_000))
     story = Story(figures=peers | {3: between}).lasts(SLOW_MS + TICK_MS)
     assert story.stages() == [EVEN, EVEN, EVEN]
     story = slow_for(0)
@@ -246,8 +246,8 @@ def test_between_near_and_far_nothing_changes() -> None:
 
 
 def test_what_was_slow_with_reads_is_not_even_because_writes_are_quick() -> None:
-    figures = {1: reads(200_000, 300_000), 2: reads(1_000, 2_000), 3: reads(1_000, 2_000)}
-    story = Story(figures=dict(figures)).lasts(SLOW_MS + TICK_MS)
+    story = Story().late(1, figures=reads(200_000, 300_000))
+    story.late(2, 3, figures=reads(1_000, 2_000)).lasts(SLOW_MS + TICK_MS)
     assert story.stages() == [SLOW, EVEN, EVEN]
     story.late(1, figures=QUICK)  # its primaries have moved: nobody reads from it any more
     assert story.lasts(2 * EVEN_MS).stages() == [SLOW, EVEN, EVEN]
@@ -275,12 +275,13 @@ def test_nobody_is_asked_when(why: str, story: Story) -> None:
 
 
 def test_who_is_asked_is_there_and_who_takes_over_is_good() -> None:
-    for change in (
+    troubles: list[Callable[[Situation], object]] = [
         lambda situation: situation.tell(1, role="settling"),
         lambda situation: situation.tell(1, verifying=(1, 2)),
         lambda situation: situation.suspected(1),
         lambda situation: situation.suspected(2, 3),
-    ):
+    ]
+    for change in troubles:
         story = slow_for(0, store=1)
         change(story.situation)
         assert moves(story.view()) == []
