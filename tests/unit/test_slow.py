@@ -515,10 +515,10 @@ def test_every_stage_is_explained() -> None:
     assert story.take() == "T1"
     view = story.view()
     (found,) = [one for one in health.findings(view) if one.code == "DISK_SLOW"]
-    assert "left out of every shard with enough other copies" in found.next_step
+    assert "left out of every shard with enough other copies; while it" in found.next_step
     verdict = states.judge_volume(view, view.volumes[KEY[0]])
     assert verdict.state is HealthState.DEGRADED
-    assert "the disk of s3 is slow and is waited for" in verdict.cause
+    assert "the disk of s3 is slow; while it is idle it is tried again in 300 s" in verdict.cause
     assert verdict.leaves_by == (
         "a quicker disk of s3, by itself or by a person who replaces it; the rest happens by itself"
     )

@@ -14,6 +14,7 @@ from typing import Final
 from pureflash.conductor.pace import Stage
 from pureflash.conductor.placement import RAISE_RATIO
 from pureflash.conductor.requests import capacity
+from pureflash.conductor.slow import trial
 from pureflash.conductor.states import export_view, replicas_out, volume_state, why_out
 from pureflash.conductor.view import View
 from pureflash.model.domain import HealthState, StoreState, VolumeIntent
@@ -130,8 +131,8 @@ def _slow(view: View) -> Iterator[HealthView]:
             if pace.stage is Stage.DEMOTED:
                 done = "it is left out of every shard with enough other copies"
             step = (
-                f"nothing at once, {done}; look at the device and its host, replace it if it stays"
-                " slow; it is tried again by itself (`pf disk list -o wide`)"
+                f"nothing at once, {done}; {trial(view, disk.disk_uuid)};"
+                " look at the device and its host, and replace it if it stays slow"
             )
             yield finding("DISK_SLOW", f"{store.name} disk {disk.index}", pace.cause, step)
 

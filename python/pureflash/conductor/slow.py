@@ -205,7 +205,7 @@ def _doublings(pace: Pace) -> int:
 
 def _forget(pace: Pace, now_ms: int) -> Pace:
     """End what was not measured for long: a slow disk's stage, an even one's strikes."""
-    if pace.is_slow and now_ms >= pace.judged_ms + (FORGET_MS << _doublings(pace)):
+    if pace.is_slow and now_ms >= forgotten_at_ms(pace):
         return _even(pace, now_ms)
     if pace.strikes and not pace.is_slow and now_ms >= pace.since_ms + STRIKES_KEPT_MS:
         return replace(pace, strikes=0)
@@ -251,6 +251,17 @@ def _demote(view: View, paces: dict[str, Pace]) -> dict[str, Pace]:
 
 
 # What follows from it.
+
+
+def forgotten_at_ms(pace: Pace) -> int:
+    """Give when a slow disk that is not measured any more is tried again."""
+    return pace.judged_ms + (FORGET_MS << _doublings(pace))
+
+
+def trial(view: View, uuid: str) -> str:
+    """Say when a slow disk is tried again if nothing is measured of it until then."""
+    left_ms = forgotten_at_ms(view.paces[uuid]) - view.now_ms
+    return f"while it is idle it is tried again in {max(0, -(-left_ms // 1000))} s"
 
 
 def is_slow(view: View, key: ShardKey, member: Member) -> bool:

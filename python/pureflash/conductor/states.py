@@ -25,7 +25,7 @@ from typing import Final
 
 from pureflash.conductor.failover import GATHER_MS
 from pureflash.conductor.placement import home_of, place_shard, rooms
-from pureflash.conductor.slow import is_held_out
+from pureflash.conductor.slow import is_held_out, place_of, trial
 from pureflash.conductor.view import View
 from pureflash.errors import ClusterError, MediaError
 from pureflash.metastore.records import Record
@@ -293,8 +293,10 @@ def out_reason(view: View, conf: ShardConf, member: Member) -> tuple[OutKind, st
         return OutKind.FAILED, f"disk {disk.index} of {name} failed: {disk.reason}"
     if member.copy in conf.learners:
         return OutKind.LEARNING, f"{name} is being made equal, {_progress(view, conf, member)}"
-    if is_held_out(view, (conf.volume_id, conf.index), conf, member):
-        return OutKind.SLOW, f"the disk of {name} is slow and is waited for"
+    key = (conf.volume_id, conf.index)
+    if is_held_out(view, key, conf, member):
+        when = trial(view, place_of(view, key, member))
+        return OutKind.SLOW, f"the disk of {name} is slow; {when}"
     retry_at_ms = view.backoffs.get((conf.volume_id, conf.index, member.copy), 0)
     if view.now_ms < retry_at_ms:
         seconds = -(-(retry_at_ms - view.now_ms) // 1000)
