@@ -363,6 +363,14 @@ def test_a_secondary_is_demoted_after_a_minute_and_kept_out() -> None:
     assert story.take() == "T3", "then it is tried again"
 
 
+def test_a_quick_operation_now_and_then_does_not_put_the_trial_off() -> None:
+    story = slow_for(DEMOTE_MS)
+    assert story.take() == "T1"
+    for _ in range(FORGET_MS // (10 * TICK_MS)):
+        story.late(3, figures=QUICK).lasts(TICK_MS).late(3, figures=IDLE).lasts(9 * TICK_MS)
+    assert story.stages() == [EVEN, EVEN, EVEN]
+
+
 def test_a_copy_comes_back_when_its_disk_is_measured_to_be_even() -> None:
     story = slow_for(DEMOTE_MS)
     assert story.take() == "T1"
@@ -401,7 +409,9 @@ def test_a_slow_copy_is_better_than_a_single_one(why: str, changes: dict[str, ob
     situation = Situation(started_ms=LONG_AGO_MS, **changes)  # type: ignore[arg-type]
     view = situation.view()
     late = situation.isr[-1] + 1
-    pace = Pace(since_ms=0, judged_ms=NOW_MS, stage=Stage.SLOW, idle_ms=0, kind="writes")
+    pace = Pace(
+        since_ms=0, judged_ms=NOW_MS, late_ms=NOW_MS, stage=Stage.SLOW, idle_ms=0, kind="writes"
+    )
     story = Story(situation, paces=dict.fromkeys([uuid_of(late)], pace)).late(late)
     assert view.shards[KEY].isr == situation.isr
     story.lasts(TICK_MS)

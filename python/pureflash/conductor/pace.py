@@ -20,13 +20,15 @@ class Pace:
 
     `since_ms`: when its stage began, SLOW and DEMOTED being one. `turning_ms`: since when what is
     measured says the opposite of the stage; None: it does not. `judged_ms`: when it was last
-    measured with enough operations and peers. `idle_ms`: as SLOW, since when it leads nothing that
-    another disk could lead. `demoted_ms`: when it was last demoted. `strikes`: how often it was
-    found slow. `kind`: the operations that it was last found slow with, and `cause` how slow.
+    measured with enough operations and peers, and `late_ms` when that last said late. `idle_ms`: as
+    SLOW, since when it leads nothing that another disk could lead. `demoted_ms`: when it was last
+    demoted. `strikes`: how often it was found slow. `kind`: the operations that it was last found
+    slow with, and `cause` how slow.
     """
 
     since_ms: int
     judged_ms: int
+    late_ms: int = 0
     stage: Stage = Stage.EVEN
     turning_ms: int | None = None
     idle_ms: int | None = None

@@ -9,7 +9,7 @@ again. All slow means that nobody is.
 
 | Stage | Enters by | What is done |
 |---|---|---|
-| EVEN | near its peers for `EVEN_MS`, or not measured for `FORGET_MS` | nothing |
+| EVEN | near its peers for `EVEN_MS`, or not measured late for `FORGET_MS` | nothing |
 | SLOW | far above its peers for `SLOW_MS` | other disks lead its shards (T5), `plan_moves` |
 | DEMOTED | SLOW, and `DEMOTE_MS` without a shard that others could lead | T1, `demoted` |
 
@@ -182,7 +182,7 @@ def _turn(pace: Pace, now_ms: int, compared: Sequence[_Compared], floor_us: int)
     if above:
         one = above[0]
         cause = f"{one.kind} take {one.own}; those of other disks {one.peers}"
-        after = replace(after, kind=one.kind, cause=cause)
+        after = replace(after, late_ms=now_ms, kind=one.kind, cause=cause)
     if turning_ms is None:
         return after
     if pace.is_slow:
@@ -204,7 +204,7 @@ def _doublings(pace: Pace) -> int:
 
 
 def _forget(pace: Pace, now_ms: int) -> Pace:
-    """End what was not measured for long: a slow disk's stage, an even one's strikes."""
+    """End what was not seen for long: a slow disk's stage, an even one's strikes."""
     if pace.is_slow and now_ms >= forgotten_at_ms(pace):
         return _even(pace, now_ms)
     if pace.strikes and not pace.is_slow and now_ms >= pace.since_ms + STRIKES_KEPT_MS:
@@ -254,8 +254,12 @@ def _demote(view: View, paces: dict[str, Pace]) -> dict[str, Pace]:
 
 
 def forgotten_at_ms(pace: Pace) -> int:
-    """Give when a slow disk that is not measured any more is tried again."""
-    return pace.judged_ms + (FORGET_MS << _doublings(pace))
+    """Give when a slow disk is tried again that is not measured to be late any more.
+
+    Counted from the last time that it was: a measurement now and then, which says the opposite and
+    does not last, must not put it off.
+    """
+    return pace.late_ms + (FORGET_MS << _doublings(pace))
 
 
 def trial(view: View, uuid: str) -> str:
