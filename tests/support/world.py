@@ -25,6 +25,7 @@ from pureflash.model.messages import (
     Applied,
     CreateReplica,
     DeleteReplica,
+    DiskLatency,
     DiskReport,
     ExportReport,
     ExportsApplied,
@@ -108,6 +109,7 @@ class SimStore:
     handing_over: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     disk_uuid: str = ""
     disk_state: str = "ok"
+    latency: DiskLatency | None = None
     is_frozen: bool = False
     session: Session | None = None
     refusal: tuple[int, str] | None = None
@@ -153,6 +155,7 @@ class SimStore:
             engine="mem",
             bytes_total=total,
             bytes_free=total,
+            latency=self.latency,
         )
 
     @property
@@ -226,6 +229,7 @@ class World:
         stores: int = 3,
         overcommit_ratio: float = 1.0,
         balance_after_ms: int = 0,
+        slow_disk_us: int = 0,
         metastore: MemoryMetastore | None = None,
         settle_timeout_s: float = 0,
     ) -> None:
@@ -238,6 +242,7 @@ class World:
         self.offered: tuple[str, ...] = ()
         self.overcommit_ratio = overcommit_ratio
         self.balance_after_ms = balance_after_ms
+        self.slow_disk_us = slow_disk_us
         self.conductor: Conductor
 
     async def start_conductor(self) -> Conductor:
@@ -253,6 +258,7 @@ class World:
                 owner="c1",
                 overcommit_ratio=self.overcommit_ratio,
                 balance_after_ms=self.balance_after_ms,
+                slow_disk_us=self.slow_disk_us,
                 draw=lambda: 7,
             ),
             clock=self.clock,

@@ -427,6 +427,13 @@ fn describe<'py>(py: Python<'py>, disk: &DiskFacts) -> PyResult<Bound<'py, PyDic
     out.set_item("durability_reason", &disk.durability_reason)?;
     out.set_item("state", if disk.failure.is_some() { "failed" } else { "online" })?;
     out.set_item("reason", reason(disk))?;
+    let latency = PyDict::new(py);
+    for (name, seen) in [("reads", &disk.latency.reads), ("writes", &disk.latency.writes)] {
+        // (upper end of a bucket in nanoseconds, operations in it): enough for differences.
+        latency.set_item(name, seen.buckets().collect::<Vec<_>>())?;
+        latency.set_item(format!("{name}_nanos"), seen.sum())?;
+    }
+    out.set_item("latency", latency)?;
     out.set_item("bytes_total", disk.bytes.0)?;
     out.set_item("bytes_free", disk.bytes.1)?;
     let recovered = node::disk::total(disk.reports.iter().copied());

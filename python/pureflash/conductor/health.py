@@ -13,8 +13,10 @@ from typing import Final
 
 from pureflash.conductor.amnesia import RECOVER
 from pureflash.conductor.failover import START_MS
+from pureflash.conductor.pace import Stage
 from pureflash.conductor.placement import RAISE_RATIO
 from pureflash.conductor.requests import capacity
+from pureflash.conductor.slow import trial
 from pureflash.conductor.standing import awaited, is_proven
 from pureflash.conductor.states import export_view, replicas_out, volume_state, why_out
 from pureflash.conductor.view import View
@@ -39,6 +41,7 @@ CODES: Final[dict[str, tuple[Severity, str]]] = {
     "STORE_OFFLINE": (Severity.ERROR, "A store node is not there; its copies are out of reach"),
     "STORE_SUSPECTED": (Severity.WARN, "A store node has been silent for too long"),
     "DISK_FAILED": (Severity.ERROR, "A disk stopped after a failed write or flush"),
+    "DISK_SLOW": (Severity.WARN, "A disk answers far later than the others"),
     "DISK_NEAR_FULL": (Severity.WARN, f"A disk is more than {NEAR_FULL_PERCENT} % full"),
     "DISK_FULL": (Severity.ERROR, "A disk takes overwrites only; new data has no place"),
     "VOLUME_OFFLINE": (Severity.ERROR, "A volume cannot serve I/O until something comes back"),
@@ -59,6 +62,7 @@ def findings(view: View) -> list[HealthView]:
         *_memory(view),
         *_stores(view),
         *_disks(view),
+        *_slow(view),
         *_volumes(view),
         *_exports(view),
         *_replicas_out(view),
@@ -139,6 +143,22 @@ def _stores(view: View) -> Iterator[HealthView]:
                 cause = f"shard {index} of volume {volume_id} has no record"
                 step = "report it: a deletion removes records last, so this should not happen"
                 yield finding("REPLICA_UNKNOWN", store.name, cause, step)
+
+
+def _slow(view: View) -> Iterator[HealthView]:
+    for store in view.stores.values():
+        for disk in store.disks:
+            pace = view.paces.get(disk.disk_uuid)
+            if pace is None or not pace.is_slow:
+                continue
+            done = "other disks lead what it led"
+            if pace.stage is Stage.DEMOTED:
+                done = "it is left out of every shard with enough other copies"
+            step = (
+                f"nothing at once, {done}; {trial(view, disk.disk_uuid)};"
+                " look at the device and its host, and replace it if it stays slow"
+            )
+            yield finding("DISK_SLOW", f"{store.name} disk {disk.index}", pace.cause, step)
 
 
 def _disks(view: View) -> Iterator[HealthView]:

@@ -26,6 +26,7 @@ from pureflash.conductor.first_conf import first_conf
 from pureflash.conductor.force import FORCE_JOB
 from pureflash.conductor.placement import home_of, place_shard, rooms
 from pureflash.conductor.requests import DELETE_JOB
+from pureflash.conductor.slow import plan_moves
 from pureflash.conductor.tell import Tell
 from pureflash.conductor.verify import plan_verify
 from pureflash.conductor.view import View
@@ -93,6 +94,7 @@ def plan(view: View) -> list[Action]:
         *_plan_replicas(view),
         *_plan_ends(view),
         *plan_verify(view),
+        *plan_moves(view),
         *plan_balance(view),
         *_plan_exports(view),
     ]

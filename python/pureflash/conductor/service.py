@@ -20,6 +20,7 @@ from typing import Final
 from pureflash.conductor import detector, planner, requests, states
 from pureflash.conductor.agents import Session, Sessions
 from pureflash.conductor.attaching import Attaching
+from pureflash.conductor.disks import DiskWatch
 from pureflash.conductor.events import EventLog
 from pureflash.conductor.forcing import Forcing
 from pureflash.conductor.observations import Observations
@@ -88,6 +89,9 @@ class Conductor:
         self.records = records
         self.events = EventLog()
         self.observations = Observations()
+        self._disks = DiskWatch(
+            self.observations, self.events, log=log, floor_us=identity.slow_disk_us
+        )
         self._identity = identity
         self._clock = clock
         self._log = log
@@ -200,6 +204,7 @@ class Conductor:
             transferred_ms=self.observations.transferred_ms,
             balance_after_ms=self._identity.balance_after_ms,
             amnesia=records.amnesia,
+            paces=self.observations.paces,
         )
 
     async def reconcile(self) -> None:
@@ -209,6 +214,7 @@ class Conductor:
                 now_ms, wall_ms = self._clock.now_ms(), self._clock.wall_ms()
                 await self._lead.keep(now_ms=now_ms, wall_ms=wall_ms)
                 self._watch_silence()
+                self._disks.look(self.view())
                 for _ in range(PASSES_MAX):
                     actions = planner.plan(self.view())  # nothing, in amnesia
                     writes = [action for action in actions if isinstance(action, Write)]

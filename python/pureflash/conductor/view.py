@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from pureflash.conductor.pace import Pace
 from pureflash.model.domain import (
     Amnesia,
     Cluster,
@@ -93,6 +94,7 @@ class View:
     conductor began. `changed_ms`: when it stored a shard's present configuration (monotonic).
     `transferred_ms`: when it last asked for a transfer; `balance_after_ms`: calm before it does.
     `amnesia`: what stores remember and the records do not.
+    `paces`: how disks keep pace with one another, by uuid.
     """
 
     now_ms: int
@@ -117,6 +119,7 @@ class View:
     transferred_ms: int | None = None
     balance_after_ms: int = 0
     amnesia: Amnesia | None = None
+    paces: Mapping[str, Pace] = field(default_factory=dict)
 
     def observation(self, store_id: int) -> StoreObservation:
         """Give what is known of a store; a store never heard of is OFFLINE."""

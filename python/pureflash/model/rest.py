@@ -201,7 +201,9 @@ class RecoveryView(msgspec.Struct, frozen=True, kw_only=True):
 class DiskView(msgspec.Struct, frozen=True, kw_only=True):
     """A disk; engine and byte counts are None while its store is away.
 
-    `engine_reason` says which engines were tried for it and what decided.
+    `engine_reason` says which engines were tried for it and what decided. What its operations took
+    in the last few seconds, as a mean that forgets (EWMA) and as the 99th percentile, is None
+    without operations; flushes are among the writes.
     """
 
     id: str
@@ -215,6 +217,10 @@ class DiskView(msgspec.Struct, frozen=True, kw_only=True):
     engine_reason: str | None
     bytes_total: int | None
     bytes_free: int | None
+    write_ewma_us: int | None = None
+    write_p99_us: int | None = None
+    read_ewma_us: int | None = None
+    read_p99_us: int | None = None
 
 
 class StoreView(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from pureflash.model.messages import (
     CreateReplica,
     Dead,
     DeleteReplica,
+    DiskLatency,
     DiskReport,
     Down,
     FetchConf,
@@ -52,6 +53,7 @@ from pureflash.model.messages import (
 from pureflash.process.allegiance import Allegiance, Known
 from pureflash.process.logs import Log
 from pureflash.store.core import StoreNode
+from pureflash.store.latency import Meters
 
 COMMANDS_MAX: Final = 4_096
 """Commands that wait for the node; the conductor sends more only after an answer or a reconnect."""
@@ -98,6 +100,7 @@ class StoreAgent:
         self._sent_replicas: tuple[ReplicaReport, ...] | None = None
         self._send: Callable[[Message], None] | None = None
         self._term = 0
+        self._meters = Meters()
 
     def registration(self) -> Message:
         """Tell everything."""
@@ -124,6 +127,7 @@ class StoreAgent:
     def heartbeat(self, term: int) -> Message:
         """Tell what changes."""
         stats = self._node.stats()
+        latencies = self._meters.look(stats["disks"])
         replicas = self._replicas()
         is_same = replicas == self._sent_replicas
         self._sent_replicas = replicas
@@ -131,7 +135,7 @@ class StoreAgent:
             id=0,
             term=term,
             revision=self._listen().revision,
-            disk_reports=disk_reports(stats, self._held),
+            disk_reports=disk_reports(stats, self._held, latencies),
             replicas=None if is_same else replicas,
             counters={name: int(value) for name, value in stats["counters"].items()},
         )
@@ -301,7 +305,11 @@ def replica_report(found: Mapping[str, Any]) -> ReplicaReport:
     )
 
 
-def disk_reports(stats: Mapping[str, Any], held: Mapping[int, str]) -> tuple[DiskReport, ...]:
+def disk_reports(
+    stats: Mapping[str, Any],
+    held: Mapping[int, str],
+    latencies: Mapping[int, DiskLatency] = MappingProxyType({}),
+) -> tuple[DiskReport, ...]:
     """Turn the disks of `StoreNode.stats()` into reports; `held` say why they may not grow."""
     return tuple(
         DiskReport(
@@ -312,6 +320,7 @@ def disk_reports(stats: Mapping[str, Any], held: Mapping[int, str]) -> tuple[Dis
             engine_reason=disk.get("engine_reason") or "",
             bytes_total=disk["bytes_total"],
             bytes_free=disk["bytes_free"],
+            latency=latencies.get(index),
         )
         for index, disk in enumerate(stats["disks"])
     )

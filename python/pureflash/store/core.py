@@ -90,7 +90,9 @@ class StoreNode(Protocol):
     def stats(self) -> Mapping[str, Any]:
         """Give "disks": [{path, engine, durability, state, reason, bytes_total, bytes_free, ..}].
 
-        And "counters": {name: int}, totals since the start.
+        And "counters": {name: int}, totals since the start. A disk's "latency" are histograms since
+        the start: {"writes": [(upper end of the bucket in ns, operations)], "writes_nanos": their
+        sum, "reads": .., "reads_nanos": ..}.
         """
 
     def close(self) -> None:

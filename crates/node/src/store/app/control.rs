@@ -232,6 +232,7 @@ impl StoreApp {
                 facts.failure = facts.failure.or_else(|| lane.failure().map(str::to_owned));
                 let age_nanos = ctx.oldest_io_nanos(DiskIndex(lane_ix));
                 facts.oldest_io_nanos = facts.oldest_io_nanos.max(age_nanos);
+                facts.latency.merge(&ctx.disk_latency(DiskIndex(lane_ix)));
                 facts.counters.push(lane.counters());
                 facts.reports.push(self.lanes.report(lane_ix));
                 for shard in lane.tables().shards.iter().flatten() {
