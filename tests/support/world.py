@@ -299,6 +299,8 @@ class World:
         beat = Heartbeat(
             id=0,
             term=self.conductor.term,
+            heard_term=store.allegiance.known.heard_term,
+            heard_revision=store.allegiance.known.heard_revision,
             disk_reports=(store.report(),),
             replicas=tuple(store.replicas.values()),
         )

@@ -199,6 +199,59 @@ def test_amnesia_outlasts_the_conductor_that_found_it() -> None:
     run(story())
 
 
+def test_clients_are_told_nothing_old() -> None:
+    async def story() -> None:
+        world = await begun()
+        await world.join_gateway()
+        backup = copy_of(world.metastore)
+        await create(world, "v2", gib=1)
+        spec = await world.conductor.attaching.attach("v2", is_read_only=True)
+        await world.conductor.create_export(
+            kind="nbd", volume="v2", transport="unix", is_read_only=False, gateway=None
+        )
+        await world.pump()
+        assert world.offered == ("v2",)
+        await restart(world, backup)
+        await world.join_gateway()
+        # Before any store is there, and in amnesia: what clients and gateways have stays as it is.
+        for number in (None, 1, 2, 3):
+            if number is not None:
+                await world.join(number)
+            await world.pump()
+            assert world.offered == ("v2",), "an old list would take the export away"
+            with pytest.raises(ClusterError) as caught:
+                world.conductor.attaching.renew("v2", ticket=spec.ticket)
+            assert caught.value.code is Code.UNAVAILABLE, "NOT_FOUND would close the client"
+            with pytest.raises(ClusterError):
+                await world.conductor.attaching.attach("v1", is_read_only=True)
+        await recover(world)
+        await world.join_all()
+        await world.pump()
+        name = f"recovered-{spec.volume_id}"
+        again = world.conductor.attaching.renew(name, ticket=spec.ticket)
+        assert again.volume_id == spec.volume_id
+
+    run(story())
+
+
+def test_what_a_peer_remembers_is_found_out_from_whoever_heard_it() -> None:
+    async def story() -> None:
+        world = await begun()
+        backup = copy_of(world.metastore)
+        await lose(world, 1)  # s3 remembers; s1 does not, but will hear it
+        known = world.stores[3].allegiance.known
+        world.stores[1].allegiance.known = type(known)(lineage=known.lineage, term=known.term)
+        await restart(world, backup, 1)
+        assert state_of(world) is not HealthState.AMNESIA
+        assert world.stores[1].allegiance.heard(known.term, known.lineage_number, known.revision)
+        await world.beat(1)
+        await world.pump()
+        assert state_of(world) is HealthState.AMNESIA
+        assert "a peer of s1" in health.findings(world.conductor.view())[0].cause
+
+    run(story())
+
+
 def test_a_metastore_that_was_made_anew_is_rebuilt() -> None:
     async def story() -> None:
         world = await begun(gib=3)

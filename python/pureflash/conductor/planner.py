@@ -27,6 +27,7 @@ from pureflash.conductor.force import FORCE_JOB
 from pureflash.conductor.placement import home_of, place_shard, rooms
 from pureflash.conductor.requests import DELETE_JOB
 from pureflash.conductor.slow import plan_moves
+from pureflash.conductor.standing import has_heard_most, is_proven
 from pureflash.conductor.tell import Tell
 from pureflash.conductor.verify import plan_verify
 from pureflash.conductor.view import View
@@ -318,6 +319,14 @@ def _has_command(view: View, store: int, volume_id: int, index: int) -> bool:
 
 
 def _plan_exports(view: View) -> Iterator[Write | Offer]:
+    """Offer gateways what they should have: what is missing in a list is taken away there.
+
+    So nothing is offered before enough stores were heard to know that the records are not old.
+    """
+    is_heard = any(view.is_online(store) for store in view.stores)
+    is_known = is_heard and all(is_proven(view, conf) for conf in view.shards.values())
+    if not is_known and not has_heard_most(view):
+        return
     wanted: dict[str, list[ExportPlan]] = {
         name: [] for name, gateway in view.gateways.items() if gateway.is_connected
     }

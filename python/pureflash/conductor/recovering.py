@@ -30,7 +30,7 @@ from pureflash.metastore import keys
 from pureflash.metastore.lease import Reign, Term, raise_term
 from pureflash.metastore.records import Records, Write
 from pureflash.model.domain import Amnesia, ShardConf
-from pureflash.model.messages import Recall, Recalled, RegisterStore
+from pureflash.model.messages import Heartbeat, Recall, Recalled, RegisterStore
 from pureflash.model.names import check_person
 from pureflash.model.rest import RecoverConfig, RecoveryView
 
@@ -85,6 +85,19 @@ class Recovering:
             write = Write(keys.AMNESIA, found, reason)
             await self._writer.write_all([write], is_recovery=True)
         return True
+
+    async def hear(self, reigns: Sequence[Reign], store: int, message: Heartbeat) -> None:
+        """Compare what a store has heard from others since it registered."""
+        told = self.told[store]
+        heard = (message.heard_term, message.heard_revision)
+        if self._amnesia or heard == (told.heard_term, told.heard_revision):
+            return
+        async with self._lock:
+            self.told[store] = msgspec.structs.replace(
+                told, heard_term=message.heard_term, heard_revision=message.heard_revision
+            )
+            if await self.is_amnesia(reigns, self.told[store]):
+                self.ask()
 
     def ask(self) -> None:
         """Let every connected store that has not done so tell what it holds."""

@@ -409,6 +409,8 @@ class Conductor:
             raise SecurityError(Code.UNAUTHENTICATED, "an agent must register first")
         elif isinstance(message, Heartbeat):
             self.observations.heartbeat(session, message, now_ms=self._clock.now_ms())
+            if session.store is not None:
+                await self.recovering.hear(self._reign.reigns, session.store, message)
         elif session.store is not None:
             self._hear_store(session, session.store, message)
         elif isinstance(message, ExportsApplied) and session.gateway is not None:

@@ -1,13 +1,14 @@
 """How a member of a shard stands: what was told of it, and whether it can be relied on. Pure.
 
-The last three functions ask the same of what the conductor itself knows: it may have started on an
-old metastore (`pureflash.conductor.amnesia`).
+From `is_given_up` on the same is asked of what the conductor itself knows: it may have started on
+an old metastore (`pureflash.conductor.amnesia`).
 """
 
 from __future__ import annotations
 
 from pureflash.conductor.view import ShardKey, View
-from pureflash.model.domain import Cluster, Member, ShardConf, Store
+from pureflash.errors import ClusterError, Code
+from pureflash.model.domain import Amnesia, Cluster, Member, ShardConf, Store, Volume
 from pureflash.model.messages import ReplicaReport
 
 
@@ -61,5 +62,42 @@ def is_proven(view: View, conf: ShardConf) -> bool:
     missing = {store.id for store in awaited(view)}
     if not missing.intersection(conf.member(copy).store for copy in conf.isr):
         return True
+    return has_heard_most(view)
+
+
+def has_heard_most(view: View) -> bool:
+    """Whether more than half of all stores have registered since this conductor started."""
     counted = [store for store in view.stores.values() if not is_given_up(view.cluster, store)]
-    return 2 * (len(counted) - len(missing)) > len(counted)
+    return 2 * (len(counted) - len(awaited(view))) > len(counted)
+
+
+def is_known(view: View, volume: Volume | None) -> bool:
+    """Whether what the records say of a volume, or that there is none, is not old for certain."""
+    is_here = volume is not None and all(is_proven(view, conf) for conf in view.shards_of(volume))
+    return is_here or has_heard_most(view)
+
+
+def check_memory(view: View, volume: Volume | None) -> None:
+    """Refuse to tell a client how a volume is while that may be wrong; None: it is not known.
+
+    Its routes may be old, and a volume may be unknown only to these records.
+    Errors: ClusterError UNAVAILABLE.
+    """
+    if view.amnesia is not None:
+        raise lost_memory(view.amnesia)
+    if not is_known(view, volume):
+        names = ", ".join(store.name for store in awaited(view)) or "any store"
+        raise ClusterError(
+            Code.UNAVAILABLE,
+            f"the conductor has started and not heard {names} yet; its records may be old",
+            next_step="try again in a moment; see `pf status`",
+        )
+
+
+def lost_memory(amnesia: Amnesia) -> ClusterError:
+    """Give the error of everything that records would be needed for."""
+    return ClusterError(
+        Code.UNAVAILABLE,
+        f"the conductor lost its memory: {amnesia.reason}",
+        next_step="rebuild its records from the stores: `pf conductor recover-config`",
+    )

@@ -14,6 +14,7 @@ from pureflash.conductor import states
 from pureflash.conductor.events import EventLog
 from pureflash.conductor.observations import Observations
 from pureflash.conductor.specs import Clock
+from pureflash.conductor.standing import lost_memory
 from pureflash.errors import ClusterError, Code
 from pureflash.metastore import keys
 from pureflash.metastore.records import Records, Write
@@ -63,11 +64,7 @@ class Writer:
         recovers them.
         """
         if self._records.amnesia is not None and not is_recovery:
-            raise ClusterError(
-                Code.UNAVAILABLE,
-                f"the conductor lost its memory: {self._records.amnesia.reason}",
-                next_step="rebuild its records from the stores: `pf conductor recover-config`",
-            )
+            raise lost_memory(self._records.amnesia)
         before = {write.key: self._subject(write) for write in writes}
         confs = dict(self._records.shards)
         applied = await self._records.commit(writes)

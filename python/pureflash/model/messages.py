@@ -138,9 +138,12 @@ class RegisterGateway(Message, frozen=True, kw_only=True, tag="register_gateway"
 class Heartbeat(Message, frozen=True, kw_only=True, tag="heartbeat"):
     """Up, every `HEARTBEAT_MS`; `counters` are totals since the process started.
 
-    A store sends `replicas` (all of them) when they differ from what it sent last, else None; a
-    gateway has neither disks nor replicas.
+    A store sends `replicas` (all of them) when they differ from what it sent last, else None, and
+    what it has heard of the conductor as it does when it registers; a gateway has none of these.
     """
+
+    heard_term: int = 0
+    heard_revision: int = 0
 
     disk_reports: tuple[DiskReport, ...] = ()
     replicas: tuple[ReplicaReport, ...] | None = None

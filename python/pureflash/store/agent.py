@@ -131,10 +131,13 @@ class StoreAgent:
         replicas = self._replicas()
         is_same = replicas == self._sent_replicas
         self._sent_replicas = replicas
+        known = self._listen()
         return Heartbeat(
             id=0,
             term=term,
-            revision=self._listen().revision,
+            revision=known.revision,
+            heard_term=known.heard_term,
+            heard_revision=known.heard_revision,
             disk_reports=disk_reports(stats, self._held, latencies),
             replicas=None if is_same else replicas,
             counters={name: int(value) for name, value in stats["counters"].items()},
