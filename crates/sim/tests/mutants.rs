@@ -6,7 +6,7 @@
 use shard::mutant::Mutant;
 use sim::World;
 
-/// Worlds that a seeded bug may live through: ten times what the most patient of them takes now. One
+/// Worlds that a seeded bug may live through: three times what the most patient of them takes now. One
 /// that needs more is a matter of luck, and belongs into the other table.
 const SEEDS_MAX: u64 = 200;
 
