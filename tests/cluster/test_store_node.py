@@ -17,6 +17,7 @@ from tests.support.pfw import Connection, Session, status
 from pureflash import _core
 from pureflash.errors import Code, PureFlashError
 from pureflash.model.ticket import Rights, Ticket, make_ticket
+from pureflash.store.latency import Meters
 from pureflash.testing.model import wire
 from pureflash.testing.model.wire import Message, Opcode
 
@@ -297,6 +298,20 @@ def test_replicas_grow_and_go_and_their_space_comes_back(start: Starter) -> None
     node.set_conf(17, VOLUME, 0, conf(node))
     (event,) = wait_events(node)
     assert event[:3] == ("failed", 17, int(Code.NOT_FOUND))
+
+
+def test_what_a_disk_takes_for_its_operations_is_measured(start: Starter) -> None:
+    node, meters = with_shard(start()), Meters()
+    client = Client(node)
+    meters.look(node.stats()["disks"])
+    for place in range(20):
+        assert status(client.write(place * 4096, b"x" * 4096)) is Code.OK
+        assert client.read(place * 4096, 4096).data == b"x" * 4096
+    seen = meters.look(node.stats()["disks"])[0]
+    assert seen.writes >= 20, "each is in the journal at least"
+    assert seen.reads >= 20
+    figures = (seen.write_ewma_us, seen.write_p99_us, seen.read_ewma_us, seen.read_p99_us)
+    assert all(0 < one < 60_000_000 for one in figures), "in microseconds"
 
 
 def test_a_disk_that_may_not_grow_takes_overwrites_only(start: Starter) -> None:

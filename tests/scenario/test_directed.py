@@ -123,6 +123,12 @@ SCENARIOS = (
         ("fault.crash_all", "fault.partition"),
     ),
     Scenario(
+        "members that are well are left out, as if their disks were slow, and come back",
+        {"demote_every_ms": 500, "crash_every_ms": 4_000, "ops_per_s": 40},
+        ("fault.demote", "transition.T1", "transition.T3", "transition.T4"),
+        ("fault.partition", "transition.T6"),
+    ),
+    Scenario(
         "a shard with one replica and power failures",
         {"stores": 1, "rf": 1, "min_write": 1, "crash_all_every_ms": 4_000, "torn": 1},
         ("fault.crash_all", "transition.T6", "op.write"),

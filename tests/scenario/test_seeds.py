@@ -16,6 +16,7 @@ FAULTS = (
         "crash",
         "crash_all",
         "crash_in_recovery",
+        "demote",
         "drop",
         "duplicate",
     ),

@@ -120,6 +120,9 @@ class FakeStoreNode:
     def resize_replica(self, request_id: int, volume_id: int, index: int, size_bytes: int) -> None:
         self._update(request_id, volume_id, index, {"size_bytes": size_bytes})
 
+    def confs(self) -> list[bytes]:
+        return [bytes.fromhex(known["conf"]) for known in self._read()["replicas"].values()]
+
     def hold_growth(self, disk: int, is_held: bool) -> None:
         self.held[disk] = is_held
 

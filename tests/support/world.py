@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from tests.support.fake_core import role_in
 
@@ -24,11 +25,16 @@ from pureflash.model.messages import (
     Applied,
     CreateReplica,
     DeleteReplica,
+    DiskLatency,
     DiskReport,
     ExportReport,
     ExportsApplied,
     Heartbeat,
     Proposal,
+    Recall,
+    Recalled,
+    Refused,
+    Registered,
     RegisterGateway,
     RegisterStore,
     ReplicaReport,
@@ -39,7 +45,9 @@ from pureflash.model.messages import (
     TransferPrimary,
     decode_down,
 )
+from pureflash.process.allegiance import Allegiance
 
+T = TypeVar("T")
 GIB = 1 << 30
 CLUSTER = "ab" * 16
 ROUNDS_MAX = 200
@@ -101,10 +109,12 @@ class SimStore:
     handing_over: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     disk_uuid: str = ""
     disk_state: str = "ok"
+    latency: DiskLatency | None = None
     is_frozen: bool = False
     session: Session | None = None
     refusal: tuple[int, str] | None = None
     told: list[object] = field(default_factory=list)
+    allegiance: Allegiance = field(default_factory=Allegiance)
 
     def __post_init__(self) -> None:
         """Give it the first disk, unless a test has another."""
@@ -118,9 +128,14 @@ class SimStore:
             format_uuid=f"{self.id + 1000:032x}",
             size_bytes=self.size_bytes,
         )
+        known = self.allegiance.known
         return RegisterStore(
             id=0,
-            term=0,
+            term=known.term,
+            revision=known.revision,
+            lineage=known.lineage,
+            heard_term=known.heard_term,
+            heard_revision=known.heard_revision,
             cluster_id=CLUSTER,
             store=self.id,
             name=f"s{self.id}",
@@ -140,6 +155,7 @@ class SimStore:
             engine="mem",
             bytes_total=total,
             bytes_free=total,
+            latency=self.latency,
         )
 
     @property
@@ -213,16 +229,20 @@ class World:
         stores: int = 3,
         overcommit_ratio: float = 1.0,
         balance_after_ms: int = 0,
+        slow_disk_us: int = 0,
         metastore: MemoryMetastore | None = None,
+        settle_timeout_s: float = 0,
     ) -> None:
         self.metastore = metastore or MemoryMetastore()
         self.clock = ManualClock()
         self.log = ListLog()
         self.stores = {number: SimStore(number) for number in range(1, stores + 1)}
+        self.settle_timeout_s = settle_timeout_s
         self.gateway: Session | None = None
         self.offered: tuple[str, ...] = ()
         self.overcommit_ratio = overcommit_ratio
         self.balance_after_ms = balance_after_ms
+        self.slow_disk_us = slow_disk_us
         self.conductor: Conductor
 
     async def start_conductor(self) -> Conductor:
@@ -238,11 +258,12 @@ class World:
                 owner="c1",
                 overcommit_ratio=self.overcommit_ratio,
                 balance_after_ms=self.balance_after_ms,
+                slow_disk_us=self.slow_disk_us,
                 draw=lambda: 7,
             ),
             clock=self.clock,
             log=self.log,
-            settle_timeout_s=0,
+            settle_timeout_s=self.settle_timeout_s,
         )
         await self.conductor.start()
         return self.conductor
@@ -257,6 +278,16 @@ class World:
         for number in self.stores:
             await self.join(number)
 
+    async def meanwhile(self, request: Coroutine[object, object, T]) -> T:
+        """Await a request while stores answer."""
+        task = asyncio.create_task(request)
+        for _ in range(ROUNDS_MAX):
+            await self.pump()
+            if task.done():
+                break
+            await asyncio.sleep(0)
+        return await task
+
     async def join_gateway(self) -> None:
         self.gateway = Session()
         message = RegisterGateway(id=0, term=0, cluster_id=CLUSTER, gateway="g1", incarnation=1)
@@ -268,6 +299,8 @@ class World:
         beat = Heartbeat(
             id=0,
             term=self.conductor.term,
+            heard_term=store.allegiance.known.heard_term,
+            heard_revision=store.allegiance.known.heard_revision,
             disk_reports=(store.report(),),
             replicas=tuple(store.replicas.values()),
         )
@@ -332,9 +365,19 @@ class World:
                     store.session = None
                     break
                 command = decode_down(frame)
+                if isinstance(command, Registered):
+                    store.allegiance.check(command)
+                if not isinstance(command, Recall | Refused):
+                    assert command.term >= store.allegiance.least_term, "no older one leads"
+                    store.allegiance.note(command)
                 if isinstance(command, REPLICA_COMMANDS):
                     has_moved = True
                     await self.conductor.receive(session, store.carry_out(command))
+                elif isinstance(command, Recall):
+                    has_moved = True
+                    held = tuple(store.confs.values())
+                    answer = Recalled(id=command.id, term=0, confs=held, is_last=True)
+                    await self.conductor.receive(session, answer)
         while self.gateway is not None and not self.gateway.outbox.empty():
             frame = self.gateway.outbox.get_nowait()
             offer = decode_down(frame) if frame else None

@@ -23,7 +23,14 @@ from pureflash.metastore.interface import (
     Metastore,
     range_all,
 )
-from pureflash.metastore.lease import LEASE_MS, renew_lease, take_leadership
+from pureflash.metastore.lease import (
+    LEASE_MS,
+    Reign,
+    Term,
+    raise_term,
+    renew_lease,
+    take_leadership,
+)
 from pureflash.metastore.memory import MemoryMetastore
 from pureflash.metastore.sqlite import SqliteMetastore
 
@@ -200,13 +207,20 @@ async def test_a_lease_keeps_the_second_conductor_out_until_it_ends(
     make: Maker, tmp_path: Path
 ) -> None:
     store = make(tmp_path)
-    assert await take_leadership(store, owner="c1", now_ms=0) == 1
+    first = await take_leadership(store, owner="c1", now_ms=0)
+    assert first == Term(1, (Reign(1, 0),))
     assert await take_leadership(store, owner="c2", now_ms=LEASE_MS - 1) is None
     assert await renew_lease(store, owner="c1", now_ms=LEASE_MS - 1)
     assert await take_leadership(store, owner="c2", now_ms=LEASE_MS) is None
-    assert await take_leadership(store, owner="c2", now_ms=3 * LEASE_MS) == 2
-    assert not await renew_lease(store, owner="c1", now_ms=3 * LEASE_MS)
-    assert await take_leadership(store, owner="c2", now_ms=3 * LEASE_MS) == 3
+    later = 3 * LEASE_MS
+    second = await take_leadership(store, owner="c2", now_ms=later)
+    assert second == Term(later // 1000, (Reign(1, 0), Reign(later // 1000, 3)))
+    assert not await renew_lease(store, owner="c1", now_ms=later)
+    third = await take_leadership(store, owner="c2", now_ms=later)
+    assert third is not None
+    assert third.term == second.term + 1, "a term is never given twice"
+    fourth = await raise_term(store, now_ms=0, since=9, above=1_000, is_anew=True)
+    assert fourth == Term(1_001, (Reign(1_001, 9),))
     assert await store.get(keys.TERM) is not None
     await store.close()
 
@@ -220,7 +234,12 @@ async def test_a_second_process_is_kept_out_of_the_file(tmp_path: Path) -> None:
     await first.close()
     again = sqlite(tmp_path)
     assert again.lineage == LINEAGE
+    await again.begin_lineage("cd" * 16)
+    assert again.lineage == "cd" * 16
     await again.close()
+    last = sqlite(tmp_path)
+    assert last.lineage == "cd" * 16, "it was written down"
+    await last.close()
 
 
 @pytest.mark.parametrize("damage", ["future format", "not a database"])

@@ -10,7 +10,7 @@ use node::store::{
 };
 use proto::{BLOCK_BYTES, ReplicaId, ShardId, Status, VolumeId};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use shard::conf::ShardConf;
 use shard::conf::transition::Transition;
 use shard::replica::Role;
@@ -304,7 +304,7 @@ impl StoreNode {
             entry.set_item("size_bytes", u64::from(found.blocks) * BLOCK_BYTES as u64)?;
             entry.set_item("disk", found.disk)?;
             entry.set_item("lane", found.lane)?;
-            entry.set_item("epoch", found.epoch)?;
+            entry.set_item("epoch", found.conf.as_ref().map_or(0, |conf| conf.epoch.0))?;
             entry.set_item("promised", found.promised)?;
             entry.set_item("complete_seq", found.complete)?;
             entry.set_item("applied_seq", found.applied)?;
@@ -324,6 +324,14 @@ impl StoreNode {
             out.append(entry)?;
         }
         Ok(out)
+    }
+
+    /// The configurations that its replicas follow, as bytes: what a conductor that lost its memory
+    /// asks for.
+    fn confs<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let replicas = self.facts(py)?.replicas;
+        let confs = replicas.iter().filter_map(|found| found.conf.as_ref());
+        PyList::new(py, confs.map(|conf| PyBytes::new(py, &conf.encode())))
     }
 
     /// Disks with their state, and totals since the start.
@@ -419,6 +427,13 @@ fn describe<'py>(py: Python<'py>, disk: &DiskFacts) -> PyResult<Bound<'py, PyDic
     out.set_item("durability_reason", &disk.durability_reason)?;
     out.set_item("state", if disk.failure.is_some() { "failed" } else { "online" })?;
     out.set_item("reason", reason(disk))?;
+    let latency = PyDict::new(py);
+    for (name, seen) in [("reads", &disk.latency.reads), ("writes", &disk.latency.writes)] {
+        // (upper end of a bucket in nanoseconds, operations in it): enough for differences.
+        latency.set_item(name, seen.buckets().collect::<Vec<_>>())?;
+        latency.set_item(format!("{name}_nanos"), seen.sum())?;
+    }
+    out.set_item("latency", latency)?;
     out.set_item("bytes_total", disk.bytes.0)?;
     out.set_item("bytes_free", disk.bytes.1)?;
     let recovered = node::disk::total(disk.reports.iter().copied());

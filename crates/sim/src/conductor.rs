@@ -190,6 +190,12 @@ impl Conductor {
         }
     }
 
+    /// Leave a member out of its ISR although it is well, if the guards say that it can be spared.
+    pub fn demote(&mut self, now: u64, shard: u32, copy: CopyId) -> Option<Stored> {
+        let (epoch, transition) = (self.conf(shard).epoch, Transition::Remove { copy });
+        self.store(now, shard, epoch, &transition, Proposer::Conductor, 0).ok()
+    }
+
     /// The end of a life was seen, by somebody who can be believed.
     pub fn ended(&mut self, store: StoreId, incarnation: Incarnation) {
         self.ended.insert(store, incarnation);
@@ -336,6 +342,16 @@ mod tests {
         hear(&mut conductor, 1, &[(3, 8)]);
         assert_eq!(tick(&mut conductor, 2), ["T1"]);
         assert_eq!(conductor.conf(0).isr, [0, 1]);
+    }
+
+    #[test]
+    fn a_member_that_is_well_is_left_out_while_two_others_are() {
+        let mut conductor = conductor();
+        hear(&mut conductor, 0, &[(1, 1), (2, 2), (3, 3)]);
+        let stored = conductor.demote(1, 0, 2).expect("two others are there");
+        assert_eq!((stored.transition, &stored.conf.isr[..]), ("T1", &[0, 1][..]));
+        assert_eq!(conductor.demote(2, 0, 1), None, "one would be left");
+        assert_eq!(tick(&mut conductor, 3), ["T3"]);
     }
 
     #[test]

@@ -38,6 +38,7 @@ impl World {
             Nemesis::Client => self.options.client_every_ms,
             Nemesis::Attach => self.options.attach_every_ms,
             Nemesis::Transfer => self.options.transfer_every_ms,
+            Nemesis::Demote => self.options.demote_every_ms,
             Nemesis::Lose => self.options.lose_every_ms,
         }
     }
@@ -55,6 +56,7 @@ impl World {
             Nemesis::Client,
             Nemesis::Attach,
             Nemesis::Transfer,
+            Nemesis::Demote,
             Nemesis::Lose,
         ] {
             self.plan(nemesis);
@@ -117,6 +119,7 @@ impl World {
             }
             Nemesis::Attach => self.attach(),
             Nemesis::Transfer => self.transfer(),
+            Nemesis::Demote => self.demote(),
             Nemesis::Lose => self.lose(),
         }
     }
@@ -237,6 +240,19 @@ impl World {
         if !others.is_empty() {
             let to = *self.random.pick(&others);
             self.tell(from, Input::Transfer { shard, to });
+        }
+    }
+
+    fn demote(&mut self) {
+        if !self.is_conductor_up {
+            return;
+        }
+        let shard = self.random.below(self.options.shards) as u32;
+        let copies = self.conductor.conf(shard).isr.clone();
+        let copy = *self.random.pick(&copies);
+        if let Some(stored) = self.conductor.demote(self.now, shard, copy) {
+            self.count("fault.demote");
+            self.stored(stored);
         }
     }
 

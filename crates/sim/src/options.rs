@@ -152,6 +152,8 @@ options! {
     attach_every_ms,
     /// Mean time between requests that a primary give its reign away (T5).
     transfer_every_ms,
+    /// Mean time between members that are left out of an ISR although they are well (T1).
+    demote_every_ms,
     /// Mean time between losses of a whole ISR, after which a person decides on an older copy (T7).
     /// No seed chooses it: what was acknowledged is lost then, and I1 is judged per history.
     lose_every_ms,
@@ -210,6 +212,7 @@ impl Options {
         options.restart_ms = *random.pick(&[100, 500, 2_000]);
         options.pause_ms = *random.pick(&[100, 400, 1_000]);
         options.transfer_every_ms = *random.pick(&[0, 500, 2_000]);
+        options.demote_every_ms = *random.pick(&[0, 0, 1_000]);
         options
     }
 

@@ -81,7 +81,7 @@ fn a_calm_world_is_served_by_its_first_primaries() {
         "pause_every_ms": 0, "eio_read": 0, "eio_write": 0, "slow_disk_every_ms": 0,
         "stuck_disk_every_ms": 0, "conductor_every_ms": 0, "connection_every_ms": 0,
         "frame_hold": 0, "drop": 0, "slow_message": 0, "duplicate": 0, "transfer_every_ms": 0,
-        "delay_us": 100, "disk_us": 100, "safety_ms": 5000}"#;
+        "demote_every_ms": 0, "delay_us": 100, "disk_us": 100, "safety_ms": 5000}"#;
     let world = run(5, calm);
     assert_eq!(world.violation(), None);
     let counts = world.counts();

@@ -42,6 +42,8 @@ from pureflash.model.rest import (
     JobView,
     Page,
     PatchVolume,
+    RecoverConfig,
+    RecoveryView,
     RenewAttach,
     StoreView,
     VolumeView,
@@ -203,6 +205,12 @@ async def force_accept(
     The same again, after it was done, changes nothing and is answered with the first record.
     """
     return await conductor.forcing.force_accept(reference, data)
+
+
+@post("/v1/conductor/recover-config", status_code=200)
+async def recover_config(conductor: Leader, data: JSONBody[RecoverConfig]) -> RecoveryView:
+    """Rebuild the records of a conductor that lost its memory from what the stores hold."""
+    return await conductor.recovering.recover(data)
 
 
 @get("/v1/volumes/{reference:str}/explain")
@@ -405,6 +413,7 @@ HANDLERS: Final = (
     verify_volume,
     explain_volume,
     force_accept,
+    recover_config,
     attach_volume,
     renew_attach,
     list_stores,

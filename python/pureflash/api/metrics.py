@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 from litestar import Response, get
 from litestar.di import NamedDependency
@@ -36,6 +37,14 @@ class ViewCollector(Collector):
         free = GaugeMetricFamily(
             "pureflash_disk_free_bytes", "Bytes free on a disk", labels=["store", "disk"]
         )
+        latency = GaugeMetricFamily(
+            "pureflash_disk_latency_seconds",
+            "What operations of a disk took in the last few seconds",
+            labels=["store", "disk", "operation", "statistic"],
+        )
+        slow = GaugeMetricFamily(
+            "pureflash_disk_slow", "1 while a disk is judged slow", labels=["store", "disk"]
+        )
         for store in view.stores.values():
             seen = view.observation(store.id)
             up.add_metric([store.name], float(seen.state is StoreState.ONLINE))
@@ -43,7 +52,15 @@ class ViewCollector(Collector):
                 total.add_metric([store.name, name], value)
             for report in seen.disks.values():
                 free.add_metric([store.name, str(report.index)], report.bytes_free)
-        yield from (up, total, free)
+            for disk in states.disk_views(view, store):
+                at = [store.name, str(disk.index)]
+                pace = view.paces.get(disk.id)
+                slow.add_metric(at, float(pace is not None and pace.is_slow))
+                for operation, statistic in product(("write", "read"), ("ewma", "p99")):
+                    seen_us = getattr(disk, f"{operation}_{statistic}_us")
+                    if seen_us is not None:
+                        latency.add_metric([*at, operation, statistic], seen_us / 1e6)
+        yield from (up, total, free, latency, slow)
         volumes = GaugeMetricFamily("pureflash_volumes", "Volumes by state", labels=["state"])
         now = [states.volume_state(view, volume)[0] for volume in view.volumes.values()]
         for state in HealthState:

@@ -99,6 +99,7 @@ async def run_conductor(settings: Settings) -> None:
         owner=name,
         overcommit_ratio=settings.ratio("limits.overcommit_ratio"),
         balance_after_ms=round(settings.ratio("limits.balance_after_s") * 1000),
+        slow_disk_us=settings.number("limits.slow_disk_us"),
         draw=lambda: secrets.randbelow(ID_MAX) + 1,
     )
     conductor = Conductor(Records(metastore), identity=identity, clock=SystemClock(), log=log)

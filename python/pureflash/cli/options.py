@@ -81,7 +81,7 @@ def confirm(plan: str, name: str, *, is_agreed: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise CommandProblem(
-            "this destroys data and there is no terminal to ask on",
+            "this cannot be undone, and there is no terminal to ask on",
             exit_status=Exit.UNSAFE,
             next_step="add --yes",
         )

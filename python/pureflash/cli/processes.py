@@ -12,7 +12,17 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 
-from pureflash.cli.options import DataOption, NoHeaderOption, Output, OutputOption
+from pureflash.cli.options import (
+    DataOption,
+    DryRunOption,
+    NoHeaderOption,
+    Output,
+    OutputOption,
+    ServerOption,
+    YesOption,
+    confirm,
+    connected,
+)
 from pureflash.cli.outcome import CommandProblem, Exit, unreadable
 from pureflash.cli.stores import store_app
 
@@ -33,6 +43,37 @@ SetOption = Annotated[
 def run_conductor(config: ConfigOption, overrides: SetOption = None) -> None:
     """Run a conductor in the foreground."""
     _become("pureflash.api", config, overrides)
+
+
+@conductor_app.command("recover-config")
+def recover_config(
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without",
+            help="Store that is lost for good, with its disks; may be given more than once.",
+        ),
+    ] = None,
+    yes: YesOption = False,
+    dry_run: DryRunOption = False,
+    output: OutputOption = Output.TABLE,
+    server: ServerOption = None,
+    data: DataOption = None,
+) -> None:
+    """Rebuild the records of a conductor that lost its memory from what the stores hold."""
+    from msgspec import structs
+
+    from pureflash.cli.forcing import caller_name
+    from pureflash.cli.recovering import WORD, plan_lines, print_recovered
+    from pureflash.model.rest import RecoverConfig
+
+    wish = RecoverConfig(by=caller_name(), without=without or [], dry_run=True)
+    with connected(server, data) as api:
+        plan = api.recover_config(wish)
+        if not dry_run:
+            confirm("\n".join(plan_lines(plan)), WORD, is_agreed=yes)
+            plan = api.recover_config(structs.replace(wish, dry_run=False))
+    print_recovered(plan, output)
 
 
 @store_app.command("run")

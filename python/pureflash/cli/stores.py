@@ -111,6 +111,11 @@ def _disk_columns(column: type) -> list[Column[DiskView]]:
     def size(number: int | None) -> str:
         return "-" if number is None else format_size(number)
 
+    def latency(mean_us: int | None, tail_us: int | None) -> str:
+        if mean_us is None or tail_us is None:
+            return "-"
+        return f"{mean_us / 1000:.1f} ms, 99 %: {tail_us / 1000:.1f} ms"
+
     return [
         column("STORE", lambda d: d.store),
         column("DISK", lambda d: str(d.index)),
@@ -120,6 +125,18 @@ def _disk_columns(column: type) -> list[Column[DiskView]]:
         column("ENGINE", lambda d: d.engine or "-"),
         column("PATH", lambda d: d.path),
         column("ID", lambda d: d.id, is_wide=True),
+        column(
+            "WRITES",
+            lambda d: latency(d.write_ewma_us, d.write_p99_us),
+            is_wide=True,
+            key=lambda d: d.write_ewma_us or 0,
+        ),
+        column(
+            "READS",
+            lambda d: latency(d.read_ewma_us, d.read_p99_us),
+            is_wide=True,
+            key=lambda d: d.read_ewma_us or 0,
+        ),
         column("ENGINE WHY", lambda d: d.engine_reason or "-", is_wide=True),
         column("REASON", lambda d: d.reason, is_wide=True),
     ]

@@ -33,6 +33,8 @@ from pureflash.model.rest import (
     Page,
     PatchVolume,
     Problem,
+    RecoverConfig,
+    RecoveryView,
     RenewAttach,
     StoreView,
     VolumeView,
@@ -125,6 +127,10 @@ class Api:
         """Let a copy count when no in-sync copy is left; with `dry_run` only say what that does."""
         path = f"/v1/volumes/{_quoted(reference)}/force-accept"
         return self._call("POST", path, ForceAcceptView, body=wish)
+
+    def recover_config(self, wish: RecoverConfig) -> RecoveryView:
+        """Rebuild the conductor's records from the stores; with `dry_run` only say what changes."""
+        return self._call("POST", "/v1/conductor/recover-config", RecoveryView, body=wish)
 
     def explain_volume(self, reference: str) -> list[ExplainLine]:
         """Say why a volume is as it is."""

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from pureflash.conductor import planner, requests
 from pureflash.conductor.specs import Specs
-from pureflash.conductor.standing import report_of
+from pureflash.conductor.standing import check_memory, is_known, report_of
 from pureflash.conductor.view import View
 from pureflash.conductor.writer import Writer
 from pureflash.metastore import keys
@@ -49,7 +49,13 @@ class Attaching:
         self._draw = draw
 
     async def attach(self, reference: str, *, is_read_only: bool) -> VolumeSpec:
-        """Give what a client needs to do I/O by itself; errors as `requests.check_attach`."""
+        """Give what a client needs to do I/O by itself.
+
+        Errors as `requests.check_attach`, and UNAVAILABLE while the records may be old.
+        """
+        if not _is_sure(self._view(), reference):
+            await self._settled(lambda view: _is_sure(view, reference))
+        check_memory(self._view(), self._view().find_volume(reference))
         volume = requests.find_volume(self._view(), reference)
         requests.check_attach(self._view(), volume, is_read_only=is_read_only)
         if not is_read_only:
@@ -60,8 +66,13 @@ class Attaching:
         return self._specs().volume(volume, planner.routes(view, volume), rights, self._draw())
 
     def renew(self, reference: str, *, ticket: str) -> VolumeSpec:
-        """Describe an attached volume as it is now; errors as `Specs.renewed`."""
+        """Describe an attached volume as it is now.
+
+        Errors as `Specs.renewed`, and UNAVAILABLE while the records may be old: the client then
+        goes on with what it has.
+        """
         view = self._view()
+        check_memory(view, view.find_volume(reference))
         volume = requests.find_volume(view, reference)
         return self._specs().renewed(volume, planner.routes(view, volume), ticket)
 
@@ -75,6 +86,11 @@ class Attaching:
             )
 
         await self._settled(lambda view: is_fenced(view, volume_id, after.attach_epoch))
+
+
+def _is_sure(view: View, reference: str) -> bool:
+    """Whether there is nothing to wait for before a volume is looked up."""
+    return view.amnesia is not None or is_known(view, view.find_volume(reference))
 
 
 def is_fenced(view: View, volume_id: int, attach_epoch: int) -> bool:

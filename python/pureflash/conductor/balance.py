@@ -4,10 +4,10 @@ Theory of operation. A failover moves the primaries of one store to others, and 
 back: the store that returns serves no reads and others carry its share. So while all is calm, one
 primary at a time is asked to give its reign to an in-sync member whose store has at least two
 fewer: that makes the two more equal, and nothing is ever moved back and forth. Calm means: every
-member of the shard is in sync, there in the life that is meant, and on a disk that works; its
-primary serves; and its configuration has not changed for a while, so that a store that comes and
-goes is not given anything to lose. The primary drains itself and proposes; being refused or not
-answered costs nothing, because the next plan asks again.
+member of the shard is in sync, there in the life that is meant, and on a disk that works and is not
+slow (`slow` moves those itself); its primary serves; and its configuration has not changed for a
+while, so that a store that comes and goes is not given anything to lose. The primary drains itself
+and proposes; being refused or not answered costs nothing, because the next plan asks again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
+from pureflash.conductor.slow import is_slow
 from pureflash.conductor.standing import is_good
 from pureflash.conductor.tell import Tell
 from pureflash.conductor.view import ShardKey, View
@@ -62,6 +63,8 @@ def _is_calm(view: View, key: ShardKey, conf: ShardConf) -> bool:
         return False
     is_whole = len(conf.isr) == len(conf.members)
     if not is_whole or not all(is_good(view, key, member) for member in conf.members):
+        return False
+    if any(is_slow(view, key, member) for member in conf.members):
         return False
     report = view.observation(conf.member(conf.primary).store).replicas[key]
     return report.role == "active" and report.verifying is None

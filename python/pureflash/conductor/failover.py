@@ -3,7 +3,9 @@
 Theory of operation. For every shard the planner looks for one transition, the most urgent first,
 and lets `pureflash.model.conf.apply` make the configuration or refuse it. A refusal is no outcome
 and nobody is told: what is still needed is planned again from the next view, and a replica that
-asked repeats itself. So nothing here has to be right for safety, only for progress.
+asked repeats itself. So nothing here has to be right for safety, only for progress; but for one
+thing: that the configuration it starts from is the newest, which the stores have to confirm after
+each start of a conductor (`standing.is_proven`).
 
 Order of urgency, docs/internals/replication.md sections 2 and 5:
 
@@ -13,9 +15,10 @@ Order of urgency, docs/internals/replication.md sections 2 and 5:
 4. T9 when the volume was attached anew: writers of before are fenced;
 5. what replicas propose: they see dead links, failed writes and caught-up learners, and answer the
    request to hand over (T5, `balance`);
-6. T8 of a learner that is gone;
+6. T8 of a learner that is gone, or on a slow disk;
 7. T3 of a member that is there and in neither list, one learner per shard at a time, with a pause
-   after one that was given up.
+   after one that was given up, and none on a slow disk;
+8. T1 of a member on a demoted disk (`slow`).
 """
 
 from __future__ import annotations
@@ -23,7 +26,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from pureflash.conductor.standing import has_good_disk, is_good, is_reborn, report_of
+from pureflash.conductor.slow import demoted, is_held_out, is_slow
+from pureflash.conductor.standing import (
+    has_good_disk,
+    is_good,
+    is_proven,
+    is_reborn,
+    report_of,
+)
 from pureflash.conductor.view import ShardKey, View
 from pureflash.errors import CallerError, RouteError
 from pureflash.metastore import keys
@@ -61,6 +71,8 @@ def plan_failover(view: View) -> Iterator[Write]:
         volume = view.volumes.get(key[0])
         if volume is None or volume.intent is not VolumeIntent.PRESENT:
             continue
+        if not is_proven(view, conf):
+            continue
         for transition, proposer, reason in _wishes(view, key, conf):
             try:
                 after = apply(conf, conf.epoch, transition, facts_of(view, key, conf, proposer))
@@ -88,15 +100,23 @@ def _wishes(view: View, key: ShardKey, conf: ShardConf) -> Iterator[Wish]:
         if is_reborn(view, learner) or not view.is_online(learner.store):
             reason = f"{_name(view, learner.store)} is not there any more"
             yield Cancel(copy=copy), ByConductor(), reason
+        elif is_held_out(view, key, conf, learner):
+            reason = f"the disk of {_name(view, learner.store)} is slow"
+            yield Cancel(copy=copy), ByConductor(), reason
     if not conf.learners and is_good(view, key, primary):
         yield from _add_learner(view, key, conf)
+    for member in demoted(view, key, conf):
+        reason = f"the disk of {_name(view, member.store)} is slow, and enough other copies are not"
+        yield Remove(copy=member.copy), ByConductor(), reason
 
 
 def _replace_lost(view: View, key: ShardKey, isr: list[Member], primary: Member) -> Iterator[Wish]:
     """T2 and T1: members of the ISR that are lost, while somebody of it is there."""
     if why := _why_lost(view, key, primary):
         others = [member for member in isr if member is not primary and is_good(view, key, member)]
-        for member in sorted(others, key=lambda member: -_complete(view, key, member)):
+        # All of the ISR have what was acknowledged, so the best is a disk that keeps up.
+        order = {one.copy: (is_slow(view, key, one), -_complete(view, key, one)) for one in others}
+        for member in sorted(others, key=lambda member: order[member.copy]):
             reason = f"the primary on {_name(view, primary.store)} is lost: {why}"
             yield Promote(copy=member.copy), ByConductor(), reason
     for member in isr:
@@ -165,6 +185,8 @@ def _add_learner(view: View, key: ShardKey, conf: ShardConf) -> Iterator[Wish]:
             continue
         retry_at_ms = view.backoffs.get((*key, member.copy), 0)
         if view.now_ms < retry_at_ms or not has_good_disk(view, key, member):
+            continue
+        if is_held_out(view, key, conf, member):
             continue
         # Where the replica is by its store's report: its disk may have been replaced.
         disk = _disk_of(store, report_of(view, key, member))

@@ -11,8 +11,13 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final
 
+from pureflash.conductor.amnesia import RECOVER
+from pureflash.conductor.failover import START_MS
+from pureflash.conductor.pace import Stage
 from pureflash.conductor.placement import RAISE_RATIO
 from pureflash.conductor.requests import capacity
+from pureflash.conductor.slow import trial
+from pureflash.conductor.standing import awaited, is_proven
 from pureflash.conductor.states import export_view, replicas_out, volume_state, why_out
 from pureflash.conductor.view import View
 from pureflash.model.domain import HealthState, StoreState, VolumeIntent
@@ -31,9 +36,12 @@ class Severity(StrEnum):
 
 
 CODES: Final[dict[str, tuple[Severity, str]]] = {
+    "AMNESIA": (Severity.ERROR, "The conductor's records are not the newest that stores know of"),
+    "STORES_AWAITED": (Severity.WARN, "Too few stores are there to know that the records are new"),
     "STORE_OFFLINE": (Severity.ERROR, "A store node is not there; its copies are out of reach"),
     "STORE_SUSPECTED": (Severity.WARN, "A store node has been silent for too long"),
     "DISK_FAILED": (Severity.ERROR, "A disk stopped after a failed write or flush"),
+    "DISK_SLOW": (Severity.WARN, "A disk answers far later than the others"),
     "DISK_NEAR_FULL": (Severity.WARN, f"A disk is more than {NEAR_FULL_PERCENT} % full"),
     "DISK_FULL": (Severity.ERROR, "A disk takes overwrites only; new data has no place"),
     "VOLUME_OFFLINE": (Severity.ERROR, "A volume cannot serve I/O until something comes back"),
@@ -51,8 +59,10 @@ CODES: Final[dict[str, tuple[Severity, str]]] = {
 def findings(view: View) -> list[HealthView]:
     """List everything that is not as it should be, errors first."""
     found = [
+        *_memory(view),
         *_stores(view),
         *_disks(view),
+        *_slow(view),
         *_volumes(view),
         *_exports(view),
         *_replicas_out(view),
@@ -63,6 +73,9 @@ def findings(view: View) -> list[HealthView]:
 
 def cluster_state(view: View, found: list[HealthView]) -> tuple[HealthState, str]:
     """Sum the findings up in a state and one sentence."""
+    if view.amnesia is not None:
+        sentence = f"{found[0].meaning}; nothing changes before they are rebuilt."
+        return HealthState.AMNESIA, sentence
     if not view.stores:
         return HealthState.OFFLINE, "No store has joined yet."
     if not found:
@@ -102,6 +115,21 @@ def finding(code: str, subject: str, cause: str, next_step: str) -> HealthView:
     )
 
 
+def _memory(view: View) -> Iterator[HealthView]:
+    """Say whether the records can be believed."""
+    if view.amnesia is not None:
+        step = f"start all stores, then {RECOVER}, which shows first what it changes"
+        yield finding("AMNESIA", "conductor", view.amnesia.reason, step)
+        return
+    if view.now_ms < view.started_ms + START_MS:
+        return
+    if stuck := sum(not is_proven(view, conf) for conf in view.shards.values()):
+        names = ", ".join(store.name for store in awaited(view))
+        cause = f"{names} not heard since the conductor started; {stuck} shards stay as they are"
+        step = f"start {names}; if one is lost for good: {RECOVER} --without NAME"
+        yield finding("STORES_AWAITED", "conductor", cause, step)
+
+
 def _stores(view: View) -> Iterator[HealthView]:
     for store in view.stores.values():
         seen = view.observation(store.id)
@@ -111,10 +139,26 @@ def _stores(view: View) -> Iterator[HealthView]:
             step = f"look at its machine; its log: pf logs {store.name}"
             yield finding("STORE_SUSPECTED", store.name, seen.cause, step)
         for volume_id, index in seen.replicas:
-            if (volume_id, index) not in view.shards:
+            if (volume_id, index) not in view.shards and view.amnesia is None:
                 cause = f"shard {index} of volume {volume_id} has no record"
                 step = "report it: a deletion removes records last, so this should not happen"
                 yield finding("REPLICA_UNKNOWN", store.name, cause, step)
+
+
+def _slow(view: View) -> Iterator[HealthView]:
+    for store in view.stores.values():
+        for disk in store.disks:
+            pace = view.paces.get(disk.disk_uuid)
+            if pace is None or not pace.is_slow:
+                continue
+            done = "other disks lead what it led"
+            if pace.stage is Stage.DEMOTED:
+                done = "it is left out of every shard with enough other copies"
+            step = (
+                f"nothing at once, {done}; {trial(view, disk.disk_uuid)};"
+                " look at the device and its host, and replace it if it stays slow"
+            )
+            yield finding("DISK_SLOW", f"{store.name} disk {disk.index}", pace.cause, step)
 
 
 def _disks(view: View) -> Iterator[HealthView]:
@@ -145,7 +189,9 @@ def _volumes(view: View) -> Iterator[HealthView]:
             continue
         state, reason = volume_state(view, volume)
         step = f"pf volume explain {volume.name}"
-        if state in (HealthState.OFFLINE, HealthState.AMNESIA):
+        if state is HealthState.AMNESIA:
+            continue  # one cause for all of them, said above
+        if state is HealthState.OFFLINE:
             yield finding("VOLUME_OFFLINE", volume.name, reason, step)
         elif state is HealthState.PARKED:
             yield finding("VOLUME_PARKED", volume.name, reason, step)

@@ -8,6 +8,7 @@ from typing import Final
 
 from pureflash.conductor import detector
 from pureflash.conductor.agents import Session
+from pureflash.conductor.pace import Pace
 from pureflash.conductor.tell import Tell
 from pureflash.conductor.view import (
     Asked,
@@ -47,6 +48,7 @@ class Observations:
         self.verified: dict[tuple[int, int], Verified] = {}
         self.changed_ms: dict[ShardKey, int] = {}
         self.transferred_ms: int | None = None
+        self.paces: dict[str, Pace] = {}
         self._given_up: dict[tuple[int, int, int], int] = {}
 
     def register_store(self, message: RegisterStore, *, now_ms: int) -> None:

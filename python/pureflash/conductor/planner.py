@@ -19,12 +19,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from pureflash.conductor.amnesia import RECOVER_JOB
 from pureflash.conductor.balance import plan_balance
 from pureflash.conductor.failover import plan_failover
 from pureflash.conductor.first_conf import first_conf
 from pureflash.conductor.force import FORCE_JOB
 from pureflash.conductor.placement import home_of, place_shard, rooms
 from pureflash.conductor.requests import DELETE_JOB
+from pureflash.conductor.slow import plan_moves
+from pureflash.conductor.standing import has_heard_most, is_proven
 from pureflash.conductor.tell import Tell
 from pureflash.conductor.verify import plan_verify
 from pureflash.conductor.view import View
@@ -77,7 +80,12 @@ Action = Write | Tell | Offer
 
 
 def plan(view: View) -> list[Action]:
-    """Give the next actions, in no order that matters; none when everything is as wanted."""
+    """Give the next actions, in no order that matters; none when everything is as wanted.
+
+    And none in amnesia: nothing may follow from records that are not the newest.
+    """
+    if view.amnesia is not None:
+        return []
     return [
         *_plan_jobs(view),
         *_plan_names(view),
@@ -87,6 +95,7 @@ def plan(view: View) -> list[Action]:
         *_plan_replicas(view),
         *_plan_ends(view),
         *plan_verify(view),
+        *plan_moves(view),
         *plan_balance(view),
         *_plan_exports(view),
     ]
@@ -118,7 +127,9 @@ def _plan_jobs(view: View) -> Iterator[Write]:
         (
             job
             for job in view.jobs.values()
-            if job.is_finished and not (job.kind == FORCE_JOB and job.volume_id in view.volumes)
+            if job.is_finished
+            and job.kind != RECOVER_JOB
+            and not (job.kind == FORCE_JOB and job.volume_id in view.volumes)
         ),
         key=lambda job: job.id,
     )
@@ -308,6 +319,14 @@ def _has_command(view: View, store: int, volume_id: int, index: int) -> bool:
 
 
 def _plan_exports(view: View) -> Iterator[Write | Offer]:
+    """Offer gateways what they should have: what is missing in a list is taken away there.
+
+    So nothing is offered before enough stores were heard to know that the records are not old.
+    """
+    is_heard = any(view.is_online(store) for store in view.stores)
+    is_known = is_heard and all(is_proven(view, conf) for conf in view.shards.values())
+    if not is_known and not has_heard_most(view):
+        return
     wanted: dict[str, list[ExportPlan]] = {
         name: [] for name, gateway in view.gateways.items() if gateway.is_connected
     }

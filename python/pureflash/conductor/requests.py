@@ -25,6 +25,7 @@ from pureflash.model.domain import (
     SHARD_BYTES_MAX,
     SHARD_BYTES_MIN,
     SHARDS_PER_VOLUME_MAX,
+    Cluster,
     Export,
     ExportKind,
     Job,
@@ -385,6 +386,19 @@ def check_cluster(own: str, message: RegisterStore | RegisterGateway) -> None:
             Code.WRONG_CLUSTER,
             f"the agent belongs to cluster {message.cluster_id[:32]}, not to this one",
         )
+
+
+def check_given_up(cluster: Cluster, message: RegisterStore) -> None:
+    """Refuse a store with a disk that a person gave up. Errors: ClusterError(UNAVAILABLE)."""
+    for disk in message.disks:
+        if disk.format_uuid in cluster.given_up:
+            raise ClusterError(
+                Code.UNAVAILABLE,
+                f"disk {disk.index} of {message.name} was given up when the configuration was"
+                " recovered, and what is on it does not count any more",
+                next_step=f"let it begin with an empty one: `pf up --new-disk {message.name}`,"
+                " after moving this one away",
+            )
 
 
 def check_registration(known: Store | None, message: RegisterStore) -> None:

@@ -17,22 +17,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-import msgspec
-
 from pureflash.conductor import detector, planner, requests, states
-from pureflash.conductor.agents import Session
+from pureflash.conductor.agents import Session, Sessions
 from pureflash.conductor.attaching import Attaching
+from pureflash.conductor.disks import DiskWatch
 from pureflash.conductor.events import EventLog
 from pureflash.conductor.forcing import Forcing
 from pureflash.conductor.observations import Observations
 from pureflash.conductor.planner import Offer
+from pureflash.conductor.recovering import Recovering
 from pureflash.conductor.specs import TICKET_S, Clock, Identity, Specs, peers_of
 from pureflash.conductor.tell import Tell
 from pureflash.conductor.view import View
 from pureflash.conductor.writer import Writer
 from pureflash.errors import ClusterError, Code, SecurityError
 from pureflash.metastore import keys
-from pureflash.metastore.lease import Lead, take_leadership
+from pureflash.metastore.lease import Lead, Term, take_leadership
 from pureflash.metastore.records import Records, Write
 from pureflash.model.domain import (
     Cluster,
@@ -51,12 +51,11 @@ from pureflash.model.messages import (
     ExportsApplied,
     FetchConf,
     Heartbeat,
-    Message,
     Proposal,
+    Recalled,
     Registered,
     RegisterGateway,
     RegisterStore,
-    ReplicaCommand,
     SetConf,
     SetExports,
     SetPeers,
@@ -88,14 +87,16 @@ class Conductor:
         """Take empty records, which `start` loads; 0 for `settle_timeout_s`: never wait."""
         self._settle_timeout_s = settle_timeout_s
         self.records = records
-        self.term = 0
         self.events = EventLog()
         self.observations = Observations()
+        self._disks = DiskWatch(
+            self.observations, self.events, log=log, floor_us=identity.slow_disk_us
+        )
         self._identity = identity
         self._clock = clock
         self._log = log
-        self._sessions: dict[int | str, Session] = {}
-        self._next_message = 1
+        self._reign = Term(0)
+        self._sessions = Sessions(lambda: (self.term, records.revision))
         self._lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._news = asyncio.Condition()
@@ -112,12 +113,26 @@ class Conductor:
             view=self.view,
             lock=self._lock,
             writer=self._writer,
-            settled=self._attach_settled,
+            settled=self._settled,
             specs=self._specs,
             draw=identity.draw,
         )
+        self.recovering = Recovering(
+            view=self.view,
+            lock=self._lock,
+            writer=self._writer,
+            records=records,
+            sessions=self._sessions,
+            wait_for=self._settled,
+            begin=self._begin_reign,
+        )
         self._started_ms = clock.now_ms()
         self._trouble = ""
+
+    @property
+    def term(self) -> int:
+        """The term of this conductor; 0 before it leads."""
+        return self._reign.term
 
     async def start(self) -> None:
         """Take the lead and read the records; makes the cluster's record the first time.
@@ -126,10 +141,10 @@ class Conductor:
         metastore belongs to another cluster.
         """
         store, wall_ms = self.records.metastore, self._clock.wall_ms()
-        term = await take_leadership(store, owner=self._identity.owner, now_ms=wall_ms)
-        if term is None:
+        reign = await take_leadership(store, owner=self._identity.owner, now_ms=wall_ms)
+        if reign is None:
             raise ClusterError(Code.UNAVAILABLE, "another conductor leads")
-        self.term = term
+        self._begin_reign(reign)
         await self.records.load()
         if self.records.cluster is None:
             first = Cluster(cluster_id=self._identity.cluster_id, next_id=1, created_at_ms=wall_ms)
@@ -140,7 +155,10 @@ class Conductor:
                 Code.WRONG_CLUSTER,
                 f"the metastore belongs to cluster {self.records.cluster.cluster_id}",
             )
-        self._log.info("conductor.leads", f"leading term {term}", term=term)
+
+    def _begin_reign(self, reign: Term) -> None:
+        self._reign = reign
+        self._log.info("conductor.leads", f"leading term {reign.term}", term=reign.term)
 
     async def run(self) -> None:
         """Reconcile until cancelled."""
@@ -175,9 +193,7 @@ class Conductor:
             observed=self.observations.stores,
             gateways=self.observations.gateways,
             in_flight=frozenset(
-                tell.key
-                for session in self._sessions.values()
-                for tell in session.in_flight.values()
+                tell.key for session in self._sessions for tell in session.in_flight.values()
             ),
             failures=self.observations.failures,
             proposals=tuple(self.observations.proposals),
@@ -187,6 +203,8 @@ class Conductor:
             changed_ms=self.observations.changed_ms,
             transferred_ms=self.observations.transferred_ms,
             balance_after_ms=self._identity.balance_after_ms,
+            amnesia=records.amnesia,
+            paces=self.observations.paces,
         )
 
     async def reconcile(self) -> None:
@@ -196,8 +214,9 @@ class Conductor:
                 now_ms, wall_ms = self._clock.now_ms(), self._clock.wall_ms()
                 await self._lead.keep(now_ms=now_ms, wall_ms=wall_ms)
                 self._watch_silence()
+                self._disks.look(self.view())
                 for _ in range(PASSES_MAX):
-                    actions = planner.plan(self.view())
+                    actions = planner.plan(self.view())  # nothing, in amnesia
                     writes = [action for action in actions if isinstance(action, Write)]
                     self._tell([action for action in actions if isinstance(action, Tell)])
                     self._offer([action for action in actions if isinstance(action, Offer)])
@@ -367,13 +386,11 @@ class Conductor:
             await self._writer.write_all([Write(keys.store(store_id), ended, reason)])
         if store.incarnation != incarnation:
             return
-        if session := self._sessions.pop(store_id, None):
-            session.close()
+        self._sessions.end(store_id)
         seen = self.view().observation(store_id)
         self.observations.stores[store_id] = detector.exited(seen)
         self.events.add(self._clock.wall_ms(), "store.exited", store.name, reason)
-        head = {"id": self._message_id(), "term": self.term}
-        self._to_stores(Dead(store=store_id, incarnation=incarnation, **head))
+        self._sessions.to_stores(Dead(id=0, term=0, store=store_id, incarnation=incarnation))
         self.kick()
 
     # Agents.
@@ -392,39 +409,48 @@ class Conductor:
             raise SecurityError(Code.UNAUTHENTICATED, "an agent must register first")
         elif isinstance(message, Heartbeat):
             self.observations.heartbeat(session, message, now_ms=self._clock.now_ms())
-        elif isinstance(message, Applied):
-            self._applied(session, message)
-        elif isinstance(message, Verified):
-            self.observations.verify(session.in_flight.pop(message.id, None), message, self.view())
-            self.kick()
-        elif isinstance(message, Proposal) and session.store is not None:
-            self.observations.proposed(session, message)
-            self.kick()
-        elif isinstance(message, FetchConf) and session.store is not None:
-            self._answer_fetch(session, message)
+            if session.store is not None:
+                await self.recovering.hear(self._reign.reigns, session.store, message)
+        elif session.store is not None:
+            self._hear_store(session, session.store, message)
         elif isinstance(message, ExportsApplied) and session.gateway is not None:
             self.observations.exports(session.gateway, message)
             self.kick()
 
+    def _hear_store(self, session: Session, store: int, message: Up) -> None:
+        """Take in what only stores say; anything else is ignored."""
+        if isinstance(message, Applied):
+            self._applied(session, message)
+        elif isinstance(message, Verified):
+            self.observations.verify(session.in_flight.pop(message.id, None), message, self.view())
+        elif isinstance(message, Proposal):
+            self.observations.proposed(session, message)
+        elif isinstance(message, FetchConf):
+            self._answer_fetch(session, message)
+        elif isinstance(message, Recalled):
+            self.recovering.recalled(store, message)
+        self.kick()
+
     def disconnect(self, session: Session) -> None:
         """Forget a session; a store is then silent, a gateway is disconnected."""
-        session.close()
-        peer = session.store if session.store is not None else session.gateway
-        if peer is None or self._sessions.get(peer) is not session:
+        if not self._sessions.leave(session):
             return
-        del self._sessions[peer]
         if session.gateway is not None:
             self.observations.gateway_left(session.gateway)
         self.kick()
 
     def close_sessions(self) -> None:
         """End all agents' connections; the process is about to stop."""
-        for session in list(self._sessions.values()):
+        for session in self._sessions:
             session.close()
 
     async def _register_store(self, session: Session, message: RegisterStore) -> None:
         requests.check_cluster(self._identity.cluster_id, message)
         async with self._lock:
+            requests.check_given_up(self.view().cluster, message)
+            if await self.recovering.is_amnesia(self._reign.reigns, message):
+                self._enter_unled(session, message)
+                return
             known = self.records.stores.get(message.store)
             requests.check_registration(known, message)
             store = Store(
@@ -437,56 +463,50 @@ class Conductor:
             )
             if store != known:
                 await self._writer.write_all([Write(keys.store(store.id), store, "it registered")])
-        self._enter(store.id, session)
-        session.store, session.incarnation = store.id, store.incarnation
-        self.observations.register_store(message, now_ms=self._clock.now_ms())
+        self._enter_store(session, message)
         self._answer_registration(session)
-        self._tell_peers()
+        peers = peers_of(self.records.stores.values())
+        self._sessions.to_stores(SetPeers(id=0, term=0, peers=peers))
         self._log.info("store.registered", f"{store.name} at {store.address}", store=store.id)
+
+    def _enter_store(self, session: Session, message: RegisterStore) -> None:
+        self._sessions.enter(message.store, session)
+        session.store, session.incarnation = message.store, message.incarnation
+        self.recovering.told[message.store] = message
+        self.observations.register_store(message, now_ms=self._clock.now_ms())
+
+    def _enter_unled(self, session: Session, message: RegisterStore) -> None:
+        """Keep the connection of a store, in amnesia: it is asked and told nothing."""
+        self._enter_store(session, message)
+        self.recovering.ask()
+        self._log.info("store.connected", f"{message.name}, which is not led", store=message.store)
+        self.kick()
 
     def _register_gateway(self, session: Session, message: RegisterGateway) -> None:
         requests.check_cluster(self._identity.cluster_id, message)
-        self._enter(message.gateway, session)
+        self._sessions.enter(message.gateway, session)
         session.gateway, session.incarnation = message.gateway, message.incarnation
         self.observations.register_gateway(message.gateway, now_ms=self._clock.now_ms())
         self._answer_registration(session)
         self._log.info("gateway.registered", message.gateway, gateway=message.gateway)
 
-    def _enter(self, peer: int | str, session: Session) -> None:
-        """Make `session` the one of `peer`; an older one of it is closed."""
-        if (older := self._sessions.get(peer)) is not None and older is not session:
-            older.close()
-        self._sessions[peer] = session
-
     def _answer_registration(self, session: Session) -> None:
-        metastore = self.records.metastore
         answer = Registered(
-            id=self._message_id(),
-            term=self.term,
-            lineage=metastore.lineage,
-            revision=self.records.revision,
+            id=0,
+            term=0,
+            lineage=self.records.metastore.lineage,
+            predecessors=self.view().cluster.predecessors,
         )
-        session.send(answer)
+        self._sessions.send(session, answer)
         self.kick()
 
     def _answer_fetch(self, session: Session, message: FetchConf) -> None:
         """Send a newer configuration, if there is one: only stored ones are ever seen."""
         conf = self.records.shards.get((message.volume_id, message.index))
-        if conf is not None and conf.epoch > message.newer_than:
-            head = {"id": self._message_id(), "term": self.term}
-            session.send(
-                SetConf(volume_id=message.volume_id, index=message.index, conf=conf, **head)
-            )
-
-    def _tell_peers(self) -> None:
-        """Tell every store where the others are, in which life."""
-        peers = peers_of(self.records.stores.values())
-        self._to_stores(SetPeers(id=self._message_id(), term=self.term, peers=peers))
-
-    def _to_stores(self, message: Message) -> None:
-        for session in self._sessions.values():
-            if session.store is not None:
-                session.send(message)
+        is_newer = conf is not None and conf.epoch > message.newer_than
+        if conf is not None and is_newer and self.records.amnesia is None:
+            place = {"volume_id": message.volume_id, "index": message.index}
+            self._sessions.send(session, SetConf(id=0, term=0, conf=conf, **place))
 
     def _applied(self, session: Session, message: Applied) -> None:
         tell = session.in_flight.pop(message.id, None)
@@ -502,21 +522,18 @@ class Conductor:
                 volume=tell.command.volume_id,
                 shard=tell.command.index,
             )
-        self.kick()
 
     # Carrying plans out.
 
     def _tell(self, tells: Sequence[Tell]) -> None:
         for tell in tells:
-            session = self._sessions.get(tell.store)
+            session = self._sessions.of(tell.store)
             if session is None:
                 continue  # its connection ended a moment ago; planned again when it is back
-            number = self._message_id()
-            session.in_flight[number] = tell
             command = tell.command
             if isinstance(command, TransferPrimary):
                 self.observations.transferred_ms = self._clock.now_ms()
-            session.send(_numbered(command, number, self.term))
+            session.in_flight[self._sessions.send(session, command)] = tell
             self._log.info(
                 "store.told",
                 f"{type(command).__name__}: {tell.reason}",
@@ -534,7 +551,7 @@ class Conductor:
 
     def _offer(self, offers: Sequence[Offer]) -> None:
         for offer in offers:
-            session = self._sessions.get(offer.gateway)
+            session = self._sessions.of(offer.gateway)
             # Tickets are made anew at half of their life, so none expires at a gateway.
             half_life = self._clock.wall_ms() // (TICKET_S * 500)
             if session is None or session.offered == (offer.plans, half_life):
@@ -542,9 +559,9 @@ class Conductor:
             session.offered = (offer.plans, half_life)
             specs = self._specs()
             exports = tuple(specs.export(plan) for plan in offer.plans)
-            session.send(SetExports(id=self._message_id(), term=self.term, exports=exports))
+            self._sessions.send(session, SetExports(id=0, term=0, exports=exports))
 
-    async def _attach_settled(self, is_told: Callable[[View], bool]) -> None:
+    async def _settled(self, is_told: Callable[[View], bool]) -> None:
         self.kick()
         await self.wait_for(is_told, timeout_s=self._settle_timeout_s)
 
@@ -561,24 +578,14 @@ class Conductor:
 
     def _watch_silence(self) -> None:
         for store_id, before, after in self.observations.watch(now_ms=self._clock.now_ms()):
-            store = self.records.stores[store_id]
-            self.events.add(self._clock.wall_ms(), "store.changed", store.name, after.cause)
+            name = states.store_name(self.view(), store_id)
+            self.events.add(self._clock.wall_ms(), "store.changed", name, after.cause)
             self._log.warning(
                 "store.silent",
-                f"{store.name}: {before.state} -> {after.state}: {after.cause}",
+                f"{name}: {before.state} -> {after.state}: {after.cause}",
                 code=f"STORE_{after.state.upper()}",
                 store=store_id,
             )
-            if after.state is StoreState.OFFLINE and (
-                session := self._sessions.pop(store_id, None)
-            ):
+            if after.state is StoreState.OFFLINE:
                 # A store that was only paused must register again and tell everything anew.
-                session.close()
-
-    def _message_id(self) -> int:
-        self._next_message += 1
-        return self._next_message
-
-
-def _numbered(command: ReplicaCommand, number: int, term: int) -> ReplicaCommand:
-    return msgspec.structs.replace(command, id=number, term=term)
+                self._sessions.end(store_id)

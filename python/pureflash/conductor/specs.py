@@ -31,6 +31,7 @@ class Identity:
     """What the conductor is told about the cluster. `draw` gives a random number below 2^53.
 
     `balance_after_ms`: calm after which primaries are spread over the stores; 0: never.
+    `slow_disk_us`: latency below which no disk is judged slow; 0: none ever is.
     """
 
     cluster_id: str
@@ -38,6 +39,7 @@ class Identity:
     owner: str
     overcommit_ratio: float
     balance_after_ms: int = 0
+    slow_disk_us: int = 0
     draw: Callable[[], int]
 
 

@@ -1,9 +1,14 @@
-"""How a member of a shard stands: what was told of it, and whether it can be relied on. Pure."""
+"""How a member of a shard stands: what was told of it, and whether it can be relied on. Pure.
+
+From `is_given_up` on the same is asked of what the conductor itself knows: it may have started on
+an old metastore (`pureflash.conductor.amnesia`).
+"""
 
 from __future__ import annotations
 
 from pureflash.conductor.view import ShardKey, View
-from pureflash.model.domain import Member
+from pureflash.errors import ClusterError, Code
+from pureflash.model.domain import Amnesia, Cluster, Member, ShardConf, Store, Volume
 from pureflash.model.messages import ReplicaReport
 
 
@@ -33,3 +38,66 @@ def has_good_disk(view: View, key: ShardKey, member: Member) -> bool:
 def report_of(view: View, key: ShardKey, member: Member) -> ReplicaReport | None:
     """Give what the member's store told of its replica; None: nothing."""
     return view.observation(member.store).replicas.get(key)
+
+
+def is_given_up(cluster: Cluster, store: Store) -> bool:
+    """Whether a person has vouched that a store, with these disks, is lost for good."""
+    return all(disk.format_uuid in cluster.given_up for disk in store.disks)
+
+
+def awaited(view: View) -> list[Store]:
+    """Give the stores that have not registered since this conductor started."""
+    return [
+        store
+        for store in view.stores.values()
+        if view.observation(store.id).heard_at_ms is None and not is_given_up(view.cluster, store)
+    ]
+
+
+def is_proven(view: View, conf: ShardConf) -> bool:
+    """Whether enough stores have registered to know that this is the shard's newest configuration.
+
+    That is all of its ISR, or more than half of all stores.
+    """
+    missing = {store.id for store in awaited(view)}
+    if not missing.intersection(conf.member(copy).store for copy in conf.isr):
+        return True
+    return has_heard_most(view)
+
+
+def has_heard_most(view: View) -> bool:
+    """Whether more than half of all stores have registered since this conductor started."""
+    counted = [store for store in view.stores.values() if not is_given_up(view.cluster, store)]
+    return 2 * (len(counted) - len(awaited(view))) > len(counted)
+
+
+def is_known(view: View, volume: Volume | None) -> bool:
+    """Whether what the records say of a volume, or that there is none, is not old for certain."""
+    is_here = volume is not None and all(is_proven(view, conf) for conf in view.shards_of(volume))
+    return is_here or has_heard_most(view)
+
+
+def check_memory(view: View, volume: Volume | None) -> None:
+    """Refuse to tell a client how a volume is while that may be wrong; None: it is not known.
+
+    Its routes may be old, and a volume may be unknown only to these records.
+    Errors: ClusterError UNAVAILABLE.
+    """
+    if view.amnesia is not None:
+        raise lost_memory(view.amnesia)
+    if not is_known(view, volume):
+        names = ", ".join(store.name for store in awaited(view)) or "any store"
+        raise ClusterError(
+            Code.UNAVAILABLE,
+            f"the conductor has started and not heard {names} yet; its records may be old",
+            next_step="try again in a moment; see `pf status`",
+        )
+
+
+def lost_memory(amnesia: Amnesia) -> ClusterError:
+    """Give the error of everything that records would be needed for."""
+    return ClusterError(
+        Code.UNAVAILABLE,
+        f"the conductor lost its memory: {amnesia.reason}",
+        next_step="rebuild its records from the stores: `pf conductor recover-config`",
+    )

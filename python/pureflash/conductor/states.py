@@ -13,6 +13,7 @@ others, and everything that people read is put together from these two.
 | single_copy | served from the only copy in sync | the conductor |
 | parked | I/O or writes wait for something that comes by itself | what is named |
 | offline | the primary is not there and nobody can take over | a person, who brings it back |
+| amnesia | stores follow newer records than the conductor has | a person, who has them rebuilt |
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from typing import Final
 
 from pureflash.conductor.failover import GATHER_MS
 from pureflash.conductor.placement import home_of, place_shard, rooms
+from pureflash.conductor.slow import is_held_out, place_of, trial
 from pureflash.conductor.view import View
 from pureflash.errors import ClusterError, MediaError
 from pureflash.metastore.records import Record
 from pureflash.model.domain import (
+    Amnesia,
     Cluster,
     Export,
     HealthState,
@@ -42,7 +45,7 @@ from pureflash.model.domain import (
     VolumeIntent,
     worst,
 )
-from pureflash.model.messages import ResyncReport
+from pureflash.model.messages import DiskLatency, ResyncReport
 from pureflash.model.rest import (
     DiskView,
     ExportView,
@@ -58,6 +61,8 @@ SERVED: Final = "reads and writes are served"
 WAIT: Final = "reads and writes wait; none fails"
 WRITES_WAIT: Final = "reads are served, writes wait; none fails"
 MAY_PAUSE: Final = "reads and writes are served, after a pause of up to 3 s; none fails"
+AS_STORES_KNOW: Final = "reads and writes go on while no store fails; none fails"
+RECOVERS: Final = "a person, by `pf conductor recover-config`"
 BY_ITSELF: Final = "nobody has to do anything"
 
 ROLE_TEXTS: Final = {
@@ -99,10 +104,13 @@ class OutKind(StrEnum):
     WAITING = "waiting to be made equal"
     AWAY = "on a store that is not there"
     FAILED = "on a failed disk"
+    SLOW = "on a slow disk"
 
 
 def judge_shard(view: View, volume: Volume, index: int) -> Verdict:
     """Say how one shard is."""
+    if view.amnesia is not None:
+        return Verdict(HealthState.AMNESIA, view.amnesia.reason, AS_STORES_KNOW, RECOVERS)
     conf = view.shards.get((volume.id, index))
     if conf is None:
         why = _why_not_placed(view, volume, index)
@@ -217,6 +225,8 @@ def _needed_first(
     for member, (name, kind, _) in zip(out, reasons, strict=True):
         if kind is OutKind.FAILED:
             needed.append(f"a person, who replaces a disk of {name}")
+        elif kind is OutKind.SLOW:
+            needed.append(f"a quicker disk of {name}, by itself or by a person who replaces it")
         elif kind is OutKind.AWAY and view.observation(member.store).state is StoreState.OFFLINE:
             gone.append(name)
         elif kind is OutKind.AWAY:
@@ -289,6 +299,10 @@ def out_reason(view: View, conf: ShardConf, member: Member) -> tuple[OutKind, st
         return OutKind.FAILED, f"disk {disk.index} of {name} failed: {disk.reason}"
     if member.copy in conf.learners:
         return OutKind.LEARNING, f"{name} is being made equal, {_progress(view, conf, member)}"
+    key = (conf.volume_id, conf.index)
+    if is_held_out(view, key, conf, member):
+        when = trial(view, place_of(view, key, member))
+        return OutKind.SLOW, f"the disk of {name} is slow; {when}"
     retry_at_ms = view.backoffs.get((conf.volume_id, conf.index, member.copy), 0)
     if view.now_ms < retry_at_ms:
         seconds = -(-(retry_at_ms - view.now_ms) // 1000)
@@ -494,6 +508,13 @@ def disk_views(view: View, store: Store) -> list[DiskView]:
     views: list[DiskView] = []
     for disk in store.disks:
         report = seen.disks.get(disk.index) if seen.state is not StoreState.OFFLINE else None
+        state, reason = "unknown", f"{store.name} is {seen.state}"
+        if report is not None:
+            state, reason = report.state, report.reason
+        pace = view.paces.get(disk.disk_uuid)
+        if pace is not None and pace.is_slow and state not in ("failed", "unknown"):
+            state, reason = pace.stage, "; ".join(filter(None, [pace.cause, reason]))
+        latency = report.latency if report and report.latency else DiskLatency()
         views.append(
             DiskView(
                 id=disk.disk_uuid,
@@ -501,12 +522,16 @@ def disk_views(view: View, store: Store) -> list[DiskView]:
                 index=disk.index,
                 path=disk.path,
                 size_bytes=disk.size_bytes,
-                state=report.state if report else "unknown",
-                reason=report.reason if report else f"{store.name} is {seen.state}",
+                state=state,
+                reason=reason,
                 engine=report.engine if report else None,
                 engine_reason=report.engine_reason if report else None,
                 bytes_total=report.bytes_total if report else None,
                 bytes_free=report.bytes_free if report else None,
+                write_ewma_us=latency.write_ewma_us if latency.writes else None,
+                write_p99_us=latency.write_p99_us if latency.writes else None,
+                read_ewma_us=latency.read_ewma_us if latency.reads else None,
+                read_p99_us=latency.read_p99_us if latency.reads else None,
             )
         )
     return views
@@ -560,5 +585,5 @@ def subject_of(key: str, record: Record | None) -> str:
             return record.name
         case Job():
             return f"{record.kind} {record.target}"
-        case Cluster() | Export() | NameClaim() | ShardConf() | None:
+        case Amnesia() | Cluster() | Export() | NameClaim() | ShardConf() | None:
             return key

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from pureflash.conductor.pace import Pace
 from pureflash.model.domain import (
+    Amnesia,
     Cluster,
     Disk,
     Export,
@@ -91,6 +93,8 @@ class View:
     (monotonic). `verified`: what was found, by job and shard index. `started_ms`: when this
     conductor began. `changed_ms`: when it stored a shard's present configuration (monotonic).
     `transferred_ms`: when it last asked for a transfer; `balance_after_ms`: calm before it does.
+    `amnesia`: what stores remember and the records do not.
+    `paces`: how disks keep pace with one another, by uuid.
     """
 
     now_ms: int
@@ -114,6 +118,8 @@ class View:
     changed_ms: Mapping[ShardKey, int] = field(default_factory=dict)
     transferred_ms: int | None = None
     balance_after_ms: int = 0
+    amnesia: Amnesia | None = None
+    paces: Mapping[str, Pace] = field(default_factory=dict)
 
     def observation(self, store_id: int) -> StoreObservation:
         """Give what is known of a store; a store never heard of is OFFLINE."""

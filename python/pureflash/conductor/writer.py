@@ -14,6 +14,7 @@ from pureflash.conductor import states
 from pureflash.conductor.events import EventLog
 from pureflash.conductor.observations import Observations
 from pureflash.conductor.specs import Clock
+from pureflash.conductor.standing import lost_memory
 from pureflash.errors import ClusterError, Code
 from pureflash.metastore import keys
 from pureflash.metastore.records import Records, Write
@@ -47,17 +48,23 @@ class Writer:
         after = replace(cluster, next_id=cluster.next_id + 1)
         await self.write_all([Write(keys.CLUSTER, after, "an id was used")])
 
-    async def write_all(self, writes: list[Write]) -> None:
+    async def write_all(self, writes: list[Write], *, is_recovery: bool = False) -> None:
         """Write records that must all be applied; the lock makes anything else another writer."""
-        if not all(await self.write(writes)):
+        if not all(await self.write(writes, is_recovery=is_recovery)):
             raise ClusterError(
                 Code.UNAVAILABLE,
                 "another conductor changed the metastore",
                 next_step="try again; if it persists look for a second conductor",
             )
 
-    async def write(self, writes: list[Write]) -> list[bool]:
-        """Write records as far as nobody else has; says which."""
+    async def write(self, writes: list[Write], *, is_recovery: bool = False) -> list[bool]:
+        """Write records as far as nobody else has; says which.
+
+        Errors: ClusterError UNAVAILABLE while the records are known to be old, but for what
+        recovers them.
+        """
+        if self._records.amnesia is not None and not is_recovery:
+            raise lost_memory(self._records.amnesia)
         before = {write.key: self._subject(write) for write in writes}
         confs = dict(self._records.shards)
         applied = await self._records.commit(writes)

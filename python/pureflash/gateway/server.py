@@ -24,6 +24,7 @@ from pureflash.model.messages import (
     SetExports,
 )
 from pureflash.model.settings import Settings
+from pureflash.process.allegiance import Known
 from pureflash.process.lifecycle import announce, next_incarnation, stop_event
 from pureflash.process.link import AgentLink
 from pureflash.process.logs import JsonLog, Log
@@ -48,11 +49,11 @@ class GatewayAgent:
         self.uris: dict[Transport, str] = {}
         self.link: AgentLink | None = None
 
-    def registration(self, term: int) -> Message:
+    def registration(self) -> Message:
         """Introduce the gateway."""
         return RegisterGateway(
             id=0,
-            term=term,
+            term=self.link.term if self.link else 0,
             cluster_id=self._cluster_id,
             gateway=self._name,
             incarnation=self.incarnation,
@@ -66,6 +67,9 @@ class GatewayAgent:
             counters=totals(self._gateway.stats()["volumes"]),
             connections=len(self.exports.connections),
         )
+
+    def led(self, known: Known) -> None:
+        """Nothing of a gateway depends on who leads."""
 
     def handle(self, command: Down, send: Callable[[Message], None]) -> None:
         """Offer the exports of a list and answer how they are."""

@@ -78,6 +78,9 @@ class Metastore(Protocol):
     def lineage(self) -> str:
         """Name of this history of revisions, 32 hexadecimal digits."""
 
+    async def begin_lineage(self, lineage: str) -> None:
+        """Let this history go on under another name, durably; entries and revisions stay."""
+
     async def revision(self) -> int:
         """Give the newest revision; 0 before the first change."""
 

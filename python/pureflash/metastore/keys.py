@@ -7,6 +7,7 @@ from typing import Final
 CLUSTER: Final = "cluster"
 TERM: Final = "term"
 LEASE: Final = "lease/conductor"
+AMNESIA: Final = "amnesia"
 
 
 def store(store_id: int) -> str:

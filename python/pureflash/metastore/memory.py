@@ -41,6 +41,11 @@ class MemoryMetastore:
         """Name of this history."""
         return self._lineage
 
+    async def begin_lineage(self, lineage: str) -> None:
+        """Let this history go on under another name."""
+        self._check_running()
+        self._lineage = lineage
+
     async def revision(self) -> int:
         """Give the newest revision."""
         self._check_running()

@@ -10,17 +10,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 from pureflash.errors import ClusterError
 from pureflash.metastore import keys
 from pureflash.metastore.interface import BATCH_MAX, Cas, Metastore, range_all
-from pureflash.model.domain import Cluster, Export, Job, NameClaim, ShardConf, Store, Volume
+from pureflash.model.domain import (
+    Amnesia,
+    Cluster,
+    Export,
+    Job,
+    NameClaim,
+    ShardConf,
+    Store,
+    Volume,
+)
 
-Record = Cluster | Export | Job | NameClaim | ShardConf | Store | Volume
+Record = Amnesia | Cluster | Export | Job | NameClaim | ShardConf | Store | Volume
 _R = TypeVar("_R")
+PREFIXES: Final = (
+    *(keys.CLUSTER, keys.AMNESIA),
+    *("store/", "volume/", "name/", "shard/", "export/", "job/"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +52,7 @@ class Records:
         """Make an empty copy; `load` fills it."""
         self.metastore = metastore
         self.cluster: Cluster | None = None
+        self.amnesia: Amnesia | None = None
         self.stores: dict[int, Store] = {}
         self.volumes: dict[int, Volume] = {}
         self.names: dict[str, NameClaim] = {}
@@ -51,7 +65,7 @@ class Records:
 
     async def load(self) -> None:
         """Read every record."""
-        for prefix in ("cluster", "store/", "volume/", "name/", "shard/", "export/", "job/"):
+        for prefix in PREFIXES:
             for entry in await range_all(self.metastore, prefix):
                 self._keep(entry.key, entry.value, entry.revision)
         self.revision = await self.metastore.revision()
@@ -105,6 +119,8 @@ class Records:
         kind, _, rest = key.partition("/")
         if kind == keys.CLUSTER:
             self.cluster = None if value is None else msgspec.json.decode(value, type=Cluster)
+        elif kind == keys.AMNESIA:
+            self.amnesia = None if value is None else msgspec.json.decode(value, type=Amnesia)
         elif kind == "store":
             _put(self.stores, int(rest), value, Store)
         elif kind == "volume":

@@ -88,6 +88,15 @@ class SqliteMetastore:
         """Name of this history."""
         return self._lineage
 
+    async def begin_lineage(self, lineage: str) -> None:
+        """Let this history go on under another name."""
+        await self._run(
+            lambda: self._connection.execute(
+                "UPDATE fact SET value = ? WHERE name = 'lineage'", (lineage,)
+            )
+        )
+        self._lineage = lineage
+
     async def revision(self) -> int:
         """Give the newest revision."""
         return await self._run(self._newest)

@@ -197,11 +197,25 @@ def next_job_state(now: JobState, wanted: JobState) -> JobState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """`cluster`: who we are, and the counter that all ids come from."""
+    """`cluster`: who we are, and the counter that all ids come from.
+
+    `predecessors` are the lineages that this one was recovered from; `given_up` the format_uuids of
+    disks that a person vouched to be lost when it was.
+    """
 
     cluster_id: str
     next_id: int
     created_at_ms: int
+    predecessors: tuple[str, ...] = ()
+    given_up: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amnesia:
+    """`amnesia`: stores remember what this metastore does not; absent while they do not."""
+
+    reason: str
+    since_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,11 @@ def known_disk_file(data: Path, index: int) -> Path:
     return data / f"disk{index}.json"
 
 
+def allegiance_file(data: Path) -> Path:
+    """Name a store's record of whom it obeys; see `process/allegiance.py`."""
+    return data / "conductor.json"
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Paths below one data directory, which is absolute."""

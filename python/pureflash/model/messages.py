@@ -3,7 +3,10 @@
 One WebSocket per agent, text frames, each one tagged JSON object: `type`, `v` (1), `id`, `term`.
 All are idempotent: a message that is delivered twice, or again after a reconnect, changes nothing
 more. `term` is the sender's view of the conductor's term; an agent ignores what has a lower one
-than it has seen. Unknown fields are ignored, an unknown type or version closes the connection.
+than it has seen. `revision` is that of the metastore when a message went down, and the highest that
+the agent has heard of when it goes up: a store remembers both, so that a metastore which was
+restored from a copy is found out. Unknown fields are ignored, an unknown type or version closes the
+connection.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_
     v: int = VERSION
     id: int
     term: int
+    revision: int = 0
 
 
 class ResyncReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,10 +74,26 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     """As primary: regions compared of a verification under way, and of how many."""
 
 
+class DiskLatency(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operations of a disk took in the last few seconds, and how many those were.
+
+    Microseconds: a mean that forgets (EWMA) and the 99th percentile; 0 without operations. Flushes
+    are among the writes.
+    """
+
+    write_ewma_us: int = 0
+    write_p99_us: int = 0
+    writes: int = 0
+    read_ewma_us: int = 0
+    read_p99_us: int = 0
+    reads: int = 0
+
+
 class DiskReport(msgspec.Struct, frozen=True, kw_only=True):
     """How a disk is; `bytes_total` is what data can use.
 
-    `reason` explains a bad `state`, or why a disk takes overwrites only.
+    `reason` explains a bad `state`, or why a disk takes overwrites only. `latency` is None before
+    the store has measured for a while.
     """
 
     index: int
@@ -84,11 +104,19 @@ class DiskReport(msgspec.Struct, frozen=True, kw_only=True):
     """Which engines were tried for it, and what decided."""
     bytes_total: int
     bytes_free: int
+    latency: DiskLatency | None = None
 
 
 class RegisterStore(Message, frozen=True, kw_only=True, tag="register"):
-    """Up: a store introduces itself, after each connect."""
+    """Up: a store introduces itself, after each connect.
 
+    `lineage` is the metastore's that it was led by last, with `term` and `revision`; empty: none.
+    Other stores of that lineage were told of `heard_term` and `heard_revision`; 0: none was heard.
+    """
+
+    lineage: str = ""
+    heard_term: int = 0
+    heard_revision: int = 0
     cluster_id: str
     store: int
     name: str
@@ -110,9 +138,12 @@ class RegisterGateway(Message, frozen=True, kw_only=True, tag="register_gateway"
 class Heartbeat(Message, frozen=True, kw_only=True, tag="heartbeat"):
     """Up, every `HEARTBEAT_MS`; `counters` are totals since the process started.
 
-    A store sends `replicas` (all of them) when they differ from what it sent last, else None; a
-    gateway has neither disks nor replicas.
+    A store sends `replicas` (all of them) when they differ from what it sent last, else None, and
+    what it has heard of the conductor as it does when it registers; a gateway has none of these.
     """
+
+    heard_term: int = 0
+    heard_revision: int = 0
 
     disk_reports: tuple[DiskReport, ...] = ()
     replicas: tuple[ReplicaReport, ...] | None = None
@@ -165,6 +196,13 @@ class FetchConf(Message, frozen=True, kw_only=True, tag="fetch_conf"):
     newer_than: int
 
 
+class Recalled(Message, frozen=True, kw_only=True, tag="recalled"):
+    """Up: the answer to `Recall`, in parts: the configurations that the store's replicas follow."""
+
+    confs: tuple[ShardConf, ...]
+    is_last: bool
+
+
 class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
     """How an export is at its gateway; `uri` is empty unless it is ready."""
 
@@ -182,10 +220,17 @@ class ExportsApplied(Message, frozen=True, kw_only=True, tag="exports_applied"):
 
 
 class Registered(Message, frozen=True, kw_only=True, tag="registered"):
-    """Down: accepted. `term` of this message is now the least that the agent obeys."""
+    """Down: accepted. `term` of this message is now the least that the agent obeys.
+
+    A store that was led by one of `predecessors` goes over to `lineage`.
+    """
 
     lineage: str
-    revision: int
+    predecessors: tuple[str, ...] = ()
+
+
+class Recall(Message, frozen=True, kw_only=True, tag="recall"):
+    """Down: the conductor has lost its memory; go on as you are, and tell what you hold."""
 
 
 class Refused(Message, frozen=True, kw_only=True, tag="refused"):
@@ -312,9 +357,11 @@ Up = (
     | Proposal
     | FetchConf
     | ExportsApplied
+    | Recalled
 )
 Down = (
     Registered
+    | Recall
     | Refused
     | CreateReplica
     | DeleteReplica

@@ -167,10 +167,43 @@ class ForceAcceptView(msgspec.Struct, frozen=True, kw_only=True):
     job: JobView | None
 
 
+class RecoverConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/conductor/recover-config: rebuild the records from what the stores hold.
+
+    `by` is who decides, for the record; `without` names stores that are lost for good.
+    """
+
+    by: str
+    without: list[str] = []
+    dry_run: bool = False
+
+
+class RecoveredObject(msgspec.Struct, frozen=True, kw_only=True):
+    """One record that differs from what the stores hold, and how."""
+
+    subject: str
+    change: str
+
+
+class RecoveryView(msgspec.Struct, frozen=True, kw_only=True):
+    """The plan of a recovery, and the record of it: `job` is None while nothing was done.
+
+    `reason` says what stores remember that the records do not; empty without amnesia. The stores
+    `given_up` can never register again with the disks that they had.
+    """
+
+    reason: str
+    changes: list[RecoveredObject]
+    given_up: list[str]
+    job: JobView | None
+
+
 class DiskView(msgspec.Struct, frozen=True, kw_only=True):
     """A disk; engine and byte counts are None while its store is away.
 
-    `engine_reason` says which engines were tried for it and what decided.
+    `engine_reason` says which engines were tried for it and what decided. What its operations took
+    in the last few seconds, as a mean that forgets (EWMA) and as the 99th percentile, is None
+    without operations; flushes are among the writes.
     """
 
     id: str
@@ -184,6 +217,10 @@ class DiskView(msgspec.Struct, frozen=True, kw_only=True):
     engine_reason: str | None
     bytes_total: int | None
     bytes_free: int | None
+    write_ewma_us: int | None = None
+    write_p99_us: int | None = None
+    read_ewma_us: int | None = None
+    read_p99_us: int | None = None
 
 
 class StoreView(msgspec.Struct, frozen=True, kw_only=True):

@@ -112,6 +112,12 @@ CONDUCTOR: Final = (
         30.0,
         "calm after which primaries are spread over the stores; 0: never",
     ),
+    Setting(
+        "limits.slow_disk_us",
+        int,
+        20_000,
+        "latency in us below which no disk is slow, whatever others take; 0: none ever is",
+    ),
 )
 STORE: Final = (
     *_COMMON,

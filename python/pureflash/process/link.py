@@ -3,8 +3,9 @@
 Theory of operation. `AgentLink.run` connects, registers, and then sends a heartbeat every
 `HEARTBEAT_MS` while it hands each command to the owner; when the connection ends it begins again,
 with a delay that doubles from 0.25 s to 5 s. Nothing waits for the conductor: with it gone the data
-path goes on, and the owner's state is told again in the next registration. Commands of a lower term
-than the highest seen are dropped: they come from a conductor that has been replaced.
+path goes on, and the owner's state is told again in the next registration. Which conductor is
+obeyed is decided by `allegiance`. One that has lost its memory sends `Recall` instead of accepting:
+then heartbeats and reports go up, and nothing that is obeyed comes down.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from pureflash.model.messages import (
     HEARTBEAT_MS,
     Down,
     Message,
+    Recall,
     Refused,
     Registered,
     decode_down,
     encode,
 )
+from pureflash.process.allegiance import Allegiance, Known
 from pureflash.process.logs import Log
 
 RETRY_FIRST_S: Final = 0.25
@@ -37,11 +40,14 @@ OPEN_TIMEOUT_S: Final = 5.0
 class AgentOwner(Protocol):
     """The process that the link belongs to. Nothing here may block."""
 
-    def registration(self, term: int) -> Message:
+    def registration(self) -> Message:
         """Introduce the process; called after each connect."""
 
     def heartbeat(self, term: int) -> Message:
         """Say that the process lives, with its counters."""
+
+    def led(self, known: Known) -> None:
+        """Take note of who leads, and how far its metastore is."""
 
     def handle(self, command: Down, send: Callable[[Message], None]) -> None:
         """Start a command; its answer may be sent at once or later, also not at all."""
@@ -50,16 +56,29 @@ class AgentOwner(Protocol):
 class AgentLink:
     """A connection to the conductor that is always wanted."""
 
-    def __init__(self, *, address: str, token: str, owner: AgentOwner, log: Log) -> None:
+    def __init__(
+        self,
+        *,
+        address: str,
+        token: str,
+        owner: AgentOwner,
+        log: Log,
+        allegiance: Allegiance | None = None,
+    ) -> None:
         """Prepare to connect to `address` (host:port) with a bearer token."""
         self._url = f"ws://{address}/v1/agent"
         self._token = token
         self._owner = owner
         self._log = log
         self._outbox: asyncio.Queue[Message] = asyncio.Queue()
-        self.term = 0
+        self._allegiance = allegiance or Allegiance()
         self.registered = asyncio.Event()
         self._is_lost = False
+
+    @property
+    def term(self) -> int:
+        """The highest term known; commands of a lower one are not obeyed."""
+        return self._allegiance.least_term
 
     async def run(self) -> None:
         """Keep connected until cancelled."""
@@ -97,7 +116,7 @@ class AgentLink:
 
     async def _converse(self, socket: ClientConnection) -> None:
         self._outbox = asyncio.Queue()
-        await socket.send(encode(self._owner.registration(self.term)))
+        await socket.send(encode(self._owner.registration()))
         sender = asyncio.create_task(self._send_all(socket))
         try:
             async for frame in socket:
@@ -124,15 +143,28 @@ class AgentLink:
             await socket.send(encode(message))
 
     def _receive(self, command: Down) -> None:
-        if command.term < self.term:
+        if isinstance(command, Refused):
+            self._log.error("agent.refused", f"{command.message}. {command.next_step}.")
+        elif isinstance(command, Recall):
+            self.registered.set()
+            self._is_lost = False
+            self._log.info("agent.recalled", "the conductor lost its memory and leads nobody")
+            self._owner.handle(command, self.send)
+        elif command.term < self.term:
             self._log.info("agent.old_term", f"dropped a command of term {command.term}")
-            return
-        self.term = command.term
-        if isinstance(command, Registered):
+        elif isinstance(command, Registered):
+            self._allegiance.check(command)
+            self._obey(command)
             self.registered.set()
             self._is_lost = False
             self._log.info("agent.registered", f"the conductor leads term {command.term}")
-        elif isinstance(command, Refused):
-            self._log.error("agent.refused", f"{command.message}. {command.next_step}.")
         else:
+            self._obey(command)
             self._owner.handle(command, self.send)
+
+    def _obey(self, command: Down) -> None:
+        """Remember whose command it is, durably, before it has any effect."""
+        if self._allegiance.note(command):
+            self._owner.led(self._allegiance.known)
+            if why := self._allegiance.unsaved:
+                self._log.info("agent.unsaved", f"who leads could not be written down: {why}")

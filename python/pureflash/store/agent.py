@@ -4,7 +4,7 @@ Theory of operation. A command of the conductor becomes one call of the node wit
 id; the node's event with that id becomes the answer. The tables here say which question an id
 belongs to; they are lost with the connection's owner, never needed across a restart. Heartbeats
 carry the disks and totals each time, and the replicas whenever they differ from what was sent
-last.
+last. What other stores' PINGs say of the conductor goes into the allegiance with each heartbeat.
 """
 
 from __future__ import annotations
@@ -17,19 +17,24 @@ from typing import Any, Final
 import msgspec
 
 from pureflash.errors import Code
+from pureflash.model.conf import decode as decode_conf
 from pureflash.model.conf import encode as encode_conf
 from pureflash.model.domain import Disk
 from pureflash.model.messages import (
+    BATCH_MAX,
     Applied,
     CreateReplica,
     Dead,
     DeleteReplica,
+    DiskLatency,
     DiskReport,
     Down,
     FetchConf,
     Heartbeat,
     Message,
     Proposal,
+    Recall,
+    Recalled,
     Refused,
     Registered,
     RegisterStore,
@@ -45,8 +50,10 @@ from pureflash.model.messages import (
     Verified,
     VerifyReplica,
 )
+from pureflash.process.allegiance import Allegiance, Known
 from pureflash.process.logs import Log
 from pureflash.store.core import StoreNode
+from pureflash.store.latency import Meters
 
 COMMANDS_MAX: Final = 4_096
 """Commands that wait for the node; the conductor sends more only after an answer or a reconnect."""
@@ -80,8 +87,10 @@ class StoreAgent:
         facts: StoreFacts,
         log: Log,
         held: Mapping[int, str] = MappingProxyType({}),
+        allegiance: Allegiance | None = None,
     ) -> None:
         """Speak for `node`; `held` are the disks that their host has no room for, and why."""
+        self._allegiance = allegiance or Allegiance()
         self._node = node
         self._held = held
         self._facts = facts
@@ -91,14 +100,20 @@ class StoreAgent:
         self._sent_replicas: tuple[ReplicaReport, ...] | None = None
         self._send: Callable[[Message], None] | None = None
         self._term = 0
+        self._meters = Meters()
 
-    def registration(self, term: int) -> Message:
+    def registration(self) -> Message:
         """Tell everything."""
         facts = self._facts
         self._sent_replicas = self._replicas()
+        known = self._listen()
         return RegisterStore(
             id=0,
-            term=term,
+            term=known.term,
+            revision=known.revision,
+            lineage=known.lineage,
+            heard_term=known.heard_term,
+            heard_revision=known.heard_revision,
             cluster_id=facts.cluster_id,
             store=facts.store,
             name=facts.name,
@@ -112,19 +127,45 @@ class StoreAgent:
     def heartbeat(self, term: int) -> Message:
         """Tell what changes."""
         stats = self._node.stats()
+        latencies = self._meters.look(stats["disks"])
         replicas = self._replicas()
         is_same = replicas == self._sent_replicas
         self._sent_replicas = replicas
+        known = self._listen()
         return Heartbeat(
             id=0,
             term=term,
-            disk_reports=disk_reports(stats, self._held),
+            revision=known.revision,
+            heard_term=known.heard_term,
+            heard_revision=known.heard_revision,
+            disk_reports=disk_reports(stats, self._held, latencies),
             replicas=None if is_same else replicas,
             counters={name: int(value) for name, value in stats["counters"].items()},
         )
 
+    def led(self, known: Known) -> None:
+        """Let the PINGs to other stores carry who leads."""
+        self._node.set_conductor(known.term, known.lineage_number, known.revision)
+
+    def _listen(self) -> Known:
+        """Take in what other stores said of the conductor."""
+        self._allegiance.heard(*self._node.heard_conductor())
+        return self._allegiance.known
+
+    def _recall(self, command: Recall, send: Callable[[Message], None]) -> None:
+        """Tell every configuration that is followed here."""
+        confs = [decode_conf(encoded) for encoded in self._node.confs()]
+        starts = range(0, max(1, len(confs)), BATCH_MAX)
+        for start in starts:
+            part = tuple(confs[start : start + BATCH_MAX])
+            is_last = start == starts[-1]
+            send(Recalled(id=command.id, term=self._term, confs=part, is_last=is_last))
+
     def handle(self, command: Down, send: Callable[[Message], None]) -> None:
         """Pass a command on to the node."""
+        if isinstance(command, Recall):
+            self._recall(command, send)
+            return
         self._send, self._term = send, command.term
         if isinstance(command, SetPeers):
             peers = [(peer.store, peer.incarnation, peer.address) for peer in command.peers]
@@ -267,7 +308,11 @@ def replica_report(found: Mapping[str, Any]) -> ReplicaReport:
     )
 
 
-def disk_reports(stats: Mapping[str, Any], held: Mapping[int, str]) -> tuple[DiskReport, ...]:
+def disk_reports(
+    stats: Mapping[str, Any],
+    held: Mapping[int, str],
+    latencies: Mapping[int, DiskLatency] = MappingProxyType({}),
+) -> tuple[DiskReport, ...]:
     """Turn the disks of `StoreNode.stats()` into reports; `held` say why they may not grow."""
     return tuple(
         DiskReport(
@@ -278,6 +323,7 @@ def disk_reports(stats: Mapping[str, Any], held: Mapping[int, str]) -> tuple[Dis
             engine_reason=disk.get("engine_reason") or "",
             bytes_total=disk["bytes_total"],
             bytes_free=disk["bytes_free"],
+            latency=latencies.get(index),
         )
         for index, disk in enumerate(stats["disks"])
     )

@@ -84,10 +84,15 @@ class StoreNode(Protocol):
         "resyncs": [{to, regions_left, regions_copied}].
         """
 
+    def confs(self) -> Sequence[bytes]:
+        """Give the configurations that its replicas follow, as `conf_encode` writes them."""
+
     def stats(self) -> Mapping[str, Any]:
         """Give "disks": [{path, engine, durability, state, reason, bytes_total, bytes_free, ..}].
 
-        And "counters": {name: int}, totals since the start.
+        And "counters": {name: int}, totals since the start. A disk's "latency" are histograms since
+        the start: {"writes": [(upper end of the bucket in ns, operations)], "writes_nanos": their
+        sum, "reads": .., "reads_nanos": ..}.
         """
 
     def close(self) -> None:

@@ -9,7 +9,9 @@ from typing import Any, Final
 
 from pureflash.errors import CallerError, ClusterError, Code, PureFlashError, from_code
 from pureflash.model.domain import Disk
+from pureflash.model.layout import allegiance_file
 from pureflash.model.settings import DiskSetting, Settings
+from pureflash.process.allegiance import Allegiance
 from pureflash.process.lifecycle import announce, next_incarnation, stop_event
 from pureflash.process.link import AgentLink
 from pureflash.process.logs import JsonLog, Log
@@ -74,9 +76,17 @@ async def _serve(
     paths = {disk.index: Path(disk.path) for disk in facts.disks}
     host = HostSpace(paths, hold=node.hold_growth, log=log)
     host.look()
-    agent = StoreAgent(node, facts=facts, log=log, held=host.held)
+    allegiance = Allegiance(allegiance_file(Path(settings.text("node.data"))))
+    agent = StoreAgent(node, facts=facts, log=log, held=host.held, allegiance=allegiance)
+    agent.led(allegiance.known)
     token = Path(settings.text("node.token_file")).read_text().strip()
-    link = AgentLink(address=settings.text("node.conductors"), token=token, owner=agent, log=log)
+    link = AgentLink(
+        address=settings.text("node.conductors"),
+        token=token,
+        owner=agent,
+        log=log,
+        allegiance=allegiance,
+    )
     loop = asyncio.get_running_loop()
     loop.add_reader(node.fileno(), agent.drain)
     coroutines = (link.run(), stop.wait(), _watch(host))

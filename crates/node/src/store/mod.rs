@@ -32,7 +32,7 @@ use lane::recover::RecoveryReport;
 use proto::{Pool, ReplicaId, ShardId, Status};
 use runtime::clock;
 use runtime::engine::{self, DiskEngine, EngineChoice};
-use runtime::reactor::{self, Handle, Options};
+use runtime::reactor::{self, DiskLatency, Handle, Options};
 use runtime::wake::Wake;
 use shard::conf::transition::Transition;
 use shard::conf::{CopyId, ShardConf};
@@ -95,8 +95,8 @@ pub struct ReplicaFacts {
     pub disk: usize,
     /// Index of its lane in the store.
     pub lane: usize,
-    /// Epoch of the configuration that it follows; 0: none.
-    pub epoch: u64,
+    /// The configuration that it follows, once it has one.
+    pub conf: Option<ShardConf>,
     /// Epoch below which it refuses everything.
     pub promised: u64,
     /// Everything committed up to here is in it.
@@ -134,6 +134,8 @@ pub struct DiskFacts {
     pub failure: Option<String>,
     /// Age of its oldest operation; 0: none is under way.
     pub oldest_io_nanos: u64,
+    /// What its operations took that are over.
+    pub latency: DiskLatency,
     /// Bytes of all slots, and of those that clients may still take.
     pub bytes: (u64, u64),
     /// Counters of its lanes.
@@ -314,6 +316,7 @@ impl OpenStore {
                 durability_reason: disk.file.promise().reason.clone(),
                 failure: None,
                 oldest_io_nanos: 0,
+                latency: DiskLatency::default(),
                 bytes: (0, 0),
                 counters: Vec::new(),
                 reports: Vec::new(),

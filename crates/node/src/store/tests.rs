@@ -293,6 +293,9 @@ fn a_store_whose_device_hangs_is_not_vouched_for_until_it_answers_again() {
     until("the replica is there", || {
         node.drain().iter().any(|event| matches!(event, StoreEvent::Done { request_id: 1 }))
     });
+    let latency = &node.facts().expect("its thread runs").disks[0].latency;
+    assert!(latency.writes.quantile(1000) >= long, "what it took is counted when it is over");
+    assert!(latency.writes.quantile(1) < short, "and those before, which were quick");
     node.close();
 }
 

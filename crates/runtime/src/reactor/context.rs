@@ -4,7 +4,7 @@ use super::conn::{Conn, Phase};
 use super::handle::Shared;
 use super::receive::Receiver;
 use super::table::Table;
-use super::watch::Watch;
+use super::watch::{DiskLatency, Watch};
 use super::{CONNECTIONS_MAX, CloseReason, ConnId, DiskIndex, FINISH_MS, LEFTOVER_BYTES_MAX};
 use super::{ListenerId, Opened, SendError, socket};
 use crate::engine::{DiskEngine, EngineCounters};
@@ -166,7 +166,7 @@ impl Context {
     /// Give a disk a request. All requests of one iteration are submitted together at its end.
     pub fn queue_disk(&mut self, disk: DiskIndex, mut request: DiskRequest) {
         let disk = &mut self.disks[disk.0];
-        request.id = disk.watch.begin(request.id, self.now);
+        request.id = disk.watch.begin(request.id, &request.op, self.now);
         disk.engine.queue(request);
         disk.is_dirty = true;
     }
@@ -176,6 +176,12 @@ impl Context {
     pub fn oldest_io_nanos(&self, disk: DiskIndex) -> u64 {
         let oldest = self.disks[disk.0].watch.oldest();
         oldest.map_or(0, |since| self.now.0.saturating_sub(since.0))
+    }
+
+    /// What the finished operations of a disk took.
+    #[must_use]
+    pub fn disk_latency(&self, disk: DiskIndex) -> DiskLatency {
+        self.disks[disk.0].watch.latency()
     }
 
     /// Put a frame behind the others of a connection. All frames of one iteration leave together.

@@ -62,6 +62,7 @@ use std::time::Duration;
 pub use context::{Address, Context};
 pub use handle::{Adoption, Handle, ReactorMetrics, Refused};
 pub use send::{SEND_QUEUE_BYTES_MAX, SEND_QUEUE_FRAMES_MAX};
+pub use watch::DiskLatency;
 
 /// Longest sleep: an idle lane still shows that it lives, five times within the 500 ms after which
 /// the heartbeat stops vouching for it.
@@ -530,7 +531,8 @@ impl<A: Application> Reactor<A> {
             if !self.done.is_empty() {
                 any = true;
                 let watch = &mut self.ctx.disks[index].watch;
-                self.done.iter_mut().for_each(|done| done.id = watch.end(done.id));
+                let now = clock::now();
+                self.done.iter_mut().for_each(|done| done.id = watch.end(done.id, now));
                 self.ctx.shared.metrics.disk_done.add(self.done.len() as u64);
                 self.app.disk(&mut self.ctx, DiskIndex(index), &mut self.done);
                 self.done.clear();

@@ -248,7 +248,6 @@ fn t1_removes_a_secondary_and_nothing_else() {
 #[test]
 fn t1_by_the_conductor_needs_a_new_life_and_somebody_who_stays() {
     let mut case = Case::of(three(), by_conductor);
-    assert_eq!(case.apply(&remove(1)), Err(Refusal::NotReRegistered(1)));
     case.store(2).incarnation = 22;
     assert_eq!(case.apply(&remove(1)).map(|next| next.isr), Ok(vec![0, 2]));
     case.store(1).is_reachable = false;
@@ -260,6 +259,25 @@ fn t1_by_the_conductor_needs_a_new_life_and_somebody_who_stays() {
     assert_eq!(case.apply(&remove(1)), Err(Refusal::NobodyElse), "in another life");
     case.facts.registered.remove(&2);
     assert_eq!(case.apply(&remove(1)), Err(Refusal::NotRegistered(2)));
+}
+
+#[test]
+fn t1_by_the_conductor_spares_one_that_lives_where_enough_others_are_there() {
+    let mut case = Case::of(three(), by_conductor);
+    assert_eq!(case.apply(&remove(1)).map(|next| next.isr), Ok(vec![0, 2]));
+    assert_eq!(case.apply(&remove(0)), Err(Refusal::IsPrimary(0)));
+    case.conf.min_write = 3;
+    assert_eq!(case.apply(&remove(1)), Err(Refusal::NotToSpare(1)), "a write needs three");
+    case.conf.min_write = 1;
+    assert!(case.apply(&remove(1)).is_ok());
+    case.store(3).is_reachable = false;
+    assert_eq!(case.apply(&remove(1)), Err(Refusal::NotToSpare(1)), "one of two is away");
+    case.store(3).is_reachable = true;
+    case.store(3).incarnation = 32;
+    assert_eq!(case.apply(&remove(1)), Err(Refusal::NotToSpare(1)), "one is in another life");
+    let mut two = Case::of(mixed(), by_conductor);
+    two.conf.min_write = 1;
+    assert_eq!(two.apply(&remove(1)), Err(Refusal::NotToSpare(1)), "one copy would be left");
 }
 
 #[test]

@@ -213,9 +213,9 @@ pub enum Refusal {
         /// Of the registry, or of the configuration.
         known: Incarnation,
     },
-    /// Only its primary may remove it.
-    #[error("copy {0} has not registered anew: only the primary removes it")]
-    NotReRegistered(CopyId),
+    /// Its life goes on, and too few others are there: only the primary may remove it.
+    #[error("copy {0} has not registered anew, and too few others are there to do without it")]
+    NotToSpare(CopyId),
     /// T1 of the last that could serve.
     #[error("no other ISR member is there in its registered incarnation: T6 is due")]
     NobodyElse,
@@ -589,15 +589,22 @@ fn put_member(conf: &mut ShardConf, member: Member) {
     conf.members.sort_by_key(|member| member.copy);
 }
 
+/// Other ISR members that must be there before the conductor may leave one out whose life goes on:
+/// a slow copy is better than a single one.
+const SPARED_BY_MIN: usize = 2;
+
 fn remove(next: &mut ShardConf, copy: CopyId, facts: &Facts) -> Result<(), Refusal> {
     let member = check_other_isr_member(next, copy)?;
     if facts.proposer == Proposer::Conductor {
         let found = facts.registered.get(&member.store);
         let registration = found.ok_or(Refusal::NotRegistered(member.store))?;
-        if registration.incarnation == member.incarnation {
-            return Err(Refusal::NotReRegistered(copy));
+        let others = next.isr_members().filter(|other| other.copy != copy);
+        let there = others.filter(|other| is_there(other, facts)).count();
+        let is_spare = there >= SPARED_BY_MIN.max(usize::from(next.min_write));
+        if registration.incarnation == member.incarnation && !is_spare {
+            return Err(Refusal::NotToSpare(copy));
         }
-        if !next.isr_members().any(|other| other.copy != copy && is_there(other, facts)) {
+        if there == 0 {
             return Err(Refusal::NobodyElse);
         }
     }

@@ -154,9 +154,12 @@ def _removed(conf: ShardConf, copy: int, facts: Facts) -> ShardConf:
     rest = set(conf.isr) - {copy}
     if isinstance(facts.proposer, ByConductor):
         _require(conf.member(copy).store in facts.registered, "S has registered")
-        _require(not _life_is_registered(conf.member(copy), facts), "S has a new life")
-        is_somebody_there = any(_is_reachable(conf.member(other), facts) for other in rest)
-        _require(is_somebody_there, "the last one that can serve is never removed automatically")
+        there = sum(_is_reachable(conf.member(other), facts) for other in rest)
+        if _life_is_registered(conf.member(copy), facts):
+            _require(
+                there >= max(2, conf.min_write), "S has a new life, or enough others are there"
+            )
+        _require(there > 0, "the last one that can serve is never removed automatically")
     return _with(conf, isr=rest)
 
 

@@ -232,13 +232,14 @@ impl StoreApp {
                 facts.failure = facts.failure.or_else(|| lane.failure().map(str::to_owned));
                 let age_nanos = ctx.oldest_io_nanos(DiskIndex(lane_ix));
                 facts.oldest_io_nanos = facts.oldest_io_nanos.max(age_nanos);
+                facts.latency.merge(&ctx.disk_latency(DiskIndex(lane_ix)));
                 facts.counters.push(lane.counters());
                 facts.reports.push(self.lanes.report(lane_ix));
                 for shard in lane.tables().shards.iter().flatten() {
                     let served = self.shards.get(&shard.replica.shard);
                     let view = View::of(lane, &self.leases, &self.paces[lane_ix]);
                     replicas.push(ReplicaFacts {
-                        epoch: self.epoch_of(shard.replica.shard).0,
+                        conf: served.and_then(|served| served.replica.conf().cloned()),
                         promised: served.map_or(0, |served| served.replica.promised().0),
                         complete: served.map_or(0, |served| served.replica.complete(&view).0),
                         applied: shard.applied.seq.0,
