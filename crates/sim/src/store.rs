@@ -26,7 +26,7 @@ use shard::exchange::{Exchange, Finished, Turn, reply_to, turn};
 use shard::heartbeat::{self, Heartbeats, Timing};
 use shard::mutant::Mutant;
 use shard::paths::Paths;
-use shard::replica::{self, Note, Replica, View};
+use shard::replica::{self, Note, Pace, Replica, View};
 use std::collections::{BTreeMap, VecDeque};
 
 /// The one volume of a world.
@@ -267,6 +267,7 @@ struct Up {
     lane: Lane,
     replicas: BTreeMap<u32, Replica>,
     beats: Heartbeats,
+    pace: Pace,
     paths: Paths<u64>,
     conns: BTreeMap<u64, Conn>,
     waiters: BTreeMap<u64, Waiter>,
@@ -365,7 +366,7 @@ impl Process {
     pub fn report(&self, shard: u32) -> Option<(Seq, Epoch)> {
         let Stage::Up(up) = &self.stage else { return None };
         let replica = up.replicas.get(&shard)?;
-        let view = View::of(&up.lane, &up.beats);
+        let view = View::of(&up.lane, &up.beats, &up.pace);
         let epoch = replica.conf().map_or(Epoch(0), |conf| conf.epoch);
         Some((replica.complete(&view), epoch))
     }
@@ -449,6 +450,7 @@ impl Up {
         let Settings { store, incarnation, timing, mutant, pool, .. } = settings.clone();
         let lane = Lane::open(mounted, pool.clone());
         let beats = Heartbeats::new(store, incarnation, started, timing, mutant);
+        let pace = Pace::default();
         let mut replicas = BTreeMap::new();
         for (shard_ix, shard) in (0..).zip(&lane.tables().shards) {
             let Some(shard) = shard else { continue };
@@ -461,13 +463,14 @@ impl Up {
                 pool: pool.clone(),
                 mutant,
             };
-            let view = View::of(&lane, &beats);
+            let view = View::of(&lane, &beats, &pace);
             replicas.insert(shard.replica.shard.index, Replica::open(options, &view)?);
         }
         Ok(Up {
             lane,
             replicas,
             beats,
+            pace,
             paths: Paths::with_mutant(mutant),
             conns: BTreeMap::new(),
             waiters: BTreeMap::new(),
@@ -590,7 +593,7 @@ impl Up {
                 }
                 Work::Replica(shard, event) => {
                     let Some(replica) = self.replicas.get_mut(&shard) else { continue };
-                    let view = View::of(&self.lane, &self.beats);
+                    let view = View::of(&self.lane, &self.beats, &self.pace);
                     let mut effects = Vec::new();
                     replica.step(now, event, &view, &mut effects);
                     for effect in effects {

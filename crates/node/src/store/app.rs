@@ -35,7 +35,7 @@ use shard::conf::{Incarnation, ShardConf, StoreId};
 use shard::exchange::reply_to;
 use shard::heartbeat::Event as HeartEvent;
 use shard::paths::Paths;
-use shard::replica::{Effect, Event, Replica, View};
+use shard::replica::{Effect, Event, Pace, Replica, View};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -123,6 +123,8 @@ pub(super) struct StoreApp {
     identity: Identity,
     booted: Tick,
     leases: Shared,
+    /// Of each lane.
+    paces: Vec<Pace>,
     heart: Handle<HeartCommand>,
     /// Lives of stores that are over, up to and including.
     dead: BTreeMap<StoreId, Incarnation>,
@@ -177,6 +179,7 @@ impl StoreApp {
             identity,
             booted: outlets.booted,
             leases: outlets.leases,
+            paces: Vec::new(),
             heart: outlets.heart,
             dead: BTreeMap::new(),
             timers: BTreeSet::new(),
@@ -189,6 +192,7 @@ impl StoreApp {
             closing: None,
             pool,
         };
+        app.paces.resize_with(app.lanes.count(), Pace::default);
         for lane in 0..app.lanes.count() {
             let shards = app.lanes.lane(lane).tables().shards.iter().enumerate();
             let held: Vec<u32> =
@@ -241,7 +245,7 @@ impl StoreApp {
     fn step(&mut self, ctx: &mut Context, shard: ShardId, event: Event) {
         let Some(served) = self.shards.get_mut(&shard) else { return };
         let lane = served.lane;
-        let view = View::of(self.lanes.lane(lane), &self.leases);
+        let view = View::of(self.lanes.lane(lane), &self.leases, &self.paces[lane]);
         let mut effects = std::mem::take(&mut self.effects);
         // Not the time at which the iteration began: a process that was stopped since then must not
         // take its leases for valid.

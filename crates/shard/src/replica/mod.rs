@@ -4,7 +4,8 @@
 //! has promised (`adopt.rs`, `stored.rs`), what it accepts from a primary as secondary or learner
 //! (`follower.rs`), and as primary the order of operations and their commitment (`reign.rs`), clients
 //! (`serve.rs`), the beginning of a reign (`settle.rs`), its transfer (`transfer.rs`) and learners
-//! (`resync.rs`). It has no clock, disk or socket: events in, effects out, and a look at what its lane and its store's leases know.
+//! (`resync.rs`, and how fast: `pace.rs`). It has no clock, disk or socket: events in, effects out,
+//! and a look at what its lane and its store's leases know.
 //!
 //! **What it guarantees** is docs/internals/replication.md; the comments cite its sections. Messages
 //! may be lost, doubled, delayed and reordered: whatever matters is sent again until a newer state
@@ -15,6 +16,7 @@
 
 mod adopt;
 mod follower;
+mod pace;
 mod reign;
 mod resync;
 mod serve;
@@ -35,6 +37,7 @@ use adopt::Adopting;
 use follower::Follower;
 use lane::tables::Tables;
 use lane::{Lane, Op, Outcome, Problem};
+pub use pace::Pace;
 use proto::wire::{
     Ack, ByteRange, Failure, Opcode, PeerContext, Reply, ReplyOp, Request, RequestOp,
 };
@@ -72,13 +75,15 @@ pub struct View<'a> {
     pub free_slots: u32,
     /// Leases of the store.
     pub leases: &'a dyn Leases,
+    /// What the resyncs in that lane share.
+    pub pace: &'a Pace,
 }
 
 impl<'a> View<'a> {
-    /// What a lane and the store's heartbeats show now.
+    /// What a lane and the store's heartbeats show now; `pace` is one per lane.
     #[must_use]
-    pub fn of(lane: &'a Lane, leases: &'a dyn Leases) -> View<'a> {
-        View { tables: lane.tables(), free_slots: lane.free_slots(), leases }
+    pub fn of(lane: &'a Lane, leases: &'a dyn Leases, pace: &'a Pace) -> View<'a> {
+        View { tables: lane.tables(), free_slots: lane.free_slots(), leases, pace }
     }
 }
 
@@ -464,9 +469,17 @@ impl Replica {
             ctx.out.push(Effect::Promise { epoch: self.promised });
         }
         match event {
-            Event::Client(request) => self.client(&mut ctx, request),
+            Event::Client(request) => {
+                view.pace.client(now);
+                self.client(&mut ctx, request);
+            }
             Event::Lane { op, result } => self.lane_done(&mut ctx, op, result),
-            Event::Peer { from, token, request } => self.peer(&mut ctx, from, token, request),
+            Event::Peer { from, token, request } => {
+                if request.op.opcode() == Opcode::Prepare {
+                    view.pace.client(now);
+                }
+                self.peer(&mut ctx, from, token, request);
+            }
             Event::PeerReply { from, reply } => self.peer_reply(&mut ctx, from, reply),
             Event::Conf(conf) => self.learn(&mut ctx, conf),
             Event::Dead { store, incarnation } => self.died(&mut ctx, store, incarnation),
@@ -794,6 +807,14 @@ impl Replica {
 
     fn is_dead(&self, member: &Member) -> bool {
         self.dead.get(&member.store).is_some_and(|&newest| member.incarnation <= newest)
+    }
+
+    /// Ask for a Tick sooner than the next look at what is due.
+    fn wake_at(&mut self, ctx: &mut Ctx<'_, '_>, at: Tick) {
+        if self.woken_for.is_none_or(|woken_for| at < woken_for) {
+            self.woken_for = Some(at);
+            ctx.out.push(Effect::Wake(at));
+        }
     }
 
     /// Say a proposal, at most so often.

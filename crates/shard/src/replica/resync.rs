@@ -7,12 +7,15 @@
 //! only once the learner is admitted. A write that commits without the learner makes its region
 //! needed again.
 //!
+//! One region at a time is on its way to a learner; how soon the next one follows is `pace.rs`.
+//!
 //! When nothing is needed the learner becomes required for acknowledgements and the lease, each
 //! region that was copied is compared by digest under the same hold, and its admission is proposed:
 //! from the moment it is required every region that was shown to be equal stays equal, so no lock on
 //! the whole shard is needed (ADR 6).
 
 use super::follower::{digest_of, regions_of};
+use super::pace::{Turn, Turns};
 use super::reign::Reign;
 use super::settle::Shown;
 use super::{Command, Ctx, Effect, Kind, Mutant, Note, REPEAT_MS, Replica, SILENT_MS, Work};
@@ -42,6 +45,7 @@ struct Job {
     region: u32,
     is_digest: bool,
     began: Tick,
+    turn: Turn,
     stage: Stage,
 }
 
@@ -71,6 +75,10 @@ pub(super) struct Resync {
     /// Regions copied and not compared.
     unverified: BTreeSet<u32>,
     job: Option<Job>,
+    /// Turns of its comparisons.
+    compares: Turns,
+    /// Since when its next region waits for its turn.
+    waits: Option<Tick>,
     copied: u32,
     mismatches: u32,
     /// Admission was proposed in this configuration.
@@ -106,6 +114,14 @@ impl Resync {
         let late: Vec<Seq> =
             self.owed.iter().filter(|(_, (_, _, since))| is_late(since)).map(|(&s, _)| s).collect();
         late.into_iter().for_each(|seq| self.redirty(seq));
+    }
+
+    /// Its turn has come. While it waited for that, the learner was asked for nothing and is not
+    /// silent for it.
+    fn waited(&mut self, now: Tick) {
+        if let Some(since) = self.waits.take() {
+            self.heard = self.heard.after_nanos(now.0 - since.0).min(now);
+        }
     }
 
     /// The learner, in the life that is being made equal.
@@ -178,6 +194,8 @@ impl Replica {
                 owed: BTreeMap::new(),
                 unverified: BTreeSet::new(),
                 job: None,
+                compares: Turns::default(),
+                waits: None,
                 copied: 0,
                 mismatches: 0,
                 is_proposed: false,
@@ -254,7 +272,8 @@ impl Replica {
     fn poke(&mut self, ctx: &mut Ctx<'_, '_>, store: StoreId) {
         let no_hold = self.mutant(Mutant::NoRegionLock);
         let waits_for_commit = self.mutant(Mutant::ParkWithLock);
-        let now = ctx.now;
+        let (now, pace) = (ctx.now, ctx.view.pace);
+        let is_single = self.stored.conf.as_ref().is_some_and(|conf| conf.isr.len() == 1);
         let reign = self.reign.as_mut().expect("checked by the caller");
         let Some(resync) = reign.resyncs.get_mut(&store).filter(|resync| resync.is_known) else {
             return;
@@ -279,6 +298,15 @@ impl Replica {
             let Some(&region) = next else {
                 return self.caught_up(ctx, store);
             };
+            let turns = if is_digest { &resync.compares } else { pace.copies(is_single) };
+            let turn = match turns.begin(now, pace.is_busy(now), is_digest || is_single) {
+                Ok(turn) => turn,
+                Err(at) => {
+                    resync.waits.get_or_insert(now);
+                    return self.wake_at(ctx, at);
+                }
+            };
+            resync.waited(now);
             if is_digest {
                 resync.unverified.remove(&region);
             } else {
@@ -286,7 +314,7 @@ impl Replica {
             }
             self.jobs = self.jobs.wrapping_add(1);
             let (number, stage) = (self.jobs, Stage::Waiting);
-            resync.job = Some(Job { number, region, is_digest, began: now, stage });
+            resync.job = Some(Job { number, region, is_digest, began: now, turn, stage });
             if !no_hold {
                 reign.hold(region);
             }
@@ -321,9 +349,11 @@ impl Replica {
     ) {
         let (first, count) = self.region_range(region);
         let (reign, shard_ix) = (self.reign().epoch, self.options.shard_ix);
+        let now = ctx.now;
         let to = {
             let resync = self.reign().resyncs.get_mut(&store).expect("has a job");
             let job = resync.job.as_mut().expect("has a job");
+            job.turn.work(now);
             job.stage = if is_digest {
                 Stage::Comparing { own: None, other: None }
             } else {
@@ -433,12 +463,13 @@ impl Replica {
         }
         resync.heard = now;
         let Some(found) = resync.job_numbered(job) else { return };
-        let region = found.region;
+        let (region, turn) = (found.region, found.turn);
         let Stage::Sent(left) = &mut found.stage else { return };
         left.remove(&part);
         if !left.is_empty() {
             return;
         }
+        ctx.view.pace.copies(turn.is_urgent()).end(now, turn);
         resync.job = None;
         resync.copied += 1;
         if is_late_counted {
@@ -494,10 +525,11 @@ impl Replica {
     ) {
         let Some(resync) = self.reign().resyncs.get_mut(&store) else { return };
         let Some(found) = resync.job_numbered(job) else { return };
-        let region = found.region;
+        let (region, turn) = (found.region, found.turn);
         let Stage::Comparing { own, other } = &mut found.stage else { return };
         (*own, *other) = (own.or(ours), other.or(theirs));
         let (Some(own), Some(other)) = (*own, *other) else { return };
+        resync.compares.end(ctx.now, turn);
         resync.job = None;
         if own != other {
             resync.mismatches += 1;

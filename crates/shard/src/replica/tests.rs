@@ -4,5 +4,6 @@
 
 mod bench;
 mod history;
+mod pace;
 mod roles;
 pub(crate) mod rules;

@@ -203,7 +203,7 @@ impl StoreApp {
             pool: self.pool.clone(),
             mutant: Mutant::None,
         };
-        let view = View::of(self.lanes.lane(lane), &self.leases);
+        let view = View::of(self.lanes.lane(lane), &self.leases, &self.paces[lane]);
         let replica = Replica::open(options, &view).expect("looked at before the start");
         self.timers.insert((Tick(0), id));
         self.shards.insert(id, Served { lane, replica, wake: Some(Tick(0)) });
@@ -237,7 +237,7 @@ impl StoreApp {
                 facts.reports.push(self.lanes.report(lane_ix));
                 for shard in lane.tables().shards.iter().flatten() {
                     let served = self.shards.get(&shard.replica.shard);
-                    let view = View::of(lane, &self.leases);
+                    let view = View::of(lane, &self.leases, &self.paces[lane_ix]);
                     replicas.push(ReplicaFacts {
                         conf: served.and_then(|served| served.replica.conf().cloned()),
                         promised: served.map_or(0, |served| served.replica.promised().0),

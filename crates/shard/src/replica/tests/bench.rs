@@ -88,7 +88,10 @@ pub(crate) struct Bench {
     pub(crate) free_slots: u32,
     pub(crate) credit: u64,
     pub(crate) leases: Promises,
+    pub(crate) pace: Pace,
     pub(crate) now: Tick,
+    /// The earliest Tick that was asked for and has not come.
+    pub(crate) wake: Option<Tick>,
     options: Options,
     /// Lane operations that are not answered.
     pub(crate) lane: BTreeMap<u32, Op>,
@@ -124,7 +127,8 @@ impl Bench {
         };
         let mut leases = Promises::default();
         leases.leases.extend([B, C].map(|store| ((store, life(store)), FOREVER)));
-        let view = View { tables: &tables, free_slots: 1_000, leases: &leases };
+        let view =
+            View { tables: &tables, free_slots: 1_000, leases: &leases, pace: &Pace::default() };
         let replica = Replica::open(options.clone(), &view).expect("nothing is stored");
         let now = Tick(0).after_millis(60_000);
         Bench {
@@ -133,7 +137,9 @@ impl Bench {
             free_slots: 1_000,
             credit: 1_000,
             leases,
+            pace: Pace::default(),
             now,
+            wake: None,
             options,
             lane: BTreeMap::new(),
             sent: Vec::new(),
@@ -165,7 +171,12 @@ impl Bench {
     pub(crate) fn restart(&mut self, incarnation: Incarnation) {
         (self.options.incarnation, self.options.booted) = (incarnation, self.now);
         self.leases = Promises::default();
-        let view = View { tables: &self.tables, free_slots: self.free_slots, leases: &self.leases };
+        let view = View {
+            tables: &self.tables,
+            free_slots: self.free_slots,
+            leases: &self.leases,
+            pace: &self.pace,
+        };
         self.replica = Replica::open(self.options.clone(), &view).expect("our own record");
         self.lane.clear();
         self.sent.clear();
@@ -174,7 +185,12 @@ impl Bench {
 
     pub(crate) fn step(&mut self, event: Event) {
         let mut out = Vec::new();
-        let view = View { tables: &self.tables, free_slots: self.free_slots, leases: &self.leases };
+        let view = View {
+            tables: &self.tables,
+            free_slots: self.free_slots,
+            leases: &self.leases,
+            pace: &self.pace,
+        };
         self.replica.step(self.now, event, &view, &mut out);
         for effect in out {
             match effect {
@@ -196,10 +212,8 @@ impl Bench {
                 }
                 Effect::Unclaim | Effect::Release => self.claimed = None,
                 Effect::Note(note) => self.notes.push(note),
-                Effect::FetchConf { .. }
-                | Effect::Promise { .. }
-                | Effect::Wake(_)
-                | Effect::Verified { .. } => {}
+                Effect::Wake(at) => self.wake = Some(self.wake.map_or(at, |wake| wake.min(at))),
+                Effect::FetchConf { .. } | Effect::Promise { .. } | Effect::Verified { .. } => {}
             }
         }
     }
@@ -208,6 +222,23 @@ impl Bench {
     pub(crate) fn pass(&mut self, millis: u64) {
         self.now = self.now.after_millis(millis);
         self.step(Event::Tick);
+    }
+
+    /// Let time pass up to the next Tick that was asked for, at most so long.
+    pub(crate) fn wait(&mut self, nanos: u64) {
+        let until = self.now.after_nanos(nanos);
+        self.now = self.wake.map_or(until, |wake| wake.clamp(self.now, until));
+        if self.wake.is_some_and(|wake| wake <= self.now) {
+            self.wake = None;
+            self.step(Event::Tick);
+        }
+    }
+
+    /// The shard grows to so many regions.
+    pub(crate) fn grow(&mut self, regions: u32) {
+        let change = ShardChange::Resize { blocks: regions * lane::REGION_BLOCKS };
+        self.record(Record { shard_ix: 0, ..Record::of_lane(Body::Shard(change)) });
+        self.step(Event::Grown);
     }
 
     /// A configuration comes, and the lane does whatever is asked of it.
@@ -473,10 +504,8 @@ fn done(request: &Request, incarnation: Incarnation, credit: u64, pool: &Pool) -
         RequestOp::Prepare(_) => ReplyOp::Prepare(ack(0)),
         RequestOp::Settle(_) => ReplyOp::Settle(ack(0)),
         RequestOp::Copy(copy) => ReplyOp::Copy(ack(copy.resync_id)),
-        RequestOp::Digest(Digest { resync_id, first_region, .. }) => {
-            let first = first_region * lane::REGION_BLOCKS;
-            let count = lane::REGION_BLOCKS.min(BLOCKS - first);
-            let digest = super::super::follower::digest_of(&nothing(count, pool));
+        RequestOp::Digest(Digest { resync_id, .. }) => {
+            let digest = super::super::follower::digest_of(&nothing(lane::REGION_BLOCKS, pool));
             ReplyOp::Digest(ack(*resync_id), vec![digest])
         }
         RequestOp::Tails(_) => ReplyOp::Tails(Box::new(Tails {
