@@ -292,6 +292,13 @@ impl Lane {
         self.failed.as_deref()
     }
 
+    /// True while it moves out of a slot that takes no write: another failed write would be one too
+    /// many.
+    #[must_use]
+    pub fn is_relocating(&self) -> bool {
+        self.relocation.is_active()
+    }
+
     /// Counters since the lane was opened.
     #[must_use]
     pub fn counters(&self) -> Counters {

@@ -27,7 +27,7 @@ use shard::heartbeat::{self, Heartbeats, Timing};
 use shard::mutant::Mutant;
 use shard::paths::Paths;
 use shard::replica::{self, Note, Replica, View};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The one volume of a world.
 pub const VOLUME: VolumeId = VolumeId(7);
@@ -270,6 +270,8 @@ struct Up {
     paths: Paths<u64>,
     conns: BTreeMap<u64, Conn>,
     waiters: BTreeMap<u64, Waiter>,
+    /// Writes that the lane does not move when their slot is bad: somebody else has them.
+    shared_writes: BTreeSet<u64>,
     clients: BTreeMap<u64, Pending>,
     /// Who waits for an answer: of replicas, of heartbeats.
     peers: BTreeMap<u64, (StoreId, Incarnation)>,
@@ -342,6 +344,16 @@ impl Process {
         match &self.stage {
             Stage::Up(up) => Some(&up.lane),
             Stage::Mounting(_) | Stage::Stopped => None,
+        }
+    }
+
+    /// Whether a write of its disk may fail although nobody else has its content: the lane finds
+    /// another slot for what is written now, and is not about to do that.
+    #[must_use]
+    pub fn takes_write_error(&self) -> bool {
+        match &self.stage {
+            Stage::Up(up) => !up.lane.is_relocating() && up.shared_writes.is_empty(),
+            Stage::Mounting(_) | Stage::Stopped => false,
         }
     }
 
@@ -471,6 +483,7 @@ impl Up {
             paths: Paths::with_mutant(mutant),
             conns: BTreeMap::new(),
             waiters: BTreeMap::new(),
+            shared_writes: BTreeSet::new(),
             clients: BTreeMap::new(),
             peers: BTreeMap::new(),
             pings: BTreeMap::new(),
@@ -629,6 +642,9 @@ impl Up {
             replica::Effect::Lane { op, request } => {
                 tell_logged(shard, &request, out);
                 let token = self.token();
+                if let Op::Write { solo: false, .. } = request {
+                    self.shared_writes.insert(token);
+                }
                 self.waiters.insert(token, Waiter::Replica { shard, op });
                 let request = lane::Request { token, op: request };
                 self.lane_step(now, lane::Event::Request(request), out);
@@ -700,6 +716,7 @@ impl Up {
             self.lane_wake = Some(self.lane_wake.map_or(at, |before| before.min(at)));
         }
         for reply in effects.replies.drain(..) {
+            self.shared_writes.remove(&reply.token);
             match self.waiters.remove(&reply.token).expect("exactly one reply per request") {
                 Waiter::Replica { shard, op } => {
                     let event = replica::Event::Lane { op, result: reply.result };

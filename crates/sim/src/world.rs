@@ -789,9 +789,16 @@ impl World {
             return Fate::Flipped;
         }
         let chance = self.options.eio_write;
-        if is_write == Some(true) && self.random.chance(chance) && self.has_other_copy(index) {
-            self.count("fault.eio_write");
-            return Fate::Failed;
+        if is_write == Some(true) && self.random.chance(chance) {
+            if self.has_other_copy(index) {
+                self.count("fault.eio_write");
+                return Fate::Failed;
+            }
+            let process = self.stores[index].process.as_ref();
+            if process.is_some_and(Process::takes_write_error) {
+                self.count("fault.eio_write_alone");
+                return Fate::Failed;
+            }
         }
         Fate::Good
     }

@@ -33,6 +33,9 @@ use proto::{BLOCK_BYTES, Buf, Lsn};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Times that an old slot is read before its failure is believed: a device's error may pass.
+const READ_TRIES: u32 = 5;
+
 /// A journaled payload of one block that could not be placed.
 #[derive(Clone, Debug)]
 pub(crate) struct Unplaced {
@@ -90,13 +93,24 @@ struct Group {
     phase: Phase,
     parts: Vec<PartName>,
     moves: Vec<Move>,
-    /// Reads of old slots: which move, first block in the slot.
-    reads: BTreeMap<OpIx, (usize, u32)>,
+    /// Reads of old slots.
+    reads: BTreeMap<OpIx, Wanted>,
     /// Operations outstanding.
     left: u32,
     is_given_up: bool,
     /// What was logged, oldest first.
     logged: Vec<(u64, Record)>,
+}
+
+/// Blocks of an old slot that are being read.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// Which move it is for.
+    index: usize,
+    /// First block in the slot.
+    first: u32,
+    count: u32,
+    tries: u32,
 }
 
 /// One slot on its way to another.
@@ -259,38 +273,47 @@ impl Lane {
                 entry.state(position * SLOT_BLOCKS + in_slot) == BlockState::Data
                     && !moving.content.contains_key(in_slot)
             };
-            for (in_slot, count) in runs((0..SLOT_BLOCKS).filter(is_wanted)) {
-                let first = extent * EXTENT_BLOCKS + position * SLOT_BLOCKS + in_slot;
-                wanted.push((index, moving.shard_ix, in_slot, first..first + count));
-            }
+            let runs = runs((0..SLOT_BLOCKS).filter(is_wanted)).into_iter();
+            wanted.extend(runs.map(|(first, count)| Wanted { index, first, count, tries: 0 }));
         }
-        self.relocation.group().left = wanted.len() as u32;
-        let mut started = Vec::new();
-        for (index, shard_ix, in_slot, blocks) in wanted {
-            let op = self.new_op(None, shard_ix, blocks, Kind::Read(Reading::new(false)));
-            self.relocation.group().reads.insert(op, (index, in_slot));
-            started.push(op);
-        }
-        if started.is_empty() {
+        if wanted.is_empty() {
             return self.content_complete();
         }
-        started.into_iter().for_each(|op| self.start_read(op));
+        self.relocation.group().left = wanted.len() as u32;
+        wanted.into_iter().for_each(|wanted| self.read_old_slot(wanted));
+    }
+
+    fn read_old_slot(&mut self, wanted: Wanted) {
+        let moving = &self.relocation.group().moves[wanted.index];
+        let (shard_ix, (_, extent, position)) = (moving.shard_ix, moving.place);
+        let first = extent * EXTENT_BLOCKS + position * SLOT_BLOCKS + wanted.first;
+        let blocks = first..first + wanted.count;
+        let op = self.new_op(None, shard_ix, blocks, Kind::Read(Reading::new(false)));
+        self.relocation.group().reads.insert(op, wanted);
+        self.start_read(op);
     }
 
     /// What an old slot holds was read and verified, or could not be.
     pub(super) fn moving_read(&mut self, op: OpIx, content: Option<(BufList, SmallVec<[u32; 4]>)>) {
         let group = self.relocation.group();
-        let (index, first) = group.reads.remove(&op).expect("read for a move");
-        group.left -= 1;
+        let mut wanted = group.reads.remove(&op).expect("read for a move");
         match content {
             Some((data, crcs)) => {
                 for (at, &crc) in crcs.iter().enumerate() {
                     let bytes = slice_list(&data, at * BLOCK_BYTES, BLOCK_BYTES);
-                    group.moves[index].content.insert(first + at as u32, (bytes, crc));
+                    let moving = &mut group.moves[wanted.index];
+                    moving.content.insert(wanted.first + at as u32, (bytes, crc));
                 }
             }
-            None => group.is_given_up = true,
+            None => {
+                wanted.tries += 1;
+                if wanted.tries < READ_TRIES {
+                    return self.read_old_slot(wanted);
+                }
+                group.is_given_up = true;
+            }
         }
+        group.left -= 1;
         if group.left == 0 {
             self.content_complete();
         }
@@ -420,7 +443,9 @@ impl Lane {
             let entry = self.op_mut(op).part_mut(part);
             if entry.mode() == Mode::Redo {
                 // It was acknowledged and its payload is in the journal: a restart places it.
-                return self.fail("a journaled write finds no slot that takes it".into());
+                let error = entry.failed.expect("only failed parts are moved");
+                return self
+                    .fail(format!("a journaled write finds no slot that takes it: {error}"));
             }
             self.resolve_failed(op, part);
         }

@@ -56,7 +56,7 @@ pub(crate) struct Part {
     mode: Mode,
     journal_durable: bool,
     io_left: u32,
-    failed: Option<DiskError>,
+    pub(super) failed: Option<DiskError>,
     /// Positions of the extent whose slot could not be written.
     pub(super) bad: SmallVec<[u32; 1]>,
     /// What was decided about a part whose data write failed.
