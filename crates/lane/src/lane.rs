@@ -302,7 +302,7 @@ impl Lane {
     /// Counters since the lane was opened.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.counters
+        Counters { bad_slots: u64::from(self.allocator.space().bad), ..self.counters }
     }
 
     /// Slots by use.

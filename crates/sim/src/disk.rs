@@ -132,6 +132,15 @@ impl Disk {
         Some(matches!(request.op, DiskOp::Write { .. }))
     }
 
+    /// Where this operation writes, if it is outstanding and does.
+    #[must_use]
+    pub fn written_at(&self, ticket: u64) -> Option<u64> {
+        match self.waiting.get(&ticket)?.op {
+            DiskOp::Write { offset, .. } => Some(offset),
+            DiskOp::Read { .. } | DiskOp::Flush => None,
+        }
+    }
+
     /// Whether this operation is a read, if it is outstanding.
     #[must_use]
     pub fn is_read(&self, ticket: u64) -> Option<bool> {

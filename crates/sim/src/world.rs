@@ -20,7 +20,7 @@ use crate::phases::Phase;
 use crate::random::Random;
 use crate::store::{Input, Output, Process, Settings, shard_id};
 use crate::trace::Trace;
-use lane::format::{DiskHeader, Durability};
+use lane::format::{DiskHeader, Durability, Geometry};
 use lane::{FormatRequest, MountParameters, format_disk};
 use proto::disk::DiskOp;
 use proto::wire::{Reply, Request};
@@ -52,6 +52,8 @@ pub(crate) struct Store {
     pub id: StoreId,
     pub disk: Disk,
     pub mount: MountParameters,
+    /// Byte where the slots of its disk begin.
+    slots_from: u64,
     pub process: Option<Process>,
     /// The life that runs, or the last one.
     pub incarnation: Incarnation,
@@ -766,8 +768,32 @@ impl World {
         let store = &mut self.stores[index];
         if let Some(done) = store.disk.complete(ticket, fate, &mut self.random) {
             self.trace.mark(self.now, id, ticket);
+            let before = self.relocated(index);
             self.input(index, Input::Disk(done));
+            (before..self.relocated(index)).for_each(|_| self.count("relocated"));
         }
+    }
+
+    /// Slots that a store has moved in this life.
+    fn relocated(&self, index: usize) -> u64 {
+        let process = self.stores[index].process.as_ref();
+        process.and_then(Process::counters).map_or(0, |counters| counters.slots_relocated)
+    }
+
+    fn write_fate(&mut self, index: usize, ticket: u64) -> Fate {
+        let (drawn, chance) = (self.random.below(10_000), self.options.eio_write);
+        if drawn < chance && self.has_other_copy(index) {
+            self.count("fault.eio_write");
+            return Fate::Failed;
+        }
+        let process = self.stores[index].process.as_ref();
+        let is_taken = process.is_some_and(Process::takes_write_error)
+            && self.stores[index].disk.written_at(ticket) >= Some(self.stores[index].slots_from);
+        if drawn < chance * ALONE_FACTOR && is_taken && !self.has_other_copy(index) {
+            self.count("fault.eio_write_alone");
+            return Fate::Failed;
+        }
+        Fate::Good
     }
 
     fn disk_fate(&mut self, index: usize, ticket: u64) -> Fate {
@@ -788,21 +814,15 @@ impl World {
             self.count("fault.bit_flip");
             return Fate::Flipped;
         }
-        let chance = self.options.eio_write;
-        if is_write == Some(true) && self.random.chance(chance) {
-            if self.has_other_copy(index) {
-                self.count("fault.eio_write");
-                return Fate::Failed;
-            }
-            let process = self.stores[index].process.as_ref();
-            if process.is_some_and(Process::takes_write_error) {
-                self.count("fault.eio_write_alone");
-                return Fate::Failed;
-            }
+        if is_write == Some(true) && self.options.eio_write > 0 {
+            return self.write_fate(index, ticket);
         }
         Fate::Good
     }
 }
+
+/// How much likelier a write fails where nobody else has its content, which is rare.
+const ALONE_FACTOR: u64 = 10;
 
 /// The process that an event concerns: it must run for the event to happen.
 fn process_of(what: &What, conns: &BTreeMap<u64, Conn>) -> Option<StoreId> {
@@ -916,6 +936,8 @@ fn make_store(
         disk.poke(*offset, bytes);
     }
     let DiskHeader { lanes, .. } = plan.header;
+    let geometry = Geometry::new(&lanes[0]).map_err(|problem| problem.to_string())?;
+    let slots_from = geometry.slot(0, 0);
     let mount = MountParameters {
         entry: lanes[0].clone(),
         nonce: random.number(),
@@ -939,6 +961,7 @@ fn make_store(
         id,
         disk,
         mount,
+        slots_from,
         process: None,
         incarnation: 0,
         paused: None,

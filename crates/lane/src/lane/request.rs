@@ -256,4 +256,6 @@ pub struct Counters {
     pub media_errors: u64,
     pub slots_relocated: u64,
     pub relocations_failed: u64,
+    /// Slots that are never used again, from whatever time: the one level among these counts.
+    pub bad_slots: u64,
 }
