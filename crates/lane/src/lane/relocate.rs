@@ -25,6 +25,7 @@ use super::{Io, Kind, Lane, RELOCATION};
 use crate::format::physical_block;
 use crate::locks::OpIx;
 use crate::map::BlockState;
+use crate::mutant::Mutant;
 use crate::record::{Body, DataPart, Decided, Record, ResolvePart, positions};
 use crate::{EXTENT_BLOCKS, SLOT_BLOCKS};
 use proto::checksum::{crc32c, tag_mask};
@@ -276,7 +277,7 @@ impl Lane {
             let runs = runs((0..SLOT_BLOCKS).filter(is_wanted)).into_iter();
             wanted.extend(runs.map(|(first, count)| Wanted { index, first, count, tries: 0 }));
         }
-        if wanted.is_empty() {
+        if wanted.is_empty() || self.mutant.is(Mutant::MoveWithoutNeighbours) {
             return self.content_complete();
         }
         self.relocation.group().left = wanted.len() as u32;
@@ -337,17 +338,25 @@ impl Lane {
             let offset = self.geometry.slot(slot, in_slot);
             self.submit(Io::Moved, DiskOp::Write { offset, data });
         }
+        if self.mutant.is(Mutant::MoveBeforeWritten) {
+            self.log_moves();
+        }
     }
 
     /// The device did not take the new place either.
     pub(super) fn move_failed(&mut self) {
         self.counters.media_errors += 1;
-        self.relocation.group().is_given_up = true;
+        if let Some(group) = &mut self.relocation.group {
+            group.is_given_up = true;
+        }
         self.move_step_over();
     }
 
     /// A write to a new slot is over: durable, or failed.
     pub(super) fn move_step_over(&mut self) {
+        if self.mutant.is(Mutant::MoveBeforeWritten) {
+            return;
+        }
         let group = self.relocation.group();
         assert!(group.phase == Phase::Writing, "nothing else is written for a move");
         group.left -= 1;
