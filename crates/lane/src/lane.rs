@@ -292,11 +292,23 @@ impl Lane {
         self.failed.as_deref()
     }
 
-    /// True while it moves out of a slot that takes no write: another failed write would be one too
-    /// many.
+    /// Whether the device may fail this operation with nobody worse off: it writes data that the lane
+    /// would put elsewhere. For those who inject faults.
     #[must_use]
-    pub fn is_relocating(&self) -> bool {
-        self.relocation.is_active()
+    pub fn takes_write_error(&self, id: IoId) -> bool {
+        match self.ios.get(id.0 as usize).and_then(Option::as_ref) {
+            Some(Io::Data { op, .. }) => !self.relocation.is_active() && self.is_solo(*op),
+            Some(
+                Io::Frame { .. }
+                | Io::Moved
+                | Io::Read { .. }
+                | Io::TagPage { .. }
+                | Io::Flush
+                | Io::Checkpoint
+                | Io::Materialise,
+            )
+            | None => false,
+        }
     }
 
     /// Counters since the lane was opened.

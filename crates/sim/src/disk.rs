@@ -6,7 +6,7 @@
 //! copied; a page that was never written costs nothing.
 
 use crate::random::Random;
-use proto::disk::{DiskDone, DiskError, DiskOp, DiskRequest};
+use proto::disk::{DiskDone, DiskError, DiskOp, DiskRequest, IoId};
 use proto::{BLOCK_BYTES, Buf, Pool};
 use std::collections::BTreeMap;
 
@@ -132,13 +132,10 @@ impl Disk {
         Some(matches!(request.op, DiskOp::Write { .. }))
     }
 
-    /// Where this operation writes, if it is outstanding and does.
+    /// What the lane calls this operation, if it is outstanding.
     #[must_use]
-    pub fn written_at(&self, ticket: u64) -> Option<u64> {
-        match self.waiting.get(&ticket)?.op {
-            DiskOp::Write { offset, .. } => Some(offset),
-            DiskOp::Read { .. } | DiskOp::Flush => None,
-        }
+    pub fn id(&self, ticket: u64) -> Option<IoId> {
+        self.waiting.get(&ticket).map(|request| request.id)
     }
 
     /// Whether this operation is a read, if it is outstanding.

@@ -27,7 +27,7 @@ use shard::heartbeat::{self, Heartbeats, Timing};
 use shard::mutant::Mutant;
 use shard::paths::Paths;
 use shard::replica::{self, Note, Replica, View};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 /// The one volume of a world.
 pub const VOLUME: VolumeId = VolumeId(7);
@@ -270,8 +270,6 @@ struct Up {
     paths: Paths<u64>,
     conns: BTreeMap<u64, Conn>,
     waiters: BTreeMap<u64, Waiter>,
-    /// Writes that the lane does not move when their slot is bad: somebody else has them.
-    shared_writes: BTreeSet<u64>,
     clients: BTreeMap<u64, Pending>,
     /// Who waits for an answer: of replicas, of heartbeats.
     peers: BTreeMap<u64, (StoreId, Incarnation)>,
@@ -347,14 +345,11 @@ impl Process {
         }
     }
 
-    /// Whether a write of its disk may fail although nobody else has its content: the lane finds
-    /// another slot for what is written now, and is not about to do that.
+    /// Whether this write of its disk may fail although nobody else has its content: the lane finds
+    /// another slot for it.
     #[must_use]
-    pub fn takes_write_error(&self) -> bool {
-        match &self.stage {
-            Stage::Up(up) => !up.lane.is_relocating() && up.shared_writes.is_empty(),
-            Stage::Mounting(_) | Stage::Stopped => false,
-        }
+    pub fn takes_write_error(&self, id: IoId) -> bool {
+        self.lane().is_some_and(|lane| lane.takes_write_error(id))
     }
 
     /// What its lane has done, once it is up.
@@ -483,7 +478,6 @@ impl Up {
             paths: Paths::with_mutant(mutant),
             conns: BTreeMap::new(),
             waiters: BTreeMap::new(),
-            shared_writes: BTreeSet::new(),
             clients: BTreeMap::new(),
             peers: BTreeMap::new(),
             pings: BTreeMap::new(),
@@ -642,9 +636,6 @@ impl Up {
             replica::Effect::Lane { op, request } => {
                 tell_logged(shard, &request, out);
                 let token = self.token();
-                if let Op::Write { solo: false, .. } = request {
-                    self.shared_writes.insert(token);
-                }
                 self.waiters.insert(token, Waiter::Replica { shard, op });
                 let request = lane::Request { token, op: request };
                 self.lane_step(now, lane::Event::Request(request), out);
@@ -716,7 +707,6 @@ impl Up {
             self.lane_wake = Some(self.lane_wake.map_or(at, |before| before.min(at)));
         }
         for reply in effects.replies.drain(..) {
-            self.shared_writes.remove(&reply.token);
             match self.waiters.remove(&reply.token).expect("exactly one reply per request") {
                 Waiter::Replica { shard, op } => {
                     let event = replica::Event::Lane { op, result: reply.result };

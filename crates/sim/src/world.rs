@@ -20,7 +20,7 @@ use crate::phases::Phase;
 use crate::random::Random;
 use crate::store::{Input, Output, Process, Settings, shard_id};
 use crate::trace::Trace;
-use lane::format::{DiskHeader, Durability, Geometry};
+use lane::format::{DiskHeader, Durability};
 use lane::{FormatRequest, MountParameters, format_disk};
 use proto::disk::DiskOp;
 use proto::wire::{Reply, Request};
@@ -52,8 +52,6 @@ pub(crate) struct Store {
     pub id: StoreId,
     pub disk: Disk,
     pub mount: MountParameters,
-    /// Byte where the slots of its disk begin.
-    slots_from: u64,
     pub process: Option<Process>,
     /// The life that runs, or the last one.
     pub incarnation: Incarnation,
@@ -786,9 +784,11 @@ impl World {
             self.count("fault.eio_write");
             return Fate::Failed;
         }
-        let process = self.stores[index].process.as_ref();
-        let is_taken = process.is_some_and(Process::takes_write_error)
-            && self.stores[index].disk.written_at(ticket) >= Some(self.stores[index].slots_from);
+        let store = &self.stores[index];
+        let process = store.process.as_ref().filter(|process| process.is_up());
+        let is_taken = process
+            .zip(store.disk.id(ticket))
+            .is_some_and(|(process, id)| process.takes_write_error(id));
         if drawn < chance * ALONE_FACTOR && is_taken && !self.has_other_copy(index) {
             self.count("fault.eio_write_alone");
             return Fate::Failed;
@@ -936,8 +936,6 @@ fn make_store(
         disk.poke(*offset, bytes);
     }
     let DiskHeader { lanes, .. } = plan.header;
-    let geometry = Geometry::new(&lanes[0]).map_err(|problem| problem.to_string())?;
-    let slots_from = geometry.slot(0, 0);
     let mount = MountParameters {
         entry: lanes[0].clone(),
         nonce: random.number(),
@@ -961,7 +959,6 @@ fn make_store(
         id,
         disk,
         mount,
-        slots_from,
         process: None,
         incarnation: 0,
         paused: None,

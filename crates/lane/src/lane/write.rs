@@ -549,7 +549,7 @@ impl Lane {
         true
     }
 
-    fn is_solo(&self, ix: OpIx) -> bool {
+    pub(super) fn is_solo(&self, ix: OpIx) -> bool {
         matches!(self.op(ix).kind, Kind::Write { solo: true, .. })
     }
 

@@ -607,6 +607,7 @@ impl Harness {
             self.stats.nested += 1;
             interrupt = None;
         }
+        self.heal_free_slots();
         self.check_all(failed)?;
         // What the lane does not know of never happened: its numbers are given out again.
         let shard = self.lane().tables().shard(0).ok_or("the replica is gone")?;
