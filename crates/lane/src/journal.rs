@@ -85,9 +85,8 @@ pub struct Journal {
     stable: u64,
     /// How often `done` is still to be said of each record after `stable`.
     done: VecDeque<u32>,
-    /// Last of the replayed records when some of them are not in place: until they are, the ring may
-    /// be filled to the brim, or what puts them in place might not fit.
-    reopened: u64,
+    /// Until this record is stable the ring may be filled to the brim: what makes it stable must fit.
+    urgent: u64,
     /// While recovery's RESOLVE is not durable, frames carry this older value.
     stable_hold: Option<u64>,
     sealed: bool,
@@ -132,7 +131,7 @@ impl Journal {
             queued_payload: VecDeque::new(),
             stable: start.last_record,
             done: VecDeque::new(),
-            reopened: 0,
+            urgent: 0,
             stable_hold: Some(start.stable_record),
             sealed: true,
             mutant,
@@ -270,7 +269,7 @@ impl Journal {
 
     /// Pages that frames may fill now: the rest is kept for the next recovery's decisions.
     fn usable_pages(&self) -> u32 {
-        let recovering = self.stable_hold.is_some() || self.stable < self.reopened;
+        let recovering = self.stable_hold.is_some() || self.stable < self.urgent;
         if recovering { self.ring_pages } else { self.ring_pages - (self.ring_pages / 8).max(2) }
     }
 
@@ -288,9 +287,15 @@ impl Journal {
     /// `done` will be said of it.
     pub fn reopen(&mut self, records: &BTreeMap<u64, u32>) {
         let Some((&first, _)) = records.first_key_value() else { return };
-        self.reopened = self.stable;
+        self.urgent = self.stable;
         self.done = (first..=self.stable).map(|n| records.get(&n).copied().unwrap_or(0)).collect();
         self.stable = first - 1;
+    }
+
+    /// What was queued last makes way for everything before it: it may take the room that is kept for
+    /// the next recovery.
+    pub fn hurry(&mut self) {
+        self.urgent = self.next_record - 1;
     }
 
     /// A frame that only skips to the end of the ring.

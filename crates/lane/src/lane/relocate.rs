@@ -387,6 +387,7 @@ impl Lane {
             let number = self.journal.append(&record, std::iter::empty(), RELOCATION);
             group.logged.push((number, record));
         }
+        self.journal.hurry();
         self.relocation.group = Some(group);
     }
 

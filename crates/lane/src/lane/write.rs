@@ -708,6 +708,7 @@ impl Lane {
         };
         let record = self.record_of(ix, Body::Resolve(resolve), true);
         self.journal.append(&record, std::iter::empty(), owner(ix, part));
+        self.journal.hurry();
         let op = self.op_mut(ix);
         let block = piece.extent * EXTENT_BLOCKS + piece.first;
         op.problem = Some(Problem::Media { block, error });

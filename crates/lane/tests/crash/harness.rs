@@ -587,9 +587,11 @@ impl Harness {
                 self.pool.clone(),
                 interrupt,
             );
-            // The tiny ring has no room left for the move of what the slot does not take; it opens
+            // A tiny ring or a full lane has no room for the move of what a slot does not take; it opens
             // when the device has come to its senses.
-            let is_place = |why: &Violation| why.contains("place of a journaled write");
+            let is_place = |why: &Violation| {
+                why.contains("place of a journaled write") || why.contains("finds no slot")
+            };
             if !self.disk.bad.is_empty() && found.as_ref().is_err_and(is_place) {
                 self.disk.bad.clear();
                 self.stats.unplaceable += 1;
@@ -608,7 +610,15 @@ impl Harness {
             interrupt = None;
         }
         self.heal_free_slots();
-        self.check_all(failed)?;
+        match self.check_all(failed) {
+            // A full lane has no other slot: once more, with the device in its senses.
+            Err(why) if why.contains("finds no slot") && !self.disk.bad.is_empty() => {
+                self.disk.bad.clear();
+                self.stats.unplaceable += 1;
+                return self.crash(&vec![Fate::Lost; self.disk.undecided()], None);
+            }
+            result => result?,
+        }
         // What the lane does not know of never happened: its numbers are given out again.
         let shard = self.lane().tables().shard(0).ok_or("the replica is gone")?;
         self.oracle.next_seq = shard.applied.seq.0.max(self.oracle.commit) + 1;
