@@ -129,6 +129,12 @@ SCENARIOS = (
         ("fault.partition", "transition.T6"),
     ),
     Scenario(
+        "a shard with one replica on a disk with bad slots",
+        {"stores": 1, "rf": 1, "min_write": 1, "crash_every_ms": 3_000, "eio_write": 20},
+        ("fault.eio_write_alone", "relocated", "op.write"),
+        ("fault.eio_write", "transition.T2", "transition.T4"),
+    ),
+    Scenario(
         "a shard with one replica and power failures",
         {"stores": 1, "rf": 1, "min_write": 1, "crash_all_every_ms": 4_000, "torn": 1},
         ("fault.crash_all", "transition.T6", "op.write"),

@@ -230,6 +230,19 @@ impl Allocator {
         slot
     }
 
+    /// Turn one credit into a slot for what another slot does not take. The next call looks elsewhere,
+    /// so that a second bad slot is not tried for ever.
+    pub fn pick_other(&mut self) -> u32 {
+        assert!(self.space.reserved > 0, "a slot is picked with a credit only");
+        let slot = self.find_single();
+        self.hints[0] = (self.hints[0] + 1) % self.used.len();
+        self.mark(slot);
+        self.space.reserved -= 1;
+        self.space.inflight += 1;
+        self.check();
+        slot
+    }
+
     fn reserve_natural(&mut self) -> Option<u32> {
         let floor = self.slots / 100 * SOFT_FLOOR_PERCENT;
         if self.space.free < floor.saturating_add(EXTENT_SLOTS) {

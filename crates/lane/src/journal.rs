@@ -12,10 +12,13 @@ use crate::record::{Body, Record};
 use proto::checksum::{crc32c, crc32c_append};
 use proto::disk::BufList;
 use proto::{BLOCK_BYTES, Buf, Pool};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Journal writes that may be outstanding.
 const FRAMES_OUTSTANDING_MAX: u64 = 2;
+
+/// Payload pages of one record, in a ring that is not small.
+const PAYLOAD_PAGES_MAX: u32 = 16;
 
 /// Above this share of the ring no data record is queued: CONF, COMMIT and RESOLVE must still fit.
 const DATA_STOP_PERCENT: u64 = 85;
@@ -80,8 +83,10 @@ pub struct Journal {
     queued_bytes: Vec<u8>,
     queued_payload: VecDeque<(Buf, u32)>,
     stable: u64,
-    /// Done flags of the records after `stable`.
-    done: VecDeque<bool>,
+    /// How often `done` is still to be said of each record after `stable`.
+    done: VecDeque<u32>,
+    /// Until this record is stable the ring may be filled to the brim: what makes it stable must fit.
+    urgent: u64,
     /// While recovery's RESOLVE is not durable, frames carry this older value.
     stable_hold: Option<u64>,
     sealed: bool,
@@ -126,6 +131,7 @@ impl Journal {
             queued_payload: VecDeque::new(),
             stable: start.last_record,
             done: VecDeque::new(),
+            urgent: 0,
             stable_hold: Some(start.stable_record),
             sealed: true,
             mutant,
@@ -148,7 +154,7 @@ impl Journal {
         self.next_record += 1;
         let bytes = (self.queued_bytes.len() - bytes) as u32;
         self.queue.push_back(Queued { record: number, bytes, payload, owner });
-        self.done.push_back(false);
+        self.done.push_back(1);
         self.sealed = matches!(record.body, Body::Seal);
         number
     }
@@ -174,7 +180,17 @@ impl Journal {
         let queued =
             self.queued_bytes.len().div_ceil(FRAME_RECORD_BYTES / 2) + self.queued_payload.len();
         let spoken_for = u64::from(self.used_pages) + queued as u64 + u64::from(pages);
+        // A record whose payload does not fit before the ring's end leaves what is there empty.
+        let before = u64::from(self.next.ring_page) + queued as u64 + u64::from(pages);
+        let skipped = if before > u64::from(self.ring_pages) { self.payload_max() } else { 0 };
+        let spoken_for = spoken_for + u64::from(skipped);
         spoken_for * 100 <= u64::from(self.ring_pages) * DATA_STOP_PERCENT
+    }
+
+    /// Most payload pages of one record: it must fit beside others even in a small ring.
+    #[must_use]
+    pub fn payload_max(&self) -> u32 {
+        (self.ring_pages / 8).clamp(1, PAYLOAD_PAGES_MAX)
     }
 
     /// Records since the replay point.
@@ -253,7 +269,7 @@ impl Journal {
 
     /// Pages that frames may fill now: the rest is kept for the next recovery's decisions.
     fn usable_pages(&self) -> u32 {
-        let recovering = self.stable_hold.is_some();
+        let recovering = self.stable_hold.is_some() || self.stable < self.urgent;
         if recovering { self.ring_pages } else { self.ring_pages - (self.ring_pages / 8).max(2) }
     }
 
@@ -265,6 +281,21 @@ impl Journal {
         // A frame is at least half full unless it is the last; one page more for a PAD.
         let frames = bytes.len().div_ceil(FRAME_RECORD_BYTES / 2) as u32 + 2;
         self.used_pages + frames <= self.ring_pages
+    }
+
+    /// Replayed records whose data is not in place after all, each with the number of times that
+    /// `done` will be said of it.
+    pub fn reopen(&mut self, records: &BTreeMap<u64, u32>) {
+        let Some((&first, _)) = records.first_key_value() else { return };
+        self.urgent = self.stable;
+        self.done = (first..=self.stable).map(|n| records.get(&n).copied().unwrap_or(0)).collect();
+        self.stable = first - 1;
+    }
+
+    /// What was queued last makes way for everything before it: it may take the room that is kept for
+    /// the next recovery.
+    pub fn hurry(&mut self) {
+        self.urgent = self.next_record - 1;
     }
 
     /// A frame that only skips to the end of the ring.
@@ -346,10 +377,10 @@ impl Journal {
     /// The data of a record is durable in place (or it has none).
     pub fn done(&mut self, record: u64) {
         assert!(record > self.stable, "record {record} is stable already");
-        let flag = &mut self.done[(record - self.stable - 1) as usize];
-        assert!(!*flag, "record {record} done twice");
-        *flag = true;
-        while self.done.front() == Some(&true) {
+        let left = &mut self.done[(record - self.stable - 1) as usize];
+        assert!(*left > 0, "record {record} done twice");
+        *left -= 1;
+        while self.done.front() == Some(&0) {
             self.done.pop_front();
             self.stable += 1;
         }

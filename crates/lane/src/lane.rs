@@ -1,11 +1,12 @@
 //! The lane machine: requests and disk completions in, disk operations and replies out.
 //!
-//! The path of a write is in `write.rs`, of a read in `read.rs`, of a checkpoint in `checkpoint.rs`;
-//! this file holds the state they share, the dispatch of events, and what happens at the end of a
+//! The path of a write is in `write.rs`, of one whose slot is bad in `relocate.rs`, of a read in
+//! `read.rs`, of a checkpoint in `checkpoint.rs`; this file holds the state they share, the dispatch of events, and what happens at the end of a
 //! turn (frames are built, flushes issued, checkpoints and materialising started). The driver sends
 //! `Event::Turn` after each batch of events: whatever arrived together shares frames and flushes.
 
 mod read;
+mod relocate;
 mod request;
 mod write;
 
@@ -24,6 +25,8 @@ use proto::id_map::{IdMap, IdSet};
 use proto::seam::Machine;
 use proto::{Buf, Lsn, Pool, ReplicaId, Seq, Tick, VolumeId};
 use read::Reading;
+use relocate::Relocation;
+pub(crate) use relocate::{Unplaced, records_of_a_move};
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use write::{Part, Plan};
@@ -50,6 +53,8 @@ const MATERIALISE_RETRY_MS: u64 = 1000;
 const NOBODY: Owner = u64::MAX;
 /// Owner of the last record of recovery.
 const RECOVERY: Owner = u64::MAX - 1;
+/// Owner of the records by which slots are moved.
+const RELOCATION: Owner = u64::MAX - 2;
 
 /// What an operation is, while it runs.
 pub(crate) enum Kind {
@@ -94,10 +99,25 @@ pub(crate) struct Pin {
 
 /// What an outstanding disk operation is for.
 pub(crate) enum Io {
-    Frame { seq: u64 },
-    Data { op: OpIx, part: u32 },
-    Read { op: OpIx, piece: u32 },
-    TagPage { page: u32 },
+    Frame {
+        seq: u64,
+    },
+    /// `count` blocks of a part, the first of which is its block `at`.
+    Data {
+        op: OpIx,
+        part: u32,
+        at: u32,
+        count: u32,
+    },
+    /// Content of a slot on its way to another.
+    Moved,
+    Read {
+        op: OpIx,
+        piece: u32,
+    },
+    TagPage {
+        page: u32,
+    },
     Flush,
     Checkpoint,
     Materialise,
@@ -108,6 +128,7 @@ pub(crate) enum Io {
 pub(crate) enum Settle {
     Frame { seq: u64 },
     Data { op: OpIx, part: u32 },
+    Moved,
     Checkpoint,
     Materialise,
 }
@@ -162,6 +183,7 @@ pub struct Lane {
     /// Writes that wait for the materialise job to bring space.
     awaiting_space: VecDeque<OpIx>,
     tag_waiters: BTreeMap<u32, Vec<OpIx>>,
+    relocation: Relocation,
     unflushed: Vec<Settle>,
     flushing: Option<Vec<Settle>>,
     materialising: Option<u32>,
@@ -184,7 +206,7 @@ impl Lane {
     /// before that waits.
     #[must_use]
     pub fn open(mounted: Mounted, pool: Pool) -> Lane {
-        let Mounted { mut journal, resolved, mount, .. } = mounted;
+        let Mounted { mut journal, resolved, unplaced, mount, .. } = mounted;
         // Seeded bugs of the nonce: a mount that leaves no mark of its own in the chain.
         let marked =
             !(mounted.mutant.is(Mutant::NoNonce) || mounted.mutant.is(Mutant::NonceSequential));
@@ -202,7 +224,7 @@ impl Lane {
         };
         let zero = pool.zeroed(REQUEST_BLOCKS_MAX as usize * proto::BLOCK_BYTES).freeze();
         let zero_crc = proto::checksum::crc32c(&zero.block(0));
-        Lane {
+        let mut lane = Lane {
             geometry: mounted.geometry,
             durability: mounted.durability,
             mutant: mounted.mutant,
@@ -233,6 +255,7 @@ impl Lane {
             stalled: VecDeque::new(),
             awaiting_space: VecDeque::new(),
             tag_waiters: BTreeMap::new(),
+            relocation: Relocation::default(),
             unflushed: Vec::new(),
             flushing: None,
             materialising: None,
@@ -246,7 +269,9 @@ impl Lane {
             failed: None,
             zero,
             zero_crc,
-        }
+        };
+        unplaced.into_iter().for_each(|blocks| lane.place_again(&blocks));
+        lane
     }
 
     /// True once requests are served.
@@ -267,10 +292,29 @@ impl Lane {
         self.failed.as_deref()
     }
 
+    /// Whether the device may fail this operation with nobody worse off: it writes data that the lane
+    /// would put elsewhere. For those who inject faults.
+    #[must_use]
+    pub fn takes_write_error(&self, id: IoId) -> bool {
+        match self.ios.get(id.0 as usize).and_then(Option::as_ref) {
+            Some(Io::Data { op, .. }) => !self.relocation.is_active() && self.is_solo(*op),
+            Some(
+                Io::Frame { .. }
+                | Io::Moved
+                | Io::Read { .. }
+                | Io::TagPage { .. }
+                | Io::Flush
+                | Io::Checkpoint
+                | Io::Materialise,
+            )
+            | None => false,
+        }
+    }
+
     /// Counters since the lane was opened.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        self.counters
+        Counters { bad_slots: u64::from(self.allocator.space().bad), ..self.counters }
     }
 
     /// Slots by use.
@@ -579,8 +623,11 @@ impl Lane {
         }
     }
 
-    /// Above the throttle mark one data operation runs at a time.
+    /// Above the throttle mark one data operation runs at a time; none starts while slots are moved.
     fn must_stall(&self) -> bool {
+        if self.relocation.is_active() {
+            return true;
+        }
         self.journal.fill_percent() >= THROTTLE_PERCENT && self.data_running > 0
     }
 
@@ -592,6 +639,7 @@ impl Lane {
         if let Kind::Control(part) = &op.kind {
             self.busy_indices.remove(&part.record.shard_ix);
         }
+        let is_read = matches!(op.kind, Kind::Read(_));
         let outcome = match op.kind {
             Kind::Read(reading) if op.problem.is_none() => {
                 let (data, crcs) = reading.into_reply();
@@ -604,9 +652,13 @@ impl Lane {
                 Outcome::Done
             }
         };
-        if let Some(token) = op.token {
-            let result = op.problem.map_or(Ok(outcome), Err);
-            self.out.replies.push(Reply { token, result });
+        let result = op.problem.map_or(Ok(outcome), Err);
+        match (op.token, result) {
+            (Some(token), result) => self.out.replies.push(Reply { token, result }),
+            // Only what is about to move is read without anybody asking.
+            (None, Ok(Outcome::Read { data, crcs })) => self.moving_read(ix, Some((data, crcs))),
+            (None, Err(_)) if is_read => self.moving_read(ix, None),
+            (None, Ok(Outcome::Done | Outcome::Created { .. }) | Err(_)) => {}
         }
         if op.locked {
             let mut ready = Vec::new();
@@ -645,8 +697,12 @@ impl Lane {
         match (io, done.result) {
             (Io::Frame { seq }, Ok(_)) => self.settle(Settle::Frame { seq }),
             (Io::Frame { seq }, Err(error)) => self.fail(format!("journal frame {seq}: {error}")),
-            (Io::Data { op, part }, Ok(_)) => self.settle(Settle::Data { op, part }),
-            (Io::Data { op, part }, Err(error)) => self.data_failed(op, part, error),
+            (Io::Data { op, part, .. }, Ok(_)) => self.settle(Settle::Data { op, part }),
+            (Io::Data { op, part, at, count }, Err(error)) => {
+                self.data_failed((op, part), (at, count), error);
+            }
+            (Io::Moved, Ok(_)) => self.settle(Settle::Moved),
+            (Io::Moved, Err(_)) => self.move_failed(),
             (Io::Read { op, piece }, result) => self.read_done(op, piece, result),
             (Io::TagPage { page }, result) => self.tag_page_done(page, result),
             (Io::Flush, Ok(_)) => {
@@ -683,6 +739,7 @@ impl Lane {
                 }
             }
             Settle::Data { op, part } => self.data_settled(op, part),
+            Settle::Moved => self.move_step_over(),
             Settle::Checkpoint => self.checkpoint_settled(),
             Settle::Materialise => self.materialise_done(),
         }
@@ -699,6 +756,7 @@ impl Lane {
                     self.start(ix);
                 }
             }
+            RELOCATION => self.moves_durable(record),
             _ => self.part_durable((owner >> 32) as OpIx, (owner & 0xffff_ffff) as u32, record),
         }
     }
@@ -709,6 +767,7 @@ impl Lane {
         if self.failed.is_some() {
             return;
         }
+        self.relocate_if_due();
         self.start_stalled();
         self.close_if_idle();
         while let Some(frame) = self.journal.build(&self.pool) {
@@ -735,7 +794,8 @@ impl Lane {
                 Kind::Write { plan, .. } => plan.is_none(),
                 Kind::Range { .. } | Kind::Read(_) | Kind::Control(_) => true,
             };
-            if self.stage == Stage::Opening || (is_new && self.must_stall()) {
+            let is_moving = self.relocation.is_active();
+            if self.stage == Stage::Opening || is_moving || (is_new && self.must_stall()) {
                 return;
             }
             if self.tables.shard(self.op(ix).shard_ix).is_none() {

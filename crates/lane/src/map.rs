@@ -135,7 +135,8 @@ impl Extent {
         }
     }
 
-    /// Take the slot from a position, whatever its blocks are; only replay does this.
+    /// Take the slot from a position, whatever its blocks are: another one follows (replay, and the
+    /// move out of a bad slot).
     pub fn drop_slot(&mut self, position: u32) {
         self.hold_states();
         match &mut self.form {

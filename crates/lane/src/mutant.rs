@@ -23,11 +23,13 @@ pub enum Mutant {
     StableBeforePlaced,
     LearnerRaisesRegion,
     AckBeforeFlush,
+    MoveWithoutNeighbours,
+    MoveBeforeWritten,
 }
 
 impl Mutant {
     /// Every seeded bug.
-    pub const ALL: [Mutant; 12] = [
+    pub const ALL: [Mutant; 14] = [
         Mutant::ParallelOverwrite,
         Mutant::AckWithoutPrefix,
         Mutant::NoNonce,
@@ -40,6 +42,8 @@ impl Mutant {
         Mutant::StableBeforePlaced,
         Mutant::LearnerRaisesRegion,
         Mutant::AckBeforeFlush,
+        Mutant::MoveWithoutNeighbours,
+        Mutant::MoveBeforeWritten,
     ];
 
     /// True when this is the seeded bug `which` and seeded bugs are compiled in.

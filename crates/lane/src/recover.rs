@@ -14,6 +14,7 @@ use crate::format::{
     Superblock, Uuid, parse_manifest, physical_block,
 };
 use crate::journal::{Journal, JournalStart, payload_crc};
+use crate::lane::{Unplaced, records_of_a_move};
 use crate::map::BlockState;
 use crate::mutant::Mutant;
 use crate::record::{
@@ -132,6 +133,8 @@ pub struct Mounted {
     pub(crate) version: u64,
     pub(crate) mount: Record,
     pub(crate) resolved: Vec<Record>,
+    /// Journaled payloads whose place takes no write, by adjacent blocks of one record.
+    pub(crate) unplaced: Vec<Vec<Unplaced>>,
     /// What was found.
     pub report: RecoveryReport,
 }
@@ -183,6 +186,7 @@ struct Candidate {
     number: u64,
     shard_ix: u32,
     lsn: Lsn,
+    flags: u8,
     physical: u64,
     tag: u32,
     /// Before this record: state and tag (`None`: look it up, or the block held no data).
@@ -251,7 +255,11 @@ pub struct Mount {
     runs: BTreeMap<(RunKind, u64), Run>,
     walk: Walk,
     candidates: BTreeMap<(u32, u32), Candidate>,
-    placements: Vec<(u64, Buf)>,
+    /// Layer and block, and what belongs there.
+    placements: Vec<((u32, u32), Buf)>,
+    unplaced: Vec<Vec<Unplaced>>,
+    /// Why.
+    place_error: Option<DiskError>,
     decided: BTreeMap<(u32, u32), Decided>,
     report: RecoveryReport,
 }
@@ -300,6 +308,8 @@ impl Mount {
             walk,
             candidates: BTreeMap::new(),
             placements: Vec::new(),
+            unplaced: Vec::new(),
+            place_error: None,
             decided: BTreeMap::new(),
             report: RecoveryReport::default(),
         })
@@ -590,6 +600,7 @@ impl Mount {
                         number,
                         shard_ix: record.shard_ix,
                         lsn: record.lsn,
+                        flags: record.flags,
                         physical: physical_block(slot, in_slot),
                         tag,
                         before,
@@ -749,7 +760,7 @@ impl Mount {
             return keep;
         }
         if let Some(payload) = &candidate.payload {
-            self.placements.push((self.offset(candidate.physical), payload.clone()));
+            self.placements.push((key, payload.clone()));
             self.report.placed_blocks += 1;
             return keep;
         }
@@ -775,11 +786,11 @@ impl Mount {
         if self.placements.is_empty() {
             return self.finish();
         }
-        let mut batch: Vec<DiskOp> = self
-            .placements
-            .drain(..)
-            .map(|(offset, data)| DiskOp::Write { offset, data: proto::block::single(data) })
-            .collect();
+        let mut batch: Vec<DiskOp> = Vec::with_capacity(self.placements.len() + 1);
+        for (key, data) in &self.placements {
+            let offset = self.offset(self.candidates[key].physical);
+            batch.push(DiskOp::Write { offset, data: proto::block::single(data.clone()) });
+        }
         if self.parameters.durability == Durability::Volatile {
             batch.push(DiskOp::Flush);
         }
@@ -787,11 +798,28 @@ impl Mount {
         Ok(MountStep::Io(batch))
     }
 
+    /// What a slot does not take stays in the journal, and is not decided: the lane writes it anew.
     fn placed(&mut self, results: &[MountResult]) -> Result<MountStep, Fault> {
-        match results.iter().find_map(|result| result.as_ref().err()) {
-            Some(&error) => Err(Fault::Io { what: "place of a journaled write", error }),
-            None => self.finish(),
+        let what = "place of a journaled write";
+        let placements = std::mem::take(&mut self.placements);
+        if let Some(Err(error)) = results.get(placements.len()) {
+            return Err(Fault::Io { what, error: *error });
         }
+        for ((key, payload), result) in placements.into_iter().zip(results) {
+            let Err(error) = result else { continue };
+            self.decided.remove(&key);
+            self.report.placed_blocks -= 1;
+            let Candidate { number, shard_ix, lsn, flags, tag, .. } = self.candidates[&key];
+            let (layer, block) = key;
+            let found = Unplaced { number, shard_ix, layer, block, lsn, flags, tag, payload };
+            let follows = |last: &Unplaced| last.number == number && last.block + 1 == block;
+            match self.unplaced.last_mut() {
+                Some(run) if run.last().is_some_and(follows) => run.push(found),
+                _ => self.unplaced.push(vec![found]),
+            }
+            self.place_error = Some(*error);
+        }
+        self.finish()
     }
 
     // ------------------------------------------------------------------------------- the result --
@@ -830,8 +858,9 @@ impl Mount {
             nonce,
         };
         let uuid: Uuid = self.geometry.uuid;
-        let journal =
+        let mut journal =
             Journal::new(uuid, self.geometry.ring_pages, start, &self.walk.frames, mutant);
+        self.reopen(&mut journal, &resolved)?;
         let incarnation = self.parameters.incarnation;
         let empty = Tables::new(self.geometry.slots, self.geometry.tag_pages);
         Ok(MountStep::Mounted(Box::new(Mounted {
@@ -849,8 +878,27 @@ impl Mount {
             version: superblock.version,
             mount: Record::of_lane(Body::Mount { nonce, incarnation }),
             resolved,
+            unplaced: std::mem::take(&mut self.unplaced),
             report: self.report,
         })))
+    }
+
+    /// What could not be placed is not in place; the ring must have room for what moves it.
+    fn reopen(&self, journal: &mut Journal, resolved: &[Record]) -> Result<(), Fault> {
+        let Some(error) = self.place_error else { return Ok(()) };
+        let mut times: BTreeMap<u64, u32> = BTreeMap::new();
+        for run in &self.unplaced {
+            *times.entry(run[0].number).or_default() += 1;
+        }
+        journal.reopen(&times);
+        // A move is two records; a run lies in two slots at most.
+        let moves = (0..self.unplaced.len() * 2).flat_map(|_| records_of_a_move());
+        let all: Vec<Record> = resolved.iter().cloned().chain(moves).collect();
+        if journal.has_room_for(&all) {
+            Ok(())
+        } else {
+            Err(Fault::Io { what: "place of a journaled write", error })
+        }
     }
 
     /// The decisions as RESOLVE records, one per stretch of blocks of one shard.
@@ -910,8 +958,9 @@ impl Mount {
     ) -> Result<Allocator, Fault> {
         let extents = || self.tables.layers.iter().flatten().flat_map(|layer| &layer.extents);
         let mapped = || extents().flat_map(|extent| extent.slots().map(|(_, slot)| slot));
-        let highest =
-            mapped().chain(metadata_slots.iter().copied()).max().map_or(0, |slot| slot + 1);
+        let bad = self.tables.bad_slots.iter().copied();
+        let highest = mapped().chain(metadata_slots.iter().copied()).chain(bad).max();
+        let highest = highest.map_or(0, |slot| slot + 1);
         if highest > self.geometry.slots {
             return Err(Fault::Map(format!("slot {} is outside the lane", highest - 1)));
         }
@@ -925,7 +974,8 @@ impl Mount {
             allocator.claim(slot, false).map_err(|problem| Fault::Map(problem.to_string()))?;
         }
         for &slot in &self.tables.bad_slots {
-            if slot < limit && !allocator.is_used(slot) {
+            // One that the map still names is retired when it is freed.
+            if !allocator.is_used(slot) {
                 allocator.retire(slot).map_err(|problem| Fault::Map(problem.to_string()))?;
             }
         }

@@ -257,6 +257,7 @@ impl Tables {
                     positions(part.first, part.decided.len() as u32).enumerate()
                 {
                     if let Some(slot) = part.slots[index] {
+                        self.leave_slot(part.layer, part.extent, position, slot, &mut changes)?;
                         self.take_slot(part.layer, part.extent, position, slot, &mut changes)?;
                     }
                 }
@@ -348,6 +349,23 @@ impl Tables {
         }
         entry.set_slot(position, slot);
         changes.claimed.push(slot);
+        Ok(())
+    }
+
+    /// What a slot did not take was decided to be in another: give up the old one.
+    fn leave_slot(
+        &mut self,
+        layer: u32,
+        extent: u32,
+        position: u32,
+        slot: u32,
+        changes: &mut SlotChanges,
+    ) -> Result<(), Contradiction> {
+        let entry = self.extent_mut(layer, extent)?;
+        if let Some(old) = entry.slot(position).filter(|&old| old != slot) {
+            entry.drop_slot(position);
+            changes.freed.push(old);
+        }
         Ok(())
     }
 

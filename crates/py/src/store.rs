@@ -387,7 +387,7 @@ fn hops(hops: &store::Hops) -> [(&'static str, store::Hop); 6] {
     ]
 }
 
-fn counted(lane: &::lane::lane::Counters) -> [(&'static str, u64); 12] {
+fn counted(lane: &::lane::lane::Counters) -> [(&'static str, u64); 16] {
     [
         ("writes", lane.writes),
         ("reads", lane.reads),
@@ -401,6 +401,10 @@ fn counted(lane: &::lane::lane::Counters) -> [(&'static str, u64); 12] {
         ("checkpoints", lane.checkpoints),
         ("journal_wraps", lane.journal_wraps),
         ("checksum_errors", lane.checksum_errors),
+        ("media_errors", lane.media_errors),
+        ("slots_relocated", lane.slots_relocated),
+        ("relocations_failed", lane.relocations_failed),
+        ("bad_slots", lane.bad_slots),
     ]
 }
 

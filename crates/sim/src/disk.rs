@@ -6,7 +6,7 @@
 //! copied; a page that was never written costs nothing.
 
 use crate::random::Random;
-use proto::disk::{DiskDone, DiskError, DiskOp, DiskRequest};
+use proto::disk::{DiskDone, DiskError, DiskOp, DiskRequest, IoId};
 use proto::{BLOCK_BYTES, Buf, Pool};
 use std::collections::BTreeMap;
 
@@ -130,6 +130,12 @@ impl Disk {
     pub fn is_write(&self, ticket: u64) -> Option<bool> {
         let request = self.waiting.get(&ticket)?;
         Some(matches!(request.op, DiskOp::Write { .. }))
+    }
+
+    /// What the lane calls this operation, if it is outstanding.
+    #[must_use]
+    pub fn id(&self, ticket: u64) -> Option<IoId> {
+        self.waiting.get(&ticket).map(|request| request.id)
     }
 
     /// Whether this operation is a read, if it is outstanding.

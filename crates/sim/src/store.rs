@@ -346,6 +346,13 @@ impl Process {
         }
     }
 
+    /// Whether this write of its disk may fail although nobody else has its content: the lane finds
+    /// another slot for it.
+    #[must_use]
+    pub fn takes_write_error(&self, id: IoId) -> bool {
+        self.lane().is_some_and(|lane| lane.takes_write_error(id))
+    }
+
     /// What its lane has done, once it is up.
     #[must_use]
     pub fn counters(&self) -> Option<Counters> {

@@ -766,8 +766,34 @@ impl World {
         let store = &mut self.stores[index];
         if let Some(done) = store.disk.complete(ticket, fate, &mut self.random) {
             self.trace.mark(self.now, id, ticket);
+            let before = self.relocated(index);
             self.input(index, Input::Disk(done));
+            (before..self.relocated(index)).for_each(|_| self.count("relocated"));
         }
+    }
+
+    /// Slots that a store has moved in this life.
+    fn relocated(&self, index: usize) -> u64 {
+        let process = self.stores[index].process.as_ref();
+        process.and_then(Process::counters).map_or(0, |counters| counters.slots_relocated)
+    }
+
+    fn write_fate(&mut self, index: usize, ticket: u64) -> Fate {
+        let (drawn, chance) = (self.random.below(10_000), self.options.eio_write);
+        if drawn < chance && self.has_other_copy(index) {
+            self.count("fault.eio_write");
+            return Fate::Failed;
+        }
+        let store = &self.stores[index];
+        let process = store.process.as_ref().filter(|process| process.is_up());
+        let is_taken = process
+            .zip(store.disk.id(ticket))
+            .is_some_and(|(process, id)| process.takes_write_error(id));
+        if drawn < chance * ALONE_FACTOR && is_taken && !self.has_other_copy(index) {
+            self.count("fault.eio_write_alone");
+            return Fate::Failed;
+        }
+        Fate::Good
     }
 
     fn disk_fate(&mut self, index: usize, ticket: u64) -> Fate {
@@ -788,14 +814,15 @@ impl World {
             self.count("fault.bit_flip");
             return Fate::Flipped;
         }
-        let chance = self.options.eio_write;
-        if is_write == Some(true) && self.random.chance(chance) && self.has_other_copy(index) {
-            self.count("fault.eio_write");
-            return Fate::Failed;
+        if is_write == Some(true) && self.options.eio_write > 0 {
+            return self.write_fate(index, ticket);
         }
         Fate::Good
     }
 }
+
+/// How much likelier a write fails where nobody else has its content, which is rare.
+const ALONE_FACTOR: u64 = 10;
 
 /// The process that an event concerns: it must run for the event to happen.
 fn process_of(what: &What, conns: &BTreeMap<u64, Conn>) -> Option<StoreId> {

@@ -27,7 +27,8 @@ pub enum Op {
         data: BufList,
         /// `record::FLAG_LEARNER`, `record::FLAG_COPY`.
         flags: u8,
-        /// This is the only replica: a torn overwrite could not be repaired from elsewhere.
+        /// This is the only replica: a torn overwrite could not be repaired from elsewhere, and data
+        /// that its slot does not take goes to another.
         solo: bool,
         /// Space was granted for it before it had its position: it may use the reserve.
         is_granted: bool,
@@ -253,4 +254,8 @@ pub struct Counters {
     pub tag_page_loads: u64,
     pub checksum_errors: u64,
     pub media_errors: u64,
+    pub slots_relocated: u64,
+    pub relocations_failed: u64,
+    /// Slots that are never used again, from whatever time: the one level among these counts.
+    pub bad_slots: u64,
 }

@@ -56,14 +56,33 @@ pub(crate) struct Part {
     mode: Mode,
     journal_durable: bool,
     io_left: u32,
-    failed: Option<DiskError>,
+    pub(super) failed: Option<DiskError>,
+    /// Positions of the extent whose slot could not be written.
+    pub(super) bad: SmallVec<[u32; 1]>,
     /// What was decided about a part whose data write failed.
     resolve: Option<Record>,
     /// Payload of this part.
     pub(super) data: BufList,
 }
 
+impl Plan {
+    /// Of a write whose only record, of these blocks, is in the journal with its payload.
+    pub(super) fn of_journaled(head: u32, first: u32, count: u32) -> Plan {
+        Plan { head, mode: Mode::Redo, pieces: SmallVec::from_elem((first, count), 1) }
+    }
+
+    /// Number of parts.
+    pub(super) fn parts(&self) -> usize {
+        self.pieces.len()
+    }
+}
+
 impl Part {
+    /// Its order of journal and data.
+    pub(super) fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// A record without data.
     pub(super) fn control(record: Record) -> Part {
         Part {
@@ -73,9 +92,15 @@ impl Part {
             journal_durable: false,
             io_left: 0,
             failed: None,
+            bad: SmallVec::new(),
             resolve: None,
             data: BufList::new(),
         }
+    }
+
+    /// A record that is durable with its payload, and to be placed.
+    pub(super) fn journaled(number: u64, record: Record, data: BufList) -> Part {
+        Part { number, mode: Mode::Redo, journal_durable: true, data, ..Part::control(record) }
     }
 
     /// The shard that this part creates.
@@ -123,7 +148,7 @@ impl Running {
         }
     }
 
-    fn part_mut(&mut self, part: u32) -> &mut Part {
+    pub(super) fn part_mut(&mut self, part: u32) -> &mut Part {
         &mut self.parts_mut()[part as usize]
     }
 }
@@ -224,7 +249,7 @@ impl Lane {
         self.apply(&record);
     }
 
-    fn record_of(&self, ix: OpIx, body: Body, last: bool) -> Record {
+    pub(super) fn record_of(&self, ix: OpIx, body: Body, last: bool) -> Record {
         let op = self.op(ix);
         // A learner's flag is what keeps its live writes from raising region lsns.
         let dropped = if self.mutant.is(Mutant::LearnerRaisesRegion) { FLAG_LEARNER } else { 0 };
@@ -271,12 +296,7 @@ impl Lane {
             Mode::Intent => self.counters.intents += 1,
             Mode::Control | Mode::Resolving => unreachable!("not a mode of a write"),
         }
-        // A REDO frame must fit beside others even in a small ring.
-        let most = if mode == Mode::Redo {
-            (self.geometry.ring_pages / 8).clamp(1, REDO_VOLATILE_BLOCKS_MAX)
-        } else {
-            DATA_BLOCKS_MAX
-        };
+        let most = if mode == Mode::Redo { self.journal.payload_max() } else { DATA_BLOCKS_MAX };
         let mut pieces: SmallVec<[(u32, u32); 2]> = SmallVec::new();
         let mut block = first;
         while block < end {
@@ -368,7 +388,7 @@ impl Lane {
     }
 
     /// The slot of a position: of the map, of a write in flight that was first (R5), or a new one.
-    fn pin_slot(&mut self, ix: OpIx, layer: u32, extent: u32, position: u32) -> u32 {
+    pub(super) fn pin_slot(&mut self, ix: OpIx, layer: u32, extent: u32, position: u32) -> u32 {
         if let Some(pin) = self.pins.get_mut(&(layer, extent, position)) {
             pin.users += 1;
             return pin.slot;
@@ -395,7 +415,7 @@ impl Lane {
     }
 
     /// Write a part's payload in place, one operation per stretch of adjacent slots.
-    fn write_data(&mut self, ix: OpIx, part: u32) {
+    pub(super) fn write_data(&mut self, ix: OpIx, part: u32) {
         let (piece, data) = {
             let part = self.op_mut(ix).part_mut(part);
             (part.data_part().expect("a data part").clone(), part.data.clone())
@@ -403,13 +423,23 @@ impl Lane {
         let stretches = stretches(&piece);
         self.op_mut(ix).part_mut(part).io_left = stretches.len() as u32;
         let mut at = 0;
-        for (slot, in_slot, blocks) in stretches {
-            let bytes = blocks as usize * BLOCK_BYTES;
-            let offset = self.geometry.slot(slot, in_slot);
-            let data = slice_list(&data, at, bytes);
-            self.submit(Io::Data { op: ix, part }, DiskOp::Write { offset, data });
-            at += bytes;
+        for (slot, in_slot, count) in stretches {
+            self.write_stretch((ix, part), &data, (slot, in_slot), (at, count));
+            at += count;
         }
+    }
+
+    /// Write `count` blocks of a part, the first of which is its block `at`, to adjacent places.
+    fn write_stretch(
+        &mut self,
+        (op, part): (OpIx, u32),
+        data: &BufList,
+        (slot, in_slot): (u32, u32),
+        (at, count): (u32, u32),
+    ) {
+        let offset = self.geometry.slot(slot, in_slot);
+        let data = slice_list(data, at as usize * BLOCK_BYTES, count as usize * BLOCK_BYTES);
+        self.submit(Io::Data { op, part, at, count }, DiskOp::Write { offset, data });
     }
 
     /// The record of a part is durable by prefix.
@@ -424,6 +454,9 @@ impl Lane {
         }
         entry.journal_durable = true;
         match entry.mode {
+            Mode::Touch if entry.io_left == 0 && entry.failed.is_some() => {
+                self.relocation.await_turn(ix, part);
+            }
             Mode::Touch if entry.io_left == 0 => self.part_complete(ix, part),
             Mode::Touch => {}
             Mode::Intent => self.write_data(ix, part),
@@ -470,12 +503,24 @@ impl Lane {
     }
 
     /// A data write failed: its blocks hold neither the old nor the new content for certain.
-    pub(super) fn data_failed(&mut self, ix: OpIx, part: u32, error: DiskError) {
+    pub(super) fn data_failed(
+        &mut self,
+        (ix, part): (OpIx, u32),
+        (at, count): (u32, u32),
+        error: DiskError,
+    ) {
         self.counters.media_errors += 1;
+        let is_solo = self.is_solo(ix);
+        if is_solo && self.write_slot_by_slot((ix, part), (at, count)) {
+            return;
+        }
         let entry = self.op_mut(ix).part_mut(part);
         entry.io_left -= 1;
         entry.failed = Some(error);
-        if entry.mode == Mode::Redo {
+        if is_solo {
+            let first = entry.data_part().expect("a data part").first;
+            entry.bad.push((first + at) / SLOT_BLOCKS);
+        } else if entry.mode == Mode::Redo {
             // It was acknowledged and its payload is in the journal: a restart places it.
             self.fail(format!("placing a journaled write failed: {error}"));
             return;
@@ -483,34 +528,71 @@ impl Lane {
         self.data_progress(ix, part);
     }
 
+    /// Nobody else has the content: a failed write over several slots is tried again slot by slot,
+    /// to learn which of them is bad. False when it was of one slot.
+    fn write_slot_by_slot(&mut self, (ix, part): (OpIx, u32), (at, count): (u32, u32)) -> bool {
+        let entry = self.op_mut(ix).part_mut(part);
+        let piece = entry.data_part().expect("a data part").clone();
+        let touched = positions(piece.first + at, count);
+        if touched.end - touched.start == 1 {
+            return false;
+        }
+        entry.io_left += touched.end - touched.start - 1;
+        let (data, end) = (entry.data.clone(), piece.first + at + count);
+        for position in touched {
+            let first = (position * SLOT_BLOCKS).max(piece.first + at);
+            let blocks = ((position + 1) * SLOT_BLOCKS).min(end) - first;
+            let slot = piece.slots[(position - piece.first / SLOT_BLOCKS) as usize];
+            let place = (slot, first % SLOT_BLOCKS);
+            self.write_stretch((ix, part), &data, place, (first - piece.first, blocks));
+        }
+        true
+    }
+
+    pub(super) fn is_solo(&self, ix: OpIx) -> bool {
+        matches!(self.op(ix).kind, Kind::Write { solo: true, .. })
+    }
+
     fn data_progress(&mut self, ix: OpIx, part: u32) {
         let entry = self.op_mut(ix).part_mut(part);
         if entry.io_left > 0 {
             return;
         }
-        if entry.failed.is_some() {
+        let (has_failed, is_durable) = (entry.failed.is_some(), entry.journal_durable);
+        if has_failed && self.is_solo(ix) {
+            // A record that is not durable yet comes back through `part_durable`.
+            if is_durable {
+                self.relocation.await_turn(ix, part);
+            }
+        } else if has_failed {
             self.resolve_failed(ix, part);
-        } else if entry.journal_durable {
+        } else if is_durable {
             self.part_complete(ix, part);
         }
     }
 
-    /// Everything of a part is durable: its record takes effect.
-    fn part_complete(&mut self, ix: OpIx, part: u32) {
+    /// The record of a part takes effect, and needs no replay any more.
+    pub(super) fn part_effect(&mut self, ix: OpIx, part: u32) -> Record {
         let entry = self.op_mut(ix).part_mut(part);
-        let (number, mode) = (entry.number, entry.mode);
-        let record = entry.record.clone();
+        let (number, mode, record) = (entry.number, entry.mode, entry.record.clone());
         self.apply(&record);
         if !(mode == Mode::Redo && self.mutant.is(Mutant::StableBeforePlaced)) {
             self.journal.done(number);
         }
+        record
+    }
+
+    /// Everything of a part is durable: its record takes effect.
+    fn part_complete(&mut self, ix: OpIx, part: u32) {
+        let record = self.part_effect(ix, part);
+        let number = self.op_mut(ix).part_mut(part).number;
         if matches!(record.body, Body::Shard(ShardChange::Delete)) {
             self.retired.insert(record.shard_ix, number);
         }
         self.part_over(ix, part);
     }
 
-    fn part_over(&mut self, ix: OpIx, part: u32) {
+    pub(super) fn part_over(&mut self, ix: OpIx, part: u32) {
         let piece = self.op_mut(ix).part_mut(part).data_part().cloned();
         if let Some(piece) = piece {
             self.unpin(&piece);
@@ -562,19 +644,28 @@ impl Lane {
             self.allocator.unsettle();
         } else {
             self.allocator.free(slot);
+            self.retire_if_bad(slot);
+        }
+    }
+
+    /// A slot that just became free must not be used again if it is bad.
+    fn retire_if_bad(&mut self, slot: u32) {
+        if self.tables.bad_slots.contains(&slot) {
+            self.allocator.retire(slot).expect("it was just freed");
         }
     }
 
     fn unpin(&mut self, piece: &DataPart) {
         let first = piece.first / SLOT_BLOCKS;
-        for (index, &slot) in piece.slots.iter().enumerate() {
-            let position = first + index as u32;
+        for position in first..first + piece.slots.len() as u32 {
             let key = (piece.layer, piece.extent, position);
             let pin = self.pins.get_mut(&key).expect("pinned when logged");
             pin.users -= 1;
             if pin.users > 0 {
                 continue;
             }
+            // Not what the record says: the position may have moved to another slot since.
+            let slot = pin.slot;
             self.pins.remove(&key);
             self.pinned_slots.remove(&slot);
             let named = self
@@ -583,6 +674,7 @@ impl Lane {
                 .is_some_and(|entry| entry.slot(position) == Some(slot));
             if !named {
                 self.allocator.abandon(slot);
+                self.retire_if_bad(slot);
             }
         }
     }
@@ -590,7 +682,7 @@ impl Lane {
     // ------------------------------------------------------------------------- failed data write --
 
     /// Decide the content of a failed part and log that (R8).
-    fn resolve_failed(&mut self, ix: OpIx, part: u32) {
+    pub(super) fn resolve_failed(&mut self, ix: OpIx, part: u32) {
         let entry = self.op_mut(ix).part_mut(part);
         let piece = entry.data_part().expect("a data part").clone();
         let error = entry.failed.expect("it failed");
@@ -616,6 +708,7 @@ impl Lane {
         };
         let record = self.record_of(ix, Body::Resolve(resolve), true);
         self.journal.append(&record, std::iter::empty(), owner(ix, part));
+        self.journal.hurry();
         let op = self.op_mut(ix);
         let block = piece.extent * EXTENT_BLOCKS + piece.first;
         op.problem = Some(Problem::Media { block, error });

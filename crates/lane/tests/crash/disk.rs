@@ -4,9 +4,10 @@
 use crate::random::Random;
 use proto::disk::{DiskDone, DiskOp, DiskRequest, IoId};
 use proto::{BLOCK_BYTES, Buf, Pool};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+const SLOT_BYTES: u64 = lane::format::SLOT_BYTES;
 const SECTOR_BYTES: usize = 512;
 type Page = Rc<[u8; BLOCK_BYTES]>;
 
@@ -44,6 +45,12 @@ pub struct Disk {
     flushes: u64,
     /// Fail the operation with this countdown (0 = the next write).
     pub fail_write_in: Option<u32>,
+    /// The same, counting only writes to slots.
+    pub fail_slot_write_in: Option<u32>,
+    /// Slots that take no write, by number.
+    pub bad: BTreeSet<u64>,
+    /// Byte where the slots begin.
+    pub slots_from: u64,
     /// A write was failed since the last crash.
     pub has_failed: bool,
 }
@@ -60,6 +67,9 @@ impl Disk {
             zero: Rc::new([0; BLOCK_BYTES]),
             flushes: 0,
             fail_write_in: None,
+            fail_slot_write_in: None,
+            bad: BTreeSet::new(),
+            slots_from: 0,
             has_failed: false,
         }
     }
@@ -124,8 +134,7 @@ impl Disk {
         let result = match request.op {
             DiskOp::Read { offset, len } => Ok(Some(self.read(offset, len))),
             DiskOp::Write { .. } => {
-                let fails = self.fail_write_in == Some(0);
-                self.fail_write_in = self.fail_write_in.and_then(|left| left.checked_sub(1));
+                let fails = self.fails(request.id);
                 self.has_failed |= fails;
                 self.write_completed(request.id, fails);
                 if fails { Err(proto::disk::DiskError::Errno(5)) } else { Ok(None) }
@@ -138,6 +147,26 @@ impl Disk {
             }
         };
         DiskDone { id: request.id, result }
+    }
+
+    /// Whether an outstanding write fails, now that it is its turn.
+    fn fails(&mut self, id: IoId) -> bool {
+        let is_it = |(other, write): &&(IoId, Write)| *other == id && !write.completed;
+        let (_, write) = self.writes.iter().find(is_it).expect("an outstanding write");
+        let mut pages = (0..write.pages.len() as u64).map(|page| page * BLOCK_BYTES as u64);
+        let is_bad =
+            |at: u64| self.slot_of(write.offset + at).is_some_and(|s| self.bad.contains(&s));
+        let mut fails = self.fail_write_in == Some(0) || pages.any(is_bad);
+        if self.slot_of(write.offset).is_some() {
+            fails |= self.fail_slot_write_in == Some(0);
+            self.fail_slot_write_in = self.fail_slot_write_in.and_then(|left| left.checked_sub(1));
+        }
+        self.fail_write_in = self.fail_write_in.and_then(|left| left.checked_sub(1));
+        fails
+    }
+
+    fn slot_of(&self, offset: u64) -> Option<u64> {
+        Some(offset.checked_sub(self.slots_from)? / SLOT_BYTES)
     }
 
     fn write_completed(&mut self, id: IoId, failed: bool) {
@@ -191,7 +220,7 @@ impl Disk {
     pub fn crashed(&self, fates: &[Fate]) -> Disk {
         let mut disk = self.clone();
         disk.waiting.clear();
-        (disk.fail_write_in, disk.has_failed) = (None, false);
+        (disk.fail_write_in, disk.fail_slot_write_in, disk.has_failed) = (None, None, false);
         for ((_, write), fate) in std::mem::take(&mut disk.writes).into_iter().zip(fates) {
             for (index, page) in write.pages.iter().enumerate() {
                 let at = write.offset + (index * BLOCK_BYTES) as u64;

@@ -112,6 +112,10 @@ pub struct Stats {
     pub redos: u64,
     pub intents: u64,
     pub touches: u64,
+    pub relocated: u64,
+    pub not_relocated: u64,
+    /// Journaled writes that had to wait for their slot, for want of room in the ring.
+    pub unplaceable: u64,
     /// Reads of rotten blocks: nothing but `Disk::rot` may cause one.
     pub refused_reads: u64,
 }
@@ -134,6 +138,9 @@ impl Stats {
         self.redos += other.redos;
         self.intents += other.intents;
         self.touches += other.touches;
+        self.relocated += other.relocated;
+        self.not_relocated += other.not_relocated;
+        self.unplaceable += other.unplaceable;
         self.refused_reads += other.refused_reads;
     }
 }
@@ -169,6 +176,11 @@ pub struct Harness {
 
 type Violation = String;
 
+fn slots_from(header: &DiskHeader) -> Result<u64, Violation> {
+    let geometry = Geometry::new(&header.lanes[0]).map_err(|fault| fault.to_string())?;
+    Ok(geometry.slot(0, 0))
+}
+
 fn lane_parameters(config: Config, header: &DiskHeader, nonce: u64) -> MountParameters {
     MountParameters {
         entry: header.lanes[0].clone(),
@@ -203,6 +215,7 @@ impl Harness {
         for (offset, bytes) in plan.structures.iter().chain(&plan.headers) {
             disk.poke(*offset, bytes);
         }
+        disk.slots_from = slots_from(&plan.header)?;
         let (lane, _) = mount(&mut disk, config, &plan.header, 1, pool.clone(), None)?
             .expect("nothing interrupts the first mount");
         let mut harness = Harness {
@@ -464,12 +477,34 @@ impl Harness {
             .expect("something was written")
     }
 
+    /// One of the slots that the map names.
+    pub fn any_slot(&self, choice: u64) -> Option<u32> {
+        let extents = self.lane().tables().layers.iter().flatten().flat_map(|layer| &layer.extents);
+        let slots: Vec<u32> =
+            extents.flat_map(|extent| extent.slots().map(|(_, slot)| slot)).collect();
+        slots.get(choice.checked_rem(slots.len() as u64)? as usize).copied()
+    }
+
+    /// Slots that nobody has found out to be bad take writes again: the next checkpoint may pick
+    /// them, and a checkpoint that fails stops the lane.
+    pub fn heal_free_slots(&mut self) {
+        let tables = self.machine.as_ref().expect("the process is up").tables();
+        let extents = tables.layers.iter().flatten().flat_map(|layer| &layer.extents);
+        let mapped = extents.flat_map(|extent| extent.slots().map(|(_, slot)| slot));
+        let kept: BTreeSet<u32> = mapped.chain(tables.bad_slots.iter().copied()).collect();
+        self.disk.bad.retain(|&slot| kept.contains(&(slot as u32)));
+    }
+
+    /// Slot in which a block of the shard lies.
+    pub fn slot_of(&self, block: u32) -> u32 {
+        let extent = self.lane().tables().extent(0, block / 1024).expect("inside the shard");
+        extent.slot(block % 1024 / 16).expect("the block was written")
+    }
+
     /// Byte of the disk where a block of the shard lies.
     pub fn place_of(&self, block: u32) -> u64 {
         let geometry = Geometry::new(&self.header.lanes[0]).expect("the lane is open");
-        let extent = self.lane().tables().extent(0, block / 1024).expect("inside the shard");
-        let slot = extent.slot(block % 1024 / 16).expect("the block was written");
-        geometry.slot(slot, block % 16) + 5
+        geometry.slot(self.slot_of(block), block % 16) + 5
     }
 
     /// Run until nothing is left to do.
@@ -551,7 +586,18 @@ impl Harness {
                 nonce,
                 self.pool.clone(),
                 interrupt,
-            )?;
+            );
+            // A tiny ring or a full lane has no room for the move of what a slot does not take; it opens
+            // when the device has come to its senses.
+            let is_place = |why: &Violation| {
+                why.contains("place of a journaled write") || why.contains("finds no slot")
+            };
+            if !self.disk.bad.is_empty() && found.as_ref().is_err_and(is_place) {
+                self.disk.bad.clear();
+                self.stats.unplaceable += 1;
+                continue;
+            }
+            let found = found?;
             if let Some((lane, report)) = found {
                 self.machine = Some(lane);
                 self.stats.verified += report.verified_blocks;
@@ -563,7 +609,16 @@ impl Harness {
             self.stats.nested += 1;
             interrupt = None;
         }
-        self.check_all(failed)?;
+        self.heal_free_slots();
+        match self.check_all(failed) {
+            // A full lane has no other slot: once more, with the device in its senses.
+            Err(why) if why.contains("finds no slot") && !self.disk.bad.is_empty() => {
+                self.disk.bad.clear();
+                self.stats.unplaceable += 1;
+                return self.crash(&vec![Fate::Lost; self.disk.undecided()], None);
+            }
+            result => result?,
+        }
         // What the lane does not know of never happened: its numbers are given out again.
         let shard = self.lane().tables().shard(0).ok_or("the replica is gone")?;
         self.oracle.next_seq = shard.applied.seq.0.max(self.oracle.commit) + 1;
@@ -578,6 +633,8 @@ impl Harness {
         self.stats.redos += counters.redos;
         self.stats.intents += counters.intents;
         self.stats.touches += counters.touches;
+        self.stats.relocated += counters.slots_relocated;
+        self.stats.not_relocated += counters.relocations_failed;
     }
 
     /// Compare every block ever touched, the region map and the space counters with the oracle.
@@ -593,6 +650,14 @@ impl Harness {
             }
         }
         self.check_regions()?;
+        // What recovery could not place goes to another slot by itself.
+        for _ in 0..1000 {
+            if self.lane().space().inflight == 0 || self.disk.outstanding() == 0 {
+                break;
+            }
+            self.complete(0);
+            self.turn();
+        }
         self.check_space()
     }
 
@@ -672,6 +737,17 @@ impl Harness {
         let extents = tables.layers.iter().flatten().flat_map(|layer| &layer.extents);
         let mapped = extents.flat_map(|extent| extent.slots()).count() as u32;
         let space = self.lane().space();
+        let bad = tables.bad_slots.len() as u32;
+        let is_mapped = |slot: &u32| {
+            let mut extents = tables.layers.iter().flatten().flat_map(|layer| &layer.extents);
+            extents.any(|extent| extent.slots().any(|(_, mapped)| mapped == *slot))
+        };
+        let in_use = tables.bad_slots.iter().filter(|slot| is_mapped(slot)).count() as u32;
+        if space.bad != bad - in_use {
+            return Err(format!(
+                "{bad} slots are bad, {in_use} in use, the counters say {space:?}"
+            ));
+        }
         if space.mapped != mapped || space.inflight != 0 || space.reserved != 0 {
             return Err(format!("the map names {mapped} slots, the counters say {space:?}"));
         }
@@ -764,7 +840,7 @@ fn mount(
     let parameters = lane_parameters(config, header, nonce);
     let mut machine = Mount::new(parameters, pool.clone()).map_err(|fault| fault.to_string())?;
     // The first read of some blocks that recovery verifies fails: a device's error may pass.
-    let slots = Geometry::new(&header.lanes[0]).map_err(|fault| fault.to_string())?.slot(0, 0);
+    let slots = slots_from(header)?;
     let mut failed = BTreeSet::new();
     let mut results = Vec::new();
     let mounted = loop {

@@ -10,6 +10,7 @@
 mod disk;
 mod harness;
 mod random;
+mod relocation;
 
 use disk::Fate;
 use harness::{Config, Harness, SHARD_BLOCKS, Stats, random_fate};
@@ -166,18 +167,26 @@ fn trial(config: Config, seed: u64) -> Result<Stats, String> {
     let learners = random.percent(20);
     for _ in 0..3 + random.below(4) {
         let actions = 1 + random.below(60);
-        if random.percent(15) {
+        if random.percent(20) {
             harness.disk.fail_write_in = Some(random.below(20) as u32);
         }
+        let bad_slots = config.solo && random.percent(50);
         for _ in 0..actions {
             random_action(&mut harness, &mut random, hot, learners);
+            if bad_slots && random.percent(5) {
+                let slot = harness.any_slot(random.next());
+                harness.disk.bad.extend(slot.map(u64::from));
+            }
+            if bad_slots && random.percent(5) {
+                harness.disk.fail_slot_write_in = Some(random.below(3) as u32);
+            }
             if harness.lane().failure().is_some() {
                 break;
             }
         }
-        harness.disk.fail_write_in = None;
-        if random.percent(10) && harness.lane().failure().is_none() {
-            harness.settle()?;
+        (harness.disk.fail_write_in, harness.disk.fail_slot_write_in) = (None, None);
+        harness.heal_free_slots();
+        if random.percent(10) && settles(&mut harness)? {
             harness.close_and_reopen()?;
         } else {
             let fates: Vec<Fate> =
@@ -189,9 +198,32 @@ fn trial(config: Config, seed: u64) -> Result<Stats, String> {
             }
         }
     }
-    harness.settle()?;
+    harness.heal_free_slots();
+    if !settles(&mut harness)? {
+        harness.disk.bad.clear();
+        harness.crash(&vec![Fate::Lost; harness.disk.undecided()], None)?;
+        harness.settle()?;
+    }
     harness.close_and_reopen()?;
     Ok(harness.stats)
+}
+
+/// Run until nothing is left to do. False: the lane has stopped, as it may where slots are bad and none
+/// is free for what was acknowledged.
+fn settles(harness: &mut Harness) -> Result<bool, String> {
+    if harness.lane().failure().is_some() {
+        return Ok(false);
+    }
+    match harness.settle() {
+        Ok(()) => {
+            harness.heal_free_slots();
+            Ok(true)
+        }
+        Err(why) if why.contains("finds no slot that takes it") => Ok(false),
+        // A slot that was freed before anybody found out.
+        Err(why) if why.contains("checkpoint: disk") && !harness.disk.bad.is_empty() => Ok(false),
+        Err(why) => Err(why),
+    }
 }
 
 fn random_action(harness: &mut Harness, random: &mut Random, hot: u32, learners: bool) {
@@ -234,6 +266,7 @@ fn random_config(seed: u64) -> Config {
         sparse: random.percent(25),
         journal_pages: [16, 24, 64][random.below(3) as usize],
         slots: if random.percent(20) { 17 } else { 150 },
+        solo: base.solo || random.percent(30),
         ..base
     }
 }
@@ -356,6 +389,8 @@ fn random_lives_lose_nothing() {
         ("touches", stats.touches),
         ("redos", stats.redos),
         ("intents", stats.intents),
+        ("relocated slots", stats.relocated),
+        ("relocations that failed", stats.not_relocated),
     ] {
         assert!(count >= 100, "{name} happened only {count} times: {stats:?}");
     }

@@ -56,6 +56,8 @@ pub(super) struct Open {
     body: Body,
     owner: Owner,
     local: Local,
+    /// The lane was told that nobody else has it.
+    is_solo: bool,
     /// Lives of stores that have it durable.
     acked: SmallVec<[(StoreId, Incarnation); 4]>,
     began: Tick,
@@ -268,6 +270,11 @@ impl Replica {
         self.stored.conf.as_ref().is_some_and(|conf| conf.isr.len() >= usize::from(conf.min_write))
     }
 
+    /// Whether no other replica is in the ISR.
+    fn is_alone(&self) -> bool {
+        self.stored.conf.as_ref().is_some_and(|conf| conf.isr.len() == 1)
+    }
+
     // ----------------------------------------------------------------------------- operations --
 
     /// Give an operation its lsn and send it on its way; give it back when it has to wait.
@@ -281,7 +288,7 @@ impl Replica {
         let has_min_write = self.has_min_write();
         let no_hold = self.mutant(Mutant::NoRegionLock);
         let shard_ix = self.options.shard_ix;
-        let solo = self.stored.conf.as_ref().is_some_and(|conf| conf.isr.len() == 1);
+        let is_solo = self.is_alone();
         let reign = self.reign();
         let is_client = matches!(owner, Owner::Task(_));
         let is_held =
@@ -300,10 +307,10 @@ impl Replica {
         reign.next_seq += 1;
         let lsn = Lsn { epoch: reign.epoch, seq };
         let commit = reign.commit;
-        let request = body.clone().into_op(shard_ix, (lsn, commit), 0, solo);
+        let request = body.clone().into_op(shard_ix, (lsn, commit), 0, is_solo);
         let acked = SmallVec::new();
-        let (began, sent) = (ctx.now, ctx.now);
-        let open = Open { lsn, body, owner, local: Local::Running, acked, began, sent };
+        let (local, began, sent) = (Local::Running, ctx.now, ctx.now);
+        let open = Open { lsn, body, owner, local, is_solo, acked, began, sent };
         reign.open.insert(seq, open);
         let is_settle = owner == Owner::Settling;
         ctx.out.push(Effect::Note(Note::Assigned { lsn, first, count, is_settle }));
@@ -500,8 +507,11 @@ impl Replica {
         }
         let Some(open) = reign.open.get(&seq) else { return };
         if let Local::Failed(status) = open.local {
-            // With others in the ISR the own disk must go (T2); alone there is nobody to ask.
-            if required.is_empty() {
+            // With others in the ISR the own disk must go (T2); alone there is nobody to ask, and the
+            // lane may try another slot, which it was not told while there were others.
+            if required.is_empty() && status == Status::MediaError && !open.is_solo {
+                self.write_alone(ctx, seq);
+            } else if required.is_empty() {
                 let open = reign.open.remove(&seq).expect("looked at above");
                 reign.advance_commit();
                 self.operation_over(ctx, &open, Err(status));
@@ -533,6 +543,17 @@ impl Replica {
         ctx.out.push(Effect::Note(Note::Committed { lsn: open.lsn, acked }));
         self.operation_over(ctx, &open, Ok(seq));
         self.start_waiting(ctx);
+    }
+
+    /// Give an operation to the lane once more, now that this is the only in-sync replica.
+    fn write_alone(&mut self, ctx: &mut Ctx<'_, '_>, seq: Seq) {
+        let shard_ix = self.options.shard_ix;
+        let reign = self.reign();
+        let commit = reign.commit;
+        let open = reign.open.get_mut(&seq).expect("it has failed here");
+        (open.local, open.is_solo) = (Local::Running, true);
+        let request = open.body.clone().into_op(shard_ix, (open.lsn, commit), 0, true);
+        self.lane(ctx, Work::Local(seq), request);
     }
 
     fn operation_over(&mut self, ctx: &mut Ctx<'_, '_>, open: &Open, result: Result<Seq, Status>) {

@@ -93,6 +93,64 @@ fn a_watermark_learnt_outside_the_isr_is_not_its_own() {
     assert_eq!(tails.complete_lsn.seq, Seq(3), "also across a restart");
 }
 
+// ------------------------------------------------------------------------------ the own disk fails --
+
+/// One in-sync replica is enough for writes.
+fn of_one_or_more(epoch: u64, isr: &[u8]) -> ShardConf {
+    ShardConf { min_write: 1, ..conf(epoch, 0, isr, &[]) }
+}
+
+fn is_solo_write(op: &Op) -> bool {
+    matches!(op, Op::Write { solo: true, .. })
+}
+
+fn is_shared_write(op: &Op) -> bool {
+    matches!(op, Op::Write { solo: false, .. })
+}
+
+fn media() -> Problem {
+    Problem::Media { block: 0, error: proto::disk::DiskError::Errno(5) }
+}
+
+#[test]
+fn t2_a_primary_whose_disk_fails_a_write_gives_its_place_away() {
+    let mut bench = primary(of_one_or_more(5, &[0, 1, 2]));
+    bench.fill(1, 0);
+    bench.fail_lane(&media(), is_shared_write);
+    [B, C].into_iter().for_each(|store| bench.obey(store));
+    bench.pass(100);
+    assert_eq!(bench.proposals, [Transition::Promote { copy: 1 }]);
+    assert!(!bench.replies.contains_key(&1), "neither acknowledged nor an error");
+    assert!(!bench.is_asked(is_solo_write), "the others have it: nothing moves here");
+    bench.learn(conf(6, 1, &[1, 2], &[]));
+    assert_eq!(bench.replica.role(), Role::Out);
+    assert!(!bench.is_done(1), "who comes next answers for it");
+}
+
+#[test]
+fn a_lone_primary_lets_its_lane_try_another_slot_before_it_is_an_error() {
+    let mut bench = primary(of_one_or_more(5, &[0]));
+    bench.fill(1, 0);
+    assert!(bench.is_asked(is_solo_write), "the lane is told");
+    // The lane has tried; there is nobody else.
+    bench.fail_lane(&media(), is_solo_write);
+    assert_eq!(bench.refusal(1), Some(Status::MediaError));
+    bench.pass(100);
+    assert_eq!(bench.proposals, [], "the last in-sync replica is never removed");
+    bench.fill(2, 0);
+    bench.run_lane(|_| true);
+    assert!(bench.is_done(2), "the block is not locked, and overwriting heals it");
+}
+
+#[test]
+fn a_write_that_failed_among_others_is_tried_again_when_they_have_gone() {
+    let mut bench = primary(of_one_or_more(5, &[0, 1]));
+    bench.fill(1, 0);
+    bench.fail_lane(&media(), is_shared_write);
+    bench.learn(of_one_or_more(6, &[0]));
+    assert!(bench.is_done(1), "this time the lane may move the slot");
+}
+
 // ----------------------------------------------------------------------------------- transitions --
 
 #[test]
