@@ -488,6 +488,9 @@ impl Harness {
     /// Slots that nobody has found out to be bad take writes again: the next checkpoint may pick
     /// them, and a checkpoint that fails stops the lane.
     pub fn heal_free_slots(&mut self) {
+        if self.disk.bad.is_empty() {
+            return;
+        }
         let tables = self.machine.as_ref().expect("the process is up").tables();
         let extents = tables.layers.iter().flatten().flat_map(|layer| &layer.extents);
         let mapped = extents.flat_map(|extent| extent.slots().map(|(_, slot)| slot));
