@@ -12,7 +12,7 @@
 //! only, because the shard is one fault away from its end; and the comparisons before an admission,
 //! because clients wait for the learner already, and because a comparison writes nothing.
 //!
-//! **It always ends.** A pause is over `TURN_NANOS` after its region began: 16 MiB/s at least, however
+//! **It always ends.** A pause is over `TURN_NANOS` after its region began: 32 MiB/s at least, however
 //! slow clients make the disks. A region that fails or is never acknowledged delays the next one no
 //! longer than that either.
 //!
@@ -36,8 +36,8 @@ use std::cell::Cell;
 const SHARE_PERCENT: u64 = 20;
 /// The same where it is urgent.
 const SHARE_URGENT_PERCENT: u64 = 60;
-/// Longest distance of two turns: 16 regions of 1 MiB in a second.
-const TURN_NANOS: u64 = 1_000_000_000 / 16;
+/// Longest distance of two turns: 32 regions of 1 MiB in a second.
+const TURN_NANOS: u64 = 1_000_000_000 / 32;
 /// Clients are gone after this long without an operation. Much longer than one that waits for slow
 /// disks, so that a resync does not take these for itself because clients wait for them.
 const IDLE_MS: u64 = 1_000;

@@ -106,9 +106,9 @@ fn with_one_copy_only_it_takes_more() {
 }
 
 #[test]
-fn slow_disks_never_make_it_slower_than_16_regions_a_second() {
-    let mut scene = Scene::new(degraded(), 40 * MS, true);
-    assert_eq!(scene.run(5 * SECOND), 80, "a fifth of the time would be 25");
+fn slow_disks_never_make_it_slower_than_32_regions_a_second() {
+    let mut scene = Scene::new(degraded(), 20 * MS, true);
+    assert_eq!(scene.run(3 * SECOND), 96, "a fifth of the time would be 30");
     let mut scene = Scene::new(degraded(), 100 * MS, true);
     assert_eq!(scene.run(5 * SECOND), 50, "as fast as these disks are, which is slower");
 }
