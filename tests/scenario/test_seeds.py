@@ -20,8 +20,18 @@ FAULTS = (
         "drop",
         "duplicate",
     ),
-    *("eio_read", "eio_write", "flap", "frame_hold", "long_pause", "lose_unflushed", "partition"),
-    *("partition_begins", "pause", "slow_disk", "slow_message", "storm", "stuck_disk", "torn"),
+    *("eio_read", "eio_write", "eio_write_alone", "flap", "frame_hold", "long_pause"),
+    *(
+        "lose_unflushed",
+        "partition",
+        "partition_begins",
+        "pause",
+        "slow_disk",
+        "slow_message",
+        "storm",
+        "stuck_disk",
+        "torn",
+    ),
 )
 TRANSITIONS = ("T1", "T2", "T3", "T4", "T6", "T8")
 OPERATIONS = ("flush", "read", "write", "zero")
@@ -33,6 +43,10 @@ HELP = (
     '{"torn": 1, "lose_unflushed": 1, "atomic_blocks": 0, "plp": 0, "disk_us": 5000, '
     '"ops_per_s": 40, "crash_every_ms": 1000, "crash_all_every_ms": 5000}'
 )
+ALONE = 60
+"""Seeds in which the only replica's disk has bad slots."""
+ALONE_FROM = 22_000
+ALONE_OPTIONS = '{"stores": 1, "rf": 1, "min_write": 1, "crash_every_ms": 3000, "eio_write": 20}'
 
 
 @pytest.mark.timeout(600)
@@ -44,6 +58,7 @@ def test_worlds_hold_every_invariant_and_have_every_fault(
     for seeds, options in [
         (range(1, SEEDS + 1), "{}"),
         (range(HELPED_FROM, HELPED_FROM + HELPED), HELP),
+        (range(ALONE_FROM, ALONE_FROM + ALONE), ALONE_OPTIONS),
     ]:
         for result in run_seeds(seeds, options, refine=REFINED):
             total.add(result)
@@ -52,8 +67,8 @@ def test_worlds_hold_every_invariant_and_have_every_fault(
     with capsys.disabled():
         print("", *report(total), sep="\n  ")
     assert not broken, "\n".join(broken[:5])
-    assert total.seeds == SEEDS + HELPED
-    assert total.refined == SEEDS // REFINED + HELPED // REFINED
+    assert total.seeds == SEEDS + HELPED + ALONE
+    assert total.refined == sum(count // REFINED for count in (SEEDS, HELPED, ALONE))
     expected = min(COUNT_MIN, SEEDS // 5)
     for prefix, names in [
         ("fault.", FAULTS),
