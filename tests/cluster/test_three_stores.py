@@ -69,7 +69,7 @@ class Load:
         command = [
             "fio", "--name=load", "--ioengine=nbd", f"--uri={uri}", "--rw=randwrite", "--bs=4k",
             "--iodepth=32", f"--size={size}", "--verify=crc32c", "--verify_fatal=1",
-            "--serialize_overlap=1", "--time_based", "--runtime=600", "--randseed=7",
+            "--serialize_overlap=1", "--time_based", "--runtime=1800", "--randseed=7",
             "--rate_iops=2000", f"--aux-path={cluster.home}", "--output-format=json",
             f"--output={self._output}",
         ]  # fmt: skip
