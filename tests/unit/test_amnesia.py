@@ -13,7 +13,7 @@ from pureflash.errors import ClusterError, Code, PureFlashError
 from pureflash.metastore.lease import Reign
 from pureflash.metastore.memory import MemoryMetastore
 from pureflash.model.domain import HealthState
-from pureflash.model.messages import SetConf
+from pureflash.model.messages import Recall, Recalled, SetConf, decode_down
 from pureflash.model.rest import RecoverConfig, RecoveryView
 from pureflash.process.allegiance import Allegiance
 
@@ -195,6 +195,34 @@ def test_amnesia_outlasts_the_conductor_that_found_it() -> None:
         await restart(world, backup)
         assert state_of(world) is HealthState.AMNESIA
         assert planner.plan(world.conductor.view()) == []
+
+    run(story())
+
+
+def test_parts_of_two_answers_are_not_taken_for_one() -> None:
+    async def story() -> None:
+        world = await begun(gib=3)
+        await restart(world, MemoryMetastore(lineage=LATER))
+        await world.join(1)
+        recovering = world.conductor.recovering
+        recovering.ask()  # another store has come, and whoever has not answered is asked again
+        session = world.stores[1].session
+        assert session is not None
+        numbers = []
+        while not session.outbox.empty():
+            command = decode_down(session.outbox.get_nowait() or "")
+            assert isinstance(command, Recall)
+            numbers.append(command.id)
+        held = tuple(world.stores[1].confs.values())
+        for number, confs, is_last in (
+            (numbers[0], held[2:], True),  # the rest of the first answer
+            (numbers[1], held[:2], False),
+            (numbers[1], held[2:], True),
+        ):
+            assert 1 not in recovering._recalled
+            part = Recalled(id=number, term=0, confs=confs, is_last=is_last)
+            await world.conductor.receive(session, part)
+        assert recovering._recalled[1] == held
 
     run(story())
 

@@ -46,7 +46,6 @@ from pureflash.model.messages import RegisterStore
 from pureflash.model.rest import RecoveredObject
 
 RECOVER_JOB: Final = "conductor.recover_config"
-RECOVER: Final = "`pf conductor recover-config`"
 IDS_SKIPPED: Final = 1 << 20
 """Ids that the lost records may have given: more than a cluster makes between two copies."""
 

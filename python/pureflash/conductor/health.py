@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final
 
-from pureflash.conductor.amnesia import RECOVER
 from pureflash.conductor.failover import START_MS
 from pureflash.conductor.pace import Stage
 from pureflash.conductor.placement import RAISE_RATIO
 from pureflash.conductor.requests import capacity
 from pureflash.conductor.slow import trial
-from pureflash.conductor.standing import awaited, is_proven
+from pureflash.conductor.standing import RECOVER, awaited, is_proven
 from pureflash.conductor.states import export_view, replicas_out, volume_state, why_out
 from pureflash.conductor.view import View
 from pureflash.model.domain import HealthState, StoreState, VolumeIntent

@@ -59,7 +59,8 @@ class Recovering:
         """Take what belongs to the conductor; `begin` lets it lead another term."""
         self.told: dict[int, RegisterStore] = {}
         self._recalled: dict[int, tuple[ShardConf, ...]] = {}
-        self._parts: dict[int, list[ShardConf]] = {}
+        self._parts: dict[int, tuple[int, list[ShardConf]]] = {}
+        """By store: the number of the newest question, and the parts of its answer so far."""
         self._view = view
         self._lock = lock
         self._writer = writer
@@ -103,12 +104,17 @@ class Recovering:
         """Let every connected store that has not done so tell what it holds."""
         for session in self._sessions:
             if session.store is not None and session.store not in self._recalled:
-                self._parts[session.store] = []
-                self._sessions.send(session, Recall(id=0, term=0))
+                number = self._sessions.send(session, Recall(id=0, term=0))
+                self._parts[session.store] = (number, [])
 
     def recalled(self, store: int, message: Recalled) -> None:
-        """Take in a part of what a store holds."""
-        parts = self._parts.setdefault(store, [])
+        """Take in a part of what a store holds; what answers an earlier question is not counted.
+
+        Mixed with the newest answer, its last part would make a list look whole that is not.
+        """
+        number, parts = self._parts.get(store, (0, []))
+        if message.id != number:
+            return
         parts.extend(message.confs)
         if message.is_last:
             self._recalled[store] = tuple(parts)

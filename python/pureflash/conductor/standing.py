@@ -6,10 +6,15 @@ an old metastore (`pureflash.conductor.amnesia`).
 
 from __future__ import annotations
 
+from typing import Final
+
 from pureflash.conductor.view import ShardKey, View
 from pureflash.errors import ClusterError, Code
 from pureflash.model.domain import Amnesia, Cluster, Member, ShardConf, Store, Volume
 from pureflash.model.messages import ReplicaReport
+
+RECOVER: Final = "`pf conductor recover-config`"
+"""What rebuilds records that are not the newest."""
 
 
 def is_reborn(view: View, member: Member) -> bool:
@@ -99,5 +104,5 @@ def lost_memory(amnesia: Amnesia) -> ClusterError:
     return ClusterError(
         Code.UNAVAILABLE,
         f"the conductor lost its memory: {amnesia.reason}",
-        next_step="rebuild its records from the stores: `pf conductor recover-config`",
+        next_step=f"rebuild its records from the stores: {RECOVER}",
     )

@@ -27,6 +27,7 @@ from typing import Final
 from pureflash.conductor.failover import GATHER_MS
 from pureflash.conductor.placement import home_of, place_shard, rooms
 from pureflash.conductor.slow import is_held_out, place_of, trial
+from pureflash.conductor.standing import RECOVER
 from pureflash.conductor.view import View
 from pureflash.errors import ClusterError, MediaError
 from pureflash.metastore.records import Record
@@ -62,7 +63,7 @@ WAIT: Final = "reads and writes wait; none fails"
 WRITES_WAIT: Final = "reads are served, writes wait; none fails"
 MAY_PAUSE: Final = "reads and writes are served, after a pause of up to 3 s; none fails"
 AS_STORES_KNOW: Final = "reads and writes go on while no store fails; none fails"
-RECOVERS: Final = "a person, by `pf conductor recover-config`"
+RECOVERS: Final = f"a person, by {RECOVER}"
 BY_ITSELF: Final = "nobody has to do anything"
 
 ROLE_TEXTS: Final = {
