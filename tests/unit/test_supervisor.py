@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.world import ListLog
 
+from pureflash.client.directory import take_lock
 from pureflash.errors import Code, PureFlashError
 from pureflash.model.layout import Layout, known_disk_file
 from pureflash.model.settings import SCHEMAS, load_settings
@@ -42,7 +43,7 @@ from pureflash.supervisor.policy import (
     after_death,
 )
 from pureflash.supervisor.ports import PORT_TRIES, PortClaims
-from pureflash.supervisor.server import kind_of, take_lock
+from pureflash.supervisor.server import kind_of
 
 GIB = 1 << 30
 CHILD = """

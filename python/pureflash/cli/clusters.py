@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -82,30 +81,29 @@ def down(
     data: DataOption = None,
 ) -> None:
     """Stop the cluster of this machine; with --purge delete it."""
-    from pureflash.client.context import forget, resolve_data
+    from pureflash.client.context import resolve_data
     from pureflash.model.layout import Layout
 
     place = resolve_data(data)
     layout = Layout(place.directory)
-    if purge and not layout.directory.exists():
-        _remove(layout)  # its sockets lie elsewhere
-        forget(layout.directory, os.environ)
+    if not purge:
+        _stop(layout)
+        return
+    if not layout.directory.exists():
+        _purge(layout)  # its sockets lie elsewhere
         typer.echo(f"there is nothing in {layout.directory} (from {place.source})")
         return
-    if purge:
-        if not layout.cluster_file.exists():
-            raise CommandProblem(
-                f"{layout.directory} (from {place.source}) holds no cluster",
-                exit_status=Exit.UNSAFE,
-                next_step="name the directory of a cluster with --data",
-            )
-        plan = f"delete the cluster in {layout.directory} with all volumes and data on it"
-        confirm(plan, layout.directory.name, is_agreed=yes)
+    if not layout.cluster_file.exists():
+        raise CommandProblem(
+            f"{layout.directory} (from {place.source}) holds no cluster",
+            exit_status=Exit.UNSAFE,
+            next_step="name the directory of a cluster with --data",
+        )
+    plan = f"delete the cluster in {layout.directory} with all volumes and data on it"
+    confirm(plan, layout.directory.name, is_agreed=yes)
     _stop(layout)
-    if purge:
-        _remove(layout)
-        forget(layout.directory, os.environ)
-        typer.echo(f"deleted {layout.directory}")
+    _purge(layout)
+    typer.echo(f"deleted the cluster in {layout.directory}")
 
 
 def status(
@@ -262,16 +260,29 @@ def _warn_of_clients(layout: Layout) -> None:
         typer.echo(f"warning: {clients} client connection(s) are open", err=True)
 
 
-def _remove(layout: Layout) -> None:
-    import shutil
+def _purge(layout: Layout) -> None:
+    """Delete what the cluster made, and say what else is there; the context forgets it."""
+    from pureflash.client.context import forget
+    from pureflash.client.directory import left_line, purge, purge_sockets, take_lock
 
+    if layout.directory.exists():
+        lock = take_lock(layout)
+        if lock is None:
+            raise CommandProblem(
+                f"the cluster in {layout.directory} was started again meanwhile",
+                exit_status=Exit.IN_THE_WAY,
+                next_step="repeat the command if it is to be deleted",
+            )
+        try:
+            left = left_line(layout.directory, purge(layout))
+        finally:
+            os.close(lock)
+        if left:
+            typer.echo(left, err=True)
     sockets = layout.sockets(runtime_directory=os.environ.get("XDG_RUNTIME_DIR"), uid=os.getuid())
-    for folder in (sockets, layout.directory):
-        if folder.exists():
-            shutil.rmtree(folder)
-    parent: Path = sockets.parent
-    if parent.exists() and not any(parent.iterdir()):
-        parent.rmdir()
+    if left := left_line(sockets, purge_sockets(sockets)):
+        typer.echo(left, err=True)
+    forget(layout.directory, os.environ)
 
 
 def _children(layout: Layout) -> list[dict[str, Any]]:

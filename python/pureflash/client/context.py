@@ -127,8 +127,10 @@ def remember(directory: Path, environment: Mapping[str, str]) -> None:
     file = context_file(environment)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    # A JSON string is a TOML basic string.
-    temporary.write_text(f"data = {json.dumps(str(directory))}\n")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x") as stream:
+        # A JSON string is a TOML basic string.
+        stream.write(f"data = {json.dumps(str(directory))}\n")
     temporary.replace(file)
 
 

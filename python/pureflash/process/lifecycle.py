@@ -51,9 +51,15 @@ def raise_descriptor_limit() -> None:
 
 
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Write a file so that a reader sees the old or the new contents, durably, never a part."""
+    """Write a file so that a reader sees the old or the new contents, durably, never a part.
+
+    The new contents are made in a file that nobody else can have opened or put there: secrets are
+    written so as well.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    temporary.unlink(missing_ok=True)  # of an earlier process with this pid, which died over it
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:  # all of it, or ENOSPC: a full disk takes a part
             file.write(data)

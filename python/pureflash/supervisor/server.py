@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime as dt
-import fcntl
 import os
 import signal
 import sys
@@ -28,6 +27,7 @@ import msgspec
 
 from pureflash.client.api import Api
 from pureflash.client.context import remember
+from pureflash.client.directory import check_directory, take_lock
 from pureflash.errors import CallerError, ClusterError, Code, PureFlashError
 from pureflash.model.exits import Exit, exit_of_code
 from pureflash.model.layout import CONDUCTOR, GATEWAY, Layout
@@ -259,30 +259,6 @@ def kind_of(name: str) -> str:
     return {CONDUCTOR: "conductor", GATEWAY: "gateway"}.get(name, "store")
 
 
-def take_lock(layout: Layout) -> int | None:
-    """Take the lock of a directory; gives its descriptor, None while a supervisor runs.
-
-    Errors: CallerError INVALID when the directory cannot be written.
-    """
-    try:
-        layout.lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as cause:
-        raise CallerError(
-            Code.INVALID,
-            f"cannot write {layout.directory}: {cause.strerror}",
-            next_step="name a directory of your own with --data",
-        ) from cause
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    os.ftruncate(lock, 0)
-    os.write(lock, str(os.getpid()).encode())
-    return lock
-
-
 def log_tail(layout: Layout, message: str) -> list[str]:
     """Give the last lines of the log and output of the process that an error names."""
     name = message.split(" ", 1)[0]
@@ -405,6 +381,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the supervisor; gives the exit status."""
     options, ready_fd = parse(arguments)
     try:
+        check_directory(options.layout)
         lock = take_lock(options.layout)
         if lock is None:
             if options.new_disks:

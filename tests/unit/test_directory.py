@@ -1,0 +1,220 @@
+"""The data directory: a cluster is made only in a place of one's own, and only it is deleted."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pureflash.cli.app import run
+from pureflash.cli.outcome import Exit
+from pureflash.client import directory
+from pureflash.client.directory import check_directory, purge, purge_sockets, take_lock
+from pureflash.errors import Code, PureFlashError
+from pureflash.model.layout import Layout, known_disk_file
+from pureflash.process.lifecycle import write_whole
+from pureflash.supervisor.cluster import Wish, open_cluster, write_settings
+
+GIB = 1 << 30
+OWN_FILES = (
+    "conductor/meta.sqlite",
+    "conductor/meta.sqlite-wal",
+    "conductor/meta.sqlite.lock",
+    "log/c1.jsonl",
+    "log/s2.jsonl.3",
+    "log/supervisor.jsonl",
+    "log/g1.out",
+    "gateways/g1/incarnation",
+    "gateways/g1/exports.json",
+    "gateways/g1/.exports.json.4711",
+    "stores/s1/disk0.img",
+    "stores/s1/disk0.img.aside-20261130T120000Z",
+    "stores/s1/incarnation",
+    "stores/s2/conductor.json",
+    "stores/s2/damage.json",
+    "run/s1.ready",
+    "run/supervisor.json",
+    ".cluster.toml.1234",
+)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """Give a cluster that was used: every name that processes make."""
+    made = Layout(tmp_path / "data")
+    lock = take_lock(made)
+    assert lock is not None
+    os.close(lock)
+    cluster, _ = open_cluster(made, Wish(stores=2, disk_bytes=GIB))
+    write_settings(made, cluster, tmp_path / "sockets")
+    for name in OWN_FILES:
+        (made.directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (made.directory / name).write_bytes(b"x")
+    known_disk_file(made.store_data("s1"), 0).write_bytes(b"{}")
+    return made
+
+
+def folders_of(layout: Layout) -> Iterator[Path]:
+    yield layout.directory
+    yield from (path for path in layout.directory.rglob("*") if path.is_dir())
+
+
+def test_a_purge_removes_all_that_a_cluster_makes(layout: Layout) -> None:
+    check_directory(layout)
+    assert purge(layout).left == []
+    assert not layout.directory.exists()
+
+
+def test_a_file_of_the_user_survives_in_every_folder(layout: Layout) -> None:
+    kept = [folder / "holiday.jpg" for folder in folders_of(layout)]
+    for photo in kept:
+        photo.write_bytes(b"a photo")
+    nested = layout.directory / "album/2026"
+    nested.mkdir(parents=True)
+    (nested / "cluster.toml").write_bytes(b"named alike, elsewhere")
+    done = purge(layout)
+    left = {path for path in layout.directory.rglob("*") if not path.is_dir()}
+    assert left == {*kept, nested / "cluster.toml"}
+    assert {photo.read_bytes() for photo in kept} == {b"a photo"}
+    expected = {str(photo.relative_to(layout.directory)) for photo in kept} | {"album"}
+    assert set(done.left) == expected
+    assert "not made by PureFlash" in directory.left_line(layout.directory, done)
+
+
+@pytest.mark.parametrize(
+    "name", ["stores", "stores/s1", "stores/s1/disk0.img", "log", "run", "secret/admin.token"]
+)
+def test_a_purge_follows_no_link(layout: Layout, tmp_path: Path, name: str) -> None:
+    """A disk may be a link to another file system, or a folder may have been moved there."""
+    place = layout.directory / name
+    elsewhere = tmp_path / "elsewhere"
+    place.rename(elsewhere)
+    place.symlink_to(elsewhere)
+    before = {path: path.is_dir() or path.read_bytes() for path in elsewhere.rglob("*")}
+    if elsewhere.is_file():
+        before[elsewhere] = elsewhere.read_bytes()
+    purge(layout)
+    assert {path: path.is_dir() or path.read_bytes() for path in before} == before
+    if not elsewhere.is_dir():
+        assert not place.is_symlink(), "the link itself is the cluster's"
+        assert not layout.directory.exists()
+
+
+def test_sockets_go_and_what_else_lies_there_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "pureflash/abcd1234"
+    folder.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "g1.nbd"))
+    (folder / "notes").write_text("mine")
+    assert purge_sockets(folder).left == [str(folder / "notes")]
+    assert [entry.name for entry in folder.iterdir()] == ["notes"]
+    (folder / "notes").unlink()
+    assert purge_sockets(folder).left == []
+    assert not folder.parent.exists()
+
+
+def refusal(layout: Layout) -> PureFlashError:
+    with pytest.raises(PureFlashError) as caught:
+        check_directory(layout)
+    assert caught.value.next_step
+    return caught.value
+
+
+def test_a_folder_with_files_is_no_place_for_a_cluster(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").write_bytes(b"a photo")
+    layout = Layout(tmp_path)
+    problem = refusal(layout)
+    assert (problem.code, "photos" in problem.message) == (Code.UNSAFE, True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.jpg", "photos"]
+
+
+@given(st.lists(st.sampled_from([".hidden", "stores/a", "secret/key", "run/x", "s1"]), min_size=1))
+def test_one_foreign_name_anywhere_is_enough(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str]
+) -> None:
+    layout = Layout(tmp_path_factory.mktemp("data"))
+    for name in names:
+        (layout.directory / name).parent.mkdir(exist_ok=True)
+        (layout.directory / name).touch()
+    assert refusal(layout).code is Code.UNSAFE
+
+
+def test_what_a_first_start_left_is_taken_up(tmp_path: Path) -> None:
+    """It ended between the folders and `cluster.toml`, which is written last."""
+    layout = Layout(tmp_path / "data")
+    check_directory(layout)
+    open_cluster(layout, Wish(stores=1, disk_bytes=GIB))
+    layout.cluster_file.rename(layout.directory / ".cluster.toml.77")
+    check_directory(layout)
+    layout.store_data("s1").mkdir()
+    layout.disk("s1").touch()
+    problem = refusal(layout)
+    assert "its cluster.toml is gone" in problem.message
+    assert "restore cluster.toml" in problem.next_step
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o702])
+@pytest.mark.parametrize("name", ["", "secret", "run", "stores"])
+def test_a_folder_that_others_can_write_to_is_refused(layout: Layout, mode: int, name: str) -> None:
+    (layout.directory / name).chmod(mode)
+    problem = refusal(layout)
+    assert problem.code is Code.UNSAFE
+    assert "can be written by other users" in problem.message
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+@pytest.mark.parametrize("name", ["", "secret", "conductor"])
+def test_a_folder_of_somebody_else_is_refused(layout: Layout, name: str) -> None:
+    os.chown(layout.directory / name, 65_534, 65_534)
+    problem = refusal(layout)
+    assert problem.code is Code.UNSAFE
+    assert "belongs to another user (uid 65534" in problem.message
+
+
+@pytest.mark.parametrize("is_made", [False, True])
+def test_a_place_that_others_can_exchange_is_refused(tmp_path: Path, is_made: bool) -> None:
+    """Whoever may write to the folder above can put a prepared one there meanwhile."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    layout = Layout(shared / "deep" / "data")
+    if is_made:
+        layout.directory.mkdir(parents=True)
+    shared.chmod(0o777)
+    assert "could put another folder in its place" in refusal(layout).message
+    shared.chmod(0o1777)
+    check_directory(layout)
+
+
+def test_a_link_in_place_of_a_folder_of_secrets_is_refused(layout: Layout, tmp_path: Path) -> None:
+    (layout.directory / "secret").rename(tmp_path / "elsewhere")
+    (layout.directory / "secret").symlink_to(tmp_path / "elsewhere")
+    assert refusal(layout).code is Code.INVALID
+
+
+def test_a_secret_is_written_to_no_file_that_somebody_has_put_there(tmp_path: Path) -> None:
+    target = tmp_path / "admin.token"
+    bait = tmp_path / "bait"
+    bait.write_text("old")
+    (tmp_path / f".admin.token.{os.getpid()}").symlink_to(bait)
+    write_whole(target, b"secret")
+    assert (target.read_bytes(), bait.read_text()) == (b"secret", "old")
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert not target.is_symlink()
+
+
+def test_up_and_purge_leave_a_folder_of_photos_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").write_bytes(b"a photo")
+    assert run(["up", "--detach", "--data", str(photos)]) == Exit.UNSAFE
+    assert "is not empty and holds no cluster: a.jpg" in capsys.readouterr().err
+    assert run(["down", "--purge", "--yes", "--data", str(photos)]) == Exit.UNSAFE
+    assert [entry.name for entry in photos.iterdir()] == ["a.jpg"]
