@@ -12,6 +12,7 @@ Only processes that were started here are ended, by pid, and everything that was
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import datetime as dt
 import json
@@ -36,6 +37,7 @@ from pureflash.client.context import resolve_server
 from pureflash.model.core import core_spec
 from pureflash.model.layout import Layout
 from pureflash.supervisor import cluster as clusters
+from pureflash.supervisor.ports import PortClaims
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 RESULTS: Final = ROOT / "bench" / "results"
@@ -220,7 +222,8 @@ class Cluster:
             "PF_DATA": str(self.layout.directory),
         }
         wish = clusters.Wish(stores=stores, disk_bytes=disk_bytes)
-        made, _ = clusters.open_cluster(self.layout, wish)
+        with PortClaims() as claims:
+            made, _ = asyncio.run(clusters.open_cluster(self.layout, wish, ports=claims))
         for number in range(1, stores + 1):
             data = self.layout.store_data(f"s{number}")
             data.mkdir(parents=True)

@@ -69,6 +69,7 @@ class FakeStoreNode:
         self.found: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
         self._listen = listen
         self._path = Path(disks[0]["path"])
+        self.failure: str = disks[0].get("failure", "")
         self._events = _Events()
         self.is_closed = False
 
@@ -125,6 +126,10 @@ class FakeStoreNode:
 
     def hold_growth(self, disk: int, is_held: bool) -> None:
         self.held[disk] = is_held
+
+    def fail_disk(self, disk: int, reason: str) -> None:
+        self.failure = reason
+        self._events.push("disk_failed", disk, reason)
 
     def set_conf(self, request_id: int, volume_id: int, index: int, conf: bytes) -> None:
         known = self._read()["replicas"].get(f"{volume_id}/{index}")
@@ -196,16 +201,15 @@ class FakeStoreNode:
         self._change(request_id, replica["volume_id"], replica["index"], replica | new)
 
     def stats(self) -> dict[str, Any]:
-        disk = self._read()
-        total = disk["size_bytes"]
+        total = 0 if self.failure else self._read()["size_bytes"]
         return {
             "disks": [
                 {
                     "path": str(self._path),
                     "engine": "mem",
                     "durability": "auto",
-                    "state": "ok",
-                    "reason": "",
+                    "state": "failed" if self.failure else "ok",
+                    "reason": self.failure,
                     "bytes_total": total,
                     "bytes_free": total,
                 }
@@ -219,6 +223,8 @@ class FakeStoreNode:
         self._events.close()
 
     def _read(self) -> dict[str, Any]:
+        if self.failure:
+            return {"disk_uuid": "", "replicas": {}}
         disk: dict[str, Any] = json.loads(self._path.read_text())
         return disk
 

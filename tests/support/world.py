@@ -7,8 +7,9 @@ replicas over restarts of themselves and of the conductor, as disks do.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TypeVar
 
 from tests.support.fake_core import role_in
@@ -109,6 +110,8 @@ class SimStore:
     handing_over: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
     disk_uuid: str = ""
     disk_state: str = "ok"
+    disk_code: str = ""
+    """Health code of a disk that could not be opened: what is on it is not seen."""
     latency: DiskLatency | None = None
     is_frozen: bool = False
     session: Session | None = None
@@ -147,6 +150,17 @@ class SimStore:
         )
 
     def report(self) -> DiskReport:
+        if self.disk_code:
+            return DiskReport(
+                index=0,
+                state="failed",
+                reason="it cannot be read",
+                code=self.disk_code,
+                next_step="bring it back",
+                engine="none",
+                bytes_total=0,
+                bytes_free=0,
+            )
         total = self.size_bytes
         return DiskReport(
             index=0,
@@ -161,7 +175,7 @@ class SimStore:
     @property
     def replicas(self) -> dict[tuple[int, int], ReplicaReport]:
         """Give what the store would report."""
-        return {key: self._report(key) for key in self.sizes}
+        return {} if self.disk_code else {key: self._report(key) for key in self.sizes}
 
     def _report(self, key: tuple[int, int]) -> ReplicaReport:
         conf = self.confs[key]
@@ -187,7 +201,9 @@ class SimStore:
     def leads(self) -> list[ShardConf]:
         """Give the configurations of the shards that this store is the primary of."""
         return [
-            conf for key, conf in sorted(self.confs.items()) if self._report(key).role == "active"
+            conf
+            for key, conf in sorted(self.confs.items())
+            if not self.disk_code and self._report(key).role == "active"
         ]
 
     def carry_out(self, command: object) -> Applied:
@@ -200,6 +216,7 @@ class SimStore:
         match command:
             case CreateReplica():
                 assert command.disk == self.disk_uuid, "it goes to a disk that the store has"
+                assert not self.disk_code, "nothing is made on a disk that is not served"
                 self.sizes.setdefault(key, command.size_bytes)
                 self._follow(key, command.conf)
             case DeleteReplica():
@@ -232,7 +249,9 @@ class World:
         slow_disk_us: int = 0,
         metastore: MemoryMetastore | None = None,
         settle_timeout_s: float = 0,
+        expected: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
+        self.expected = expected
         self.metastore = metastore or MemoryMetastore()
         self.clock = ManualClock()
         self.log = ListLog()
@@ -259,6 +278,7 @@ class World:
                 overcommit_ratio=self.overcommit_ratio,
                 balance_after_ms=self.balance_after_ms,
                 slow_disk_us=self.slow_disk_us,
+                stores=self.expected,
                 draw=lambda: 7,
             ),
             clock=self.clock,
@@ -375,7 +395,7 @@ class World:
                     await self.conductor.receive(session, store.carry_out(command))
                 elif isinstance(command, Recall):
                     has_moved = True
-                    held = tuple(store.confs.values())
+                    held = () if store.disk_code else tuple(store.confs.values())
                     answer = Recalled(id=command.id, term=0, confs=held, is_last=True)
                     await self.conductor.receive(session, answer)
         while self.gateway is not None and not self.gateway.outbox.empty():

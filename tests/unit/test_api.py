@@ -11,7 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 from tests.support.server import TOKEN, Served, is_healthy, serving
-from tests.support.world import GIB
+from tests.support.world import CLUSTER, GIB
 
 from pureflash.errors import CallerError, Code, PureFlashError, SecurityError
 from pureflash.model.messages import VolumeSpec
@@ -160,7 +160,7 @@ async def test_who_may_not_call_is_told_what_to_do(
     async with serving(tmp_path) as served:
         check_problem(await ask(served, "GET", "/v1/volumes", headers=headers), status, code)
         open_answer = await ask(served, "GET", "/healthz", headers={})
-        assert open_answer.json() == {"status": "alive"}
+        assert open_answer.json() == {"status": "alive", "cluster_id": CLUSTER}
 
 
 async def test_open_pages_need_no_token_and_fetch_nothing_from_elsewhere(tmp_path: Path) -> None:

@@ -11,13 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.support.world import ListLog
 from tests.unit.test_core_disk import _crc32c
 
 from pureflash import _core
 from pureflash.cli.app import run
 from pureflash.cli.outcome import Exit
-from pureflash.process.entry import run_process
-from pureflash.store.server import run_store
+from pureflash.model.settings import STORE, load_settings
+from pureflash.store.core import load_core
+from pureflash.store.disks import Fault, Probe, prepare_disks
 
 CLUSTER = bytes(range(16))
 SIZE = 96 << 20
@@ -89,27 +91,35 @@ def hash_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def start_store(disk: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """Start a store on a disk, which must be refused; gives what it said."""
-    folder = disk.parent
-    (folder / "key").write_text("ff" * 32)
-    (folder / "token").write_text("t")
-    config = folder / "s1.toml"
-    config.write_text(
-        f'[cluster]\nid = "{CLUSTER.hex()}"\n'
-        f'[node]\nid = "s1"\nnumber = 1\ndata = "{folder}/s1"\nlisten = "127.0.0.1:0"\n'
-        f'conductors = "127.0.0.1:1"\nkey_file = "{folder}/key"\n'
-        f'token_file = "{folder}/token"\nready = "{folder}/s1.ready"\n'
-        f'[log]\nfile = "{folder}/s1.jsonl"\n'
+def fault_of(disk: Path) -> Fault:
+    """Let a store begin on a disk, which it must not serve; gives what it says of it."""
+    text = (
+        f'[cluster]\nid = "{CLUSTER.hex()}"\n[node]\nid = "s1"\nnumber = 1\n'
+        f'data = "{disk.parent}"\nkey_file = "key"\ntoken_file = "token"\n'
         f'[[disk]]\npath = "{disk}"\nsize = "{SIZE}B"\n'
     )
-    assert run_process("store", run_store, ["--config", str(config)]) == Exit.FAILED
-    assert not (folder / "s1.ready").exists()
-    lines = [json.loads(line) for line in (folder / "s1.jsonl").read_text().splitlines()]
-    assert [(line["level"], line["event"]) for line in lines] == [("ERROR", "process.failed")]
-    said = capsys.readouterr().err
-    assert lines[0]["msg"] in said, "the log and the screen say the same"
-    return said
+    settings = load_settings(STORE, text=text, source="s1.toml", environment={})
+    log = ListLog()
+    probe = Probe(load_core(), CLUSTER.hex(), disk.parent, "s1")
+    (prepared,) = prepare_disks(probe, settings, log)
+    assert prepared.fault is not None
+    assert [(level, event) for level, event, _ in log.lines] == [("WARNING", "disk.failed")]
+    assert prepared.fault.reason in log.lines[0][2], "the log and the report say the same"
+    node = _core.StoreNode(
+        store_id=1,
+        incarnation=1,
+        cluster_id=CLUSTER,
+        cluster_key=bytes(32),
+        listen="127.0.0.1:0",
+        disks=[prepared.for_core, {"path": str(disk)}],
+    )
+    try:
+        told, tried = node.stats()["disks"]
+    finally:
+        node.close()
+    assert (told["state"], told["reason"]) == ("failed", prepared.fault.reason)
+    assert tried["state"] == "failed", "the core by itself does not serve it either"
+    return prepared.fault
 
 
 @pytest.mark.parametrize("what", DAMAGES)
@@ -119,10 +129,10 @@ def test_a_disk_that_is_damaged_is_refused_untouched(
     damage, cause = DAMAGES[what]
     damage(disk)
     before = hash_of(disk)
-    said = start_store(disk, capsys)
-    assert str(disk) in said
-    assert cause in said
-    assert "nothing was written to it" in said
+    fault = fault_of(disk)
+    assert str(disk) in fault.reason
+    assert cause in fault.reason
+    assert "nothing was written to it" in fault.next_step
     assert run(["disk", "inspect", str(disk)]) in (Exit.FAILED, Exit.USAGE)
     shown = capsys.readouterr().err
     assert cause in shown
@@ -135,9 +145,9 @@ def test_a_disk_of_another_cluster_is_refused_by_name_and_inspected(
 ) -> None:
     replace_cluster(disk)
     before = hash_of(disk)
-    said = start_store(disk, capsys)
-    assert f"{disk} belongs to cluster {bytes(16).hex()}" in said
-    assert "give it back to its own" in said
+    fault = fault_of(disk)
+    assert f"{disk} belongs to cluster {bytes(16).hex()}" in fault.reason
+    assert "give it back to its own" in fault.next_step
     assert run(["disk", "inspect", str(disk), "-o", "json"]) == Exit.OK
     assert json.loads(capsys.readouterr().out)["cluster_id"] == bytes(16).hex()
     assert hash_of(disk) == before

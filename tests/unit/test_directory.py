@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.making import opened
 
 from pureflash.cli.app import run
 from pureflash.cli.outcome import Exit
@@ -18,7 +19,7 @@ from pureflash.client.directory import check_directory, purge, purge_sockets, ta
 from pureflash.errors import Code, PureFlashError
 from pureflash.model.layout import Layout, known_disk_file
 from pureflash.process.lifecycle import write_whole
-from pureflash.supervisor.cluster import Wish, open_cluster, write_settings
+from pureflash.supervisor.cluster import Wish, write_settings
 
 GIB = 1 << 30
 OWN_FILES = (
@@ -33,7 +34,6 @@ OWN_FILES = (
     "gateways/g1/exports.json",
     "gateways/g1/.exports.json.4711",
     "stores/s1/disk0.img",
-    "stores/s1/disk0.img.aside-20261130T120000Z",
     "stores/s1/incarnation",
     "stores/s2/conductor.json",
     "stores/s2/damage.json",
@@ -50,7 +50,7 @@ def layout(tmp_path: Path) -> Layout:
     lock = take_lock(made)
     assert lock is not None
     os.close(lock)
-    cluster, _ = open_cluster(made, Wish(stores=2, disk_bytes=GIB))
+    cluster, _ = opened(made, Wish(stores=2, disk_bytes=GIB))
     write_settings(made, cluster, tmp_path / "sockets")
     for name in OWN_FILES:
         (made.directory / name).parent.mkdir(parents=True, exist_ok=True)
@@ -66,8 +66,18 @@ def folders_of(layout: Layout) -> Iterator[Path]:
 
 def test_a_purge_removes_all_that_a_cluster_makes(layout: Layout) -> None:
     check_directory(layout)
-    assert purge(layout).left == []
+    assert purge(layout, is_foreign=lambda _: False).left == []
     assert not layout.directory.exists()
+
+
+def test_a_disk_that_may_be_another_clusters_stays(layout: Layout) -> None:
+    aside = layout.store_data("s1") / "disk0.img.aside-20261130T120000Z"
+    aside.touch()
+    foreign = layout.disk("s2")
+    foreign.touch()
+    done = purge(layout, is_foreign=lambda disk: disk == foreign)
+    assert set(done.left) == {f"stores/s1/{aside.name}", "stores/s2/disk0.img"}
+    assert {path for path in layout.directory.rglob("*") if path.is_file()} == {aside, foreign}
 
 
 def test_a_file_of_the_user_survives_in_every_folder(layout: Layout) -> None:
@@ -77,7 +87,7 @@ def test_a_file_of_the_user_survives_in_every_folder(layout: Layout) -> None:
     nested = layout.directory / "album/2026"
     nested.mkdir(parents=True)
     (nested / "cluster.toml").write_bytes(b"named alike, elsewhere")
-    done = purge(layout)
+    done = purge(layout, is_foreign=lambda _: False)
     left = {path for path in layout.directory.rglob("*") if not path.is_dir()}
     assert left == {*kept, nested / "cluster.toml"}
     assert {photo.read_bytes() for photo in kept} == {b"a photo"}
@@ -98,7 +108,7 @@ def test_a_purge_follows_no_link(layout: Layout, tmp_path: Path, name: str) -> N
     before = {path: path.is_dir() or path.read_bytes() for path in elsewhere.rglob("*")}
     if elsewhere.is_file():
         before[elsewhere] = elsewhere.read_bytes()
-    purge(layout)
+    purge(layout, is_foreign=lambda _: False)
     assert {path: path.is_dir() or path.read_bytes() for path in before} == before
     if not elsewhere.is_dir():
         assert not place.is_symlink(), "the link itself is the cluster's"
@@ -149,7 +159,7 @@ def test_what_a_first_start_left_is_taken_up(tmp_path: Path) -> None:
     """It ended between the folders and `cluster.toml`, which is written last."""
     layout = Layout(tmp_path / "data")
     check_directory(layout)
-    open_cluster(layout, Wish(stores=1, disk_bytes=GIB))
+    opened(layout, Wish(stores=1, disk_bytes=GIB))
     layout.cluster_file.rename(layout.directory / ".cluster.toml.77")
     check_directory(layout)
     layout.store_data("s1").mkdir()

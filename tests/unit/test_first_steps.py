@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx2
 import msgspec.yaml
 import pytest
+from tests.support.making import opened
 from tests.unit.test_commands import FakeVolume
 
 import pureflash
@@ -23,7 +24,7 @@ from pureflash.client.device import Device
 from pureflash.errors import CallerError, ClusterError, Code
 from pureflash.model.layout import Layout
 from pureflash.model.rest import CreateVolume
-from pureflash.supervisor.cluster import Wish, open_cluster
+from pureflash.supervisor.cluster import Wish
 from pureflash.units import parse_size
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,9 +193,9 @@ def test_python_callers_hear_the_same_kinds_of_errors() -> None:
     ],
 )
 def test_what_a_cluster_was_made_with_is_said_in_gib(tmp_path: Path, wish: Wish, said: str) -> None:
-    open_cluster(Layout(tmp_path), Wish(stores=1, disk_bytes=1 << 30))
+    opened(Layout(tmp_path), Wish(stores=1, disk_bytes=1 << 30))
     with pytest.raises(CallerError) as refused:
-        open_cluster(Layout(tmp_path), wish)
+        opened(Layout(tmp_path), wish)
     assert said in refused.value.message
 
 

@@ -105,7 +105,7 @@ def test_each_disk_and_kind_is_measured_apart() -> None:
         reads=1,
     )
     assert latencies == {0: expected}, "a core that does not measure has nothing to tell"
-    reports = disk_reports(seen, {}, latencies)
+    reports = disk_reports(seen, {}, {}, latencies)
     assert [report.latency for report in reports] == [expected, None]
     beat = Heartbeat(id=0, term=1, disk_reports=reports)
     assert decode_up(encode(beat)) == beat

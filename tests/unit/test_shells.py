@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +13,14 @@ from tests.support.fake_core import FakeCore
 from tests.support.server import TOKEN, Served, is_healthy, serving
 from tests.support.world import CLUSTER, GIB, ListLog
 
-from pureflash.errors import Code, PureFlashError
+from pureflash.conductor import health
 from pureflash.gateway.server import run_gateway_on
-from pureflash.model.domain import StoreState
+from pureflash.model.domain import Disk, StoreState
 from pureflash.model.rest import CreateExport, CreateVolume
-from pureflash.model.settings import GATEWAY, STORE, Settings, load_settings
+from pureflash.model.settings import GATEWAY, STORE, DiskSetting, Settings, load_settings
 from pureflash.process.lifecycle import read_ready
-from pureflash.store.server import prepare_disks, run_store_on
+from pureflash.store.disks import DiskWatch, Fault, PreparedDisk, Probe, prepare_disks
+from pureflash.store.server import run_store_on
 
 
 @pytest.fixture(autouse=True)
@@ -108,49 +109,141 @@ async def test_a_store_formats_joins_stops_and_comes_back_as_a_newer_incarnation
         await stop(task)
 
 
-async def test_a_store_refuses_a_disk_of_another_cluster_and_one_without_a_size(
-    tmp_path: Path,
-) -> None:
-    core = FakeCore()
-    (tmp_path / "s1").mkdir()
-    settings = store_settings(tmp_path, "127.0.0.1:1", disk="")
-    with pytest.raises(PureFlashError, match="has no size"):
-        await run_store_on(core, settings)
+def prepared(core: FakeCore, folder: Path, log: ListLog, **disk: str) -> tuple[PreparedDisk, ...]:
+    """Look at the disks of s1 as it does when it starts."""
+    settings = store_settings(folder, "127.0.0.1:1", **disk)
+    (folder / "s1").mkdir(exist_ok=True)
+    probe = Probe(core, CLUSTER, folder / "s1", "s1")
+    return prepare_disks(probe, settings, log)
+
+
+def fault_of(disk: PreparedDisk) -> Fault:
+    assert disk.fault is not None
+    return disk.fault
+
+
+def test_a_disk_of_another_cluster_and_one_without_a_size_are_not_served(tmp_path: Path) -> None:
+    core, log = FakeCore(), ListLog()
+    (without,) = prepared(core, tmp_path, log, disk="")
+    assert "has no size" in fault_of(without).reason
     core.format_disk(
         str(tmp_path / "s1/disk0.img"),
         size_bytes=GIB,
         cluster_id=bytes(16),
         journal_bytes=None,
     )
-    with pytest.raises(PureFlashError, match="belongs to cluster 0000"):
-        await run_store_on(core, settings)
-    assert core.nodes == []
+    (foreign,) = prepared(core, tmp_path, log)
+    assert fault_of(foreign).code == "WRONG_CLUSTER"
+    assert "belongs to cluster 0000" in fault_of(foreign).reason
+    assert foreign.for_core["failure"] == fault_of(foreign).reason
+    assert ["WRONG_CLUSTER" in text for _, event, text in log.lines if event == "disk.failed"] == [
+        False,
+        True,
+    ]
 
 
 def test_a_store_whose_disk_is_missing_makes_no_new_one_in_its_place(tmp_path: Path) -> None:
-    core, log, settings = FakeCore(), ListLog(), store_settings(tmp_path, "127.0.0.1:1")
-    (tmp_path / "s1").mkdir()
-    (first,) = prepare_disks(core, settings, log)
+    core, log = FakeCore(), ListLog()
+    (first,) = prepared(core, tmp_path, log)
+    assert first.fault is None
     disk, record = tmp_path / "s1/disk0.img", tmp_path / "s1/disk0.json"
     aside = disk.rename(tmp_path / "aside.img")
-    with pytest.raises(PureFlashError, match=f"{disk} is not there, and s1 had a disk 0") as it:
-        prepare_disks(core, settings, log)
-    assert it.value.code is Code.DISK_FAILED
-    assert first.disk_uuid[:8] in it.value.message
-    assert "--new-disk s1" in it.value.next_step
-    assert str(record) in it.value.next_step
+    (missing,) = prepared(core, tmp_path, log)
+    assert f"{disk} is not there, and s1 had a disk 0" in fault_of(missing).reason
+    assert first.disk.disk_uuid[:8] in fault_of(missing).reason
+    assert "--new-disk s1" in fault_of(missing).next_step
+    assert missing.disk == first.disk, "it is known which one is missing"
     assert not disk.exists()
     kept = record.read_bytes()
     record.write_bytes(kept[:-5])
-    with pytest.raises(PureFlashError, match="does not say any more"):
-        prepare_disks(core, settings, log)
+    (unknown,) = prepared(core, tmp_path, log)
+    assert "does not say" in fault_of(unknown).reason
     aside.rename(disk)
-    assert prepare_disks(core, settings, log) == (first,)
+    assert prepared(core, tmp_path, log) == (first,)
     assert record.read_bytes() == kept, "the disk is back, and known as before"
+    aside = disk.rename(aside)
+    core.format_disk(
+        str(disk), size_bytes=GIB, cluster_id=bytes.fromhex(CLUSTER), journal_bytes=None
+    )
+    (other,) = prepared(core, tmp_path, log)
+    assert f"and s1 had disk {first.disk.disk_uuid[:8]} there" in fault_of(other).reason
     disk.unlink()
     record.unlink()
-    (second,) = prepare_disks(core, settings, log)
-    assert second.disk_uuid != first.disk_uuid, "a new disk, as a person wanted"
+    (second,) = prepared(core, tmp_path, log)
+    assert second.fault is None
+    assert second.disk.disk_uuid != first.disk.disk_uuid, "a new disk, as a person wanted"
+
+
+async def test_a_store_without_its_disk_says_so_and_starts_again_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pureflash.store.server.LOOK_S", 0.01)
+    async with serving(tmp_path) as served:
+        core = FakeCore()
+        task = await run_store(served, core, tmp_path)
+        await served.call("create_volume", CreateVolume(name="v1", size_bytes=GIB))
+        await stop(task)
+        disk = tmp_path / "s1/disk0.img"
+        aside = disk.rename(tmp_path / "aside.img")
+        task = await run_store(served, core, tmp_path)
+        (shown,) = await served.call("disks")
+        assert (shown.state, "is not there" in shown.reason) == ("failed", True)
+        found = health.findings(served.conductor.view())
+        assert {"DISK_FAILED", "VOLUME_OFFLINE"} <= {finding.code for finding in found}
+        (cause,) = (finding for finding in found if finding.code == "DISK_FAILED")
+        assert "put the disk of this store back: s1 takes it up by itself" in cause.next_step
+        disk.write_text("{}")
+        aside.rename(disk)
+        await asyncio.wait_for(task, 10)  # by itself: the supervisor starts it again
+        task = await run_store(served, core, tmp_path)
+        assert await served.conductor.wait_for(is_healthy, timeout_s=10)
+        await stop(task)
+
+
+def exchange(disk: Path) -> None:
+    disk.rename(disk.with_name("old"))
+    disk.write_bytes(bytes(4096))
+
+
+def never(index: int, path: Path) -> bool:
+    raise AssertionError(f"disk {index} at {path} is served: nobody waits for it")
+
+
+def test_what_happens_to_a_file_in_use_is_noticed_once(tmp_path: Path) -> None:
+    stories: tuple[tuple[Callable[[Path], object], str], ...] = (
+        (Path.unlink, "is not there any more"),
+        (lambda disk: disk.rename(tmp_path / "elsewhere"), "is not there any more"),
+        (lambda disk: os.truncate(disk, 100), "was cut from 4096 to 100 bytes"),
+        (exchange, "is another file than the one that was opened"),
+    )
+    for harm, expected in stories:
+        disk = tmp_path / "disk0.img"
+        disk.write_bytes(bytes(4096))
+        failed: list[str] = []
+        watch = DiskWatch(
+            [
+                PreparedDisk(
+                    disk=Disk(
+                        index=3, path=str(disk), disk_uuid="", format_uuid="", size_bytes=4096
+                    ),
+                    setting=DiskSetting(path=disk),
+                    fault=None,
+                )
+            ],
+            fail=lambda index, reason, to=failed: to.append(f"{index}: {reason}"),  # type: ignore[misc]
+            is_back=never,
+            restart=failed.append,
+        )
+        os.truncate(disk, 8192)
+        watch.look()
+        assert failed == [], "it may grow"
+        os.truncate(disk, 4096)
+        harm(disk)
+        watch.look()
+        watch.look()
+        (said,) = failed
+        assert said.startswith("3: ")
+        assert expected in said
 
 
 async def test_an_export_reaches_its_gateway_and_is_offered_again_after_its_restart(

@@ -200,7 +200,7 @@ ROWS: list[Row] = [
         HealthState.OFFLINE,
         "disk 0 of s1 failed: a flush failed",
         states.WAIT,
-        "a person; see `pf status`",
+        "a person, who brings the disk of s1 back",
     ),
 ]
 
@@ -303,7 +303,7 @@ def test_the_status_says_why_a_store_has_replicas_that_are_out() -> None:
         (
             Situation(isr=(0, 1)).failed_disk(3),
             HealthState.DEGRADED,
-            "A disk stopped after a failed write or flush: s3 disk 0 (2 more below).",
+            "A disk is not served: missing, not readable, or stopped: s3 disk 0 (2 more below).",
         ),
         (
             Situation(isr=(0,)).offline(1),

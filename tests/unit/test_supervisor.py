@@ -15,12 +15,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.making import opened
 from tests.support.world import ListLog
 
+from pureflash import _core
 from pureflash.client.directory import take_lock
 from pureflash.errors import Code, PureFlashError
+from pureflash.model.domain import Disk
 from pureflash.model.layout import Layout, known_disk_file
 from pureflash.model.settings import SCHEMAS, load_settings
+from pureflash.process.known_disks import remember
 from pureflash.process.lifecycle import Ready
 from pureflash.supervisor import server
 from pureflash.supervisor.children import Child, ChildSpec
@@ -174,9 +178,9 @@ async def test_a_child_that_ignores_term_ends_by_kill(tmp_path: Path) -> None:
 def test_a_cluster_is_made_once_and_is_the_same_ever_after(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "data")
     wish = Wish(stores=2, disk_bytes=GIB, journal_bytes=16 << 20)
-    cluster, _ = open_cluster(layout, wish)
-    assert open_cluster(layout, Wish()) == (cluster, [])
-    assert open_cluster(layout, wish) == (cluster, [])
+    cluster, _ = opened(layout, wish)
+    assert opened(layout, Wish()) == (cluster, [])
+    assert opened(layout, wish) == (cluster, [])
     assert cluster.names == ("c1", "s1", "s2", "g1")
     ports = [cluster.conductor_port, *cluster.store_ports, cluster.nbd_port]
     assert len(set(ports)) == 4
@@ -185,7 +189,7 @@ def test_a_cluster_is_made_once_and_is_the_same_ever_after(tmp_path: Path) -> No
         assert path.stat().st_mode & 0o777 == 0o600
     assert layout.token.parent.stat().st_mode & 0o777 == 0o700
     with pytest.raises(PureFlashError, match="--stores"):
-        open_cluster(layout, Wish(stores=3))
+        opened(layout, Wish(stores=3))
     layout.cluster_file.write_text("[cluster]\n")
     with pytest.raises(PureFlashError, match="damaged"):
         read_cluster(layout)
@@ -200,14 +204,12 @@ def test_clusters_that_are_made_at_the_same_time_have_ports_of_their_own(tmp_pat
     wish = Wish(stores=2, disk_bytes=GIB)
     with PortClaims() as first, PortClaims() as second:
         clusters = [
-            open_cluster(Layout(tmp_path / name), wish, ports=ports)[0]
+            opened(Layout(tmp_path / name), wish, ports=ports)[0]
             for name, ports in (("a", first), ("b", second))
         ]
         assert len(ports_of(clusters[0]) | ports_of(clusters[1])) == 8
-        again, _ = open_cluster(Layout(tmp_path / "a"), Wish(), ports=first)
-        assert again == clusters[0], "a cluster that exists keeps its ports"
     with PortClaims() as third:
-        stopped, _ = open_cluster(Layout(tmp_path / "b"), Wish(), ports=third)
+        stopped, _ = opened(Layout(tmp_path / "b"), Wish(), ports=third)
         assert stopped == clusters[1]
         with PortClaims() as fourth:
             assert not any(fourth.claim(port) for port in ports_of(stopped)), (
@@ -249,7 +251,8 @@ async def test_a_report_that_cannot_be_written_is_tried_again_and_stops_nobody(
 ) -> None:
     monkeypatch.setattr(server, "REPORT_RETRY_S", 0.01)
     layout = Layout(tmp_path / "data")
-    cluster, _ = open_cluster(layout, Wish(stores=1, disk_bytes=GIB))
+    with PortClaims() as claims:
+        cluster, _ = await open_cluster(layout, Wish(stores=1, disk_bytes=GIB), ports=claims)
     log = ListLog()
     options = server.Options(layout=layout, wish=Wish(), restart_delay_ms=1)
     supervisor = server.Supervisor(options, cluster, log)
@@ -268,7 +271,7 @@ async def test_a_report_that_cannot_be_written_is_tried_again_and_stops_nobody(
 
 def test_the_settings_of_every_process_are_understood_by_it(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "data")
-    cluster, _ = open_cluster(layout, Wish(stores=2, disk_bytes=GIB, journal_bytes=16 << 20))
+    cluster, _ = opened(layout, Wish(stores=2, disk_bytes=GIB, journal_bytes=16 << 20))
     write_settings(layout, cluster, tmp_path / "sockets")
     for name in cluster.names:
         text = layout.config(name).read_text()
@@ -296,7 +299,7 @@ def test_what_cannot_be_is_refused_and_makes_no_cluster(
 ) -> None:
     layout = Layout(tmp_path / "data")
     with pytest.raises(PureFlashError, match=message):
-        open_cluster(layout, wish)
+        opened(layout, wish)
     assert not layout.directory.exists(), "nothing is left behind"
 
 
@@ -333,21 +336,148 @@ def test_socket_paths_are_short_and_differ_between_clusters(tmp_path: Path) -> N
     assert json.loads(json.dumps(str(runtime))) == str(runtime)
 
 
-def test_a_new_disk_is_only_for_a_store_that_lost_its_own(tmp_path: Path) -> None:
+@pytest.fixture
+def used(tmp_path: Path) -> tuple[Layout, ClusterFile]:
+    """Give a cluster of two stores with real disks, known to them."""
     layout = Layout(tmp_path / "data")
-    cluster, _ = open_cluster(layout, Wish(stores=2, disk_bytes=GIB))
-    records = [known_disk_file(layout.store_data(name), 0) for name in ("s1", "s2")]
-    for name, record in zip(("s1", "s2"), records, strict=True):
+    cluster, _ = opened(layout, Wish(stores=2, disk_bytes=GIB))
+    for name in ("s1", "s2"):
         layout.store_data(name).mkdir()
-        layout.disk(name).touch()
-        record.touch()
+        _core.format_disk(
+            layout.disk(name), size_bytes=GIB, cluster_id=bytes.fromhex(cluster.cluster_id)
+        )
+        found = _core.inspect_disk(layout.disk(name))
+        disk = Disk(
+            index=0,
+            path=str(layout.disk(name)),
+            disk_uuid=found["disk_uuid"],
+            format_uuid=found["format_uuid"],
+            size_bytes=GIB,
+        )
+        remember(layout.store_data(name), disk)
+    return layout, cluster
+
+
+def known(layout: Layout) -> list[bool]:
+    return [known_disk_file(layout.store_data(name), 0).exists() for name in ("s1", "s2")]
+
+
+def test_a_new_disk_is_only_for_a_store_that_lost_its_own(
+    used: tuple[Layout, ClusterFile],
+) -> None:
+    layout, cluster = used
     with pytest.raises(PureFlashError, match="the disk of s1 is there") as there:
-        forget_disks(layout, cluster, ["s1"])
+        forget_disks(layout, cluster, ["s1"], stamp="1")
     assert there.value.code is Code.UNSAFE
     layout.disk("s1").unlink()
     for wrong in ("s3", "c1", "g1"):
         with pytest.raises(PureFlashError, match=f"there is no store '{wrong}'"):
-            forget_disks(layout, cluster, ["s1", wrong])
-    assert all(record.exists() for record in records), "nothing was changed"
-    forget_disks(layout, cluster, ["s1"])
-    assert [record.exists() for record in records] == [False, True]
+            forget_disks(layout, cluster, ["s1", wrong], stamp="1")
+    assert all(known(layout)), "nothing was changed"
+    assert forget_disks(layout, cluster, ["s1"], stamp="1") == []
+    assert known(layout) == [False, True]
+
+
+def of_another_cluster(disk: Path) -> None:
+    disk.unlink()
+    _core.format_disk(disk, size_bytes=GIB, cluster_id=bytes(16))
+
+
+def of_another_store(disk: Path) -> None:
+    disk.write_bytes((disk.parent.parent / "s2/disk0.img").read_bytes()[: 64 << 20])
+    os.truncate(disk, GIB)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda disk: os.truncate(disk, 300 << 20),
+        lambda disk: os.truncate(disk, 0),
+        lambda disk: disk.write_bytes(b"something else"),
+        of_another_cluster,
+        of_another_store,
+    ],
+)
+def test_what_lies_where_a_disk_was_is_moved_aside_and_never_deleted(
+    used: tuple[Layout, ClusterFile], harm: Callable[[Path], object]
+) -> None:
+    layout, cluster = used
+    disk = layout.disk("s1")
+    harm(disk)
+    identity = (disk.stat().st_ino, disk.stat().st_size)
+    (told,) = forget_disks(layout, cluster, ["s1"], stamp="20261130T220000Z")
+    aside = disk.with_name("disk0.img.aside-20261130T220000Z")
+    assert str(aside) in told
+    assert (aside.stat().st_ino, aside.stat().st_size) == identity
+    assert not disk.exists()
+    assert known(layout) == [False, True]
+
+
+def made_at(tmp_path: Path, base: int) -> tuple[Layout, ClusterFile]:
+    layout = Layout(tmp_path / "data")
+    wish = Wish(
+        stores=1,
+        disk_bytes=GIB,
+        conductor_port=base,
+        store_port=base + 1,
+        nbd_port=base + 2,
+    )
+    return layout, opened(layout, wish)[0]
+
+
+def free_base() -> int:
+    """Give a port with free ones behind it, far from the defaults."""
+    with PortClaims() as claims:
+        for base in range(21_000, 30_000, 40):
+            if all(claims.take(base + number) for number in range(10)):
+                return base
+    raise AssertionError("no ten free ports")
+
+
+def test_a_port_that_was_taken_meanwhile_is_changed_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pureflash.supervisor.ports.ENDING_S", 0.0)
+    base = free_base()
+    layout, cluster = made_at(tmp_path, base)
+    assert ports_of(cluster) == {base, base + 1, base + 2}
+    for port, whose in ((base, "conductor"), (base + 1, "s1"), (base + 2, "gateway")):
+        with socket.create_server(("127.0.0.1", port)), PortClaims() as claims:
+            again, warnings = opened(layout, Wish(), ports=claims)
+            assert port not in ports_of(again)
+            assert len(ports_of(again)) == 3
+            assert any(whose in text and f"{port} is taken" in text for text in warnings)
+            is_nbd = port == base + 2
+            assert any("exports over TCP have another URI" in it for it in warnings) == is_nbd
+            assert read_cluster(layout) == again, "and it is written down"
+    assert opened(layout, Wish()) == (again, []), "where it is from now on"
+
+
+def test_ports_are_what_a_person_asks_for(tmp_path: Path) -> None:
+    base = free_base()
+    layout, cluster = made_at(tmp_path, base)
+    with socket.create_server(("127.0.0.1", base + 5)):
+        with pytest.raises(PureFlashError, match=f"--nbd-port: port {base + 5} is taken") as taken:
+            opened(layout, Wish(nbd_port=base + 5))
+        assert taken.value.code is Code.IN_USE
+        assert f"(pid {os.getpid()})" in taken.value.message
+    assert read_cluster(layout) == cluster
+    for wrong in (0, 70_000):
+        with pytest.raises(PureFlashError, match=f"there is no port {wrong}"):
+            opened(layout, Wish(conductor_port=wrong))
+    moved, warnings = opened(layout, Wish(nbd_port=base + 5))
+    assert moved.nbd_port == base + 5
+    assert warnings == ["exports over TCP have another URI now: pf export list"]
+
+
+def test_a_process_that_is_just_ending_keeps_its_port_for_its_cluster(tmp_path: Path) -> None:
+    base = free_base()
+    layout, cluster = made_at(tmp_path, base)
+    holder = socket.create_server(("127.0.0.1", base))
+
+    async def meanwhile() -> tuple[ClusterFile, list[str]]:
+        with PortClaims() as claims:
+            asyncio.get_running_loop().call_later(0.3, holder.close)
+            return await open_cluster(layout, Wish(), ports=claims)
+
+    assert asyncio.run(meanwhile()) == (cluster, [])

@@ -968,6 +968,7 @@ impl Machine for Lane {
                 self.request(request);
             }
             Event::Disk(done) => self.disk(done),
+            Event::Fail { reason } => self.fail(reason),
             Event::Turn => self.turn(now),
         }
         out.disk.append(&mut self.out.disk);

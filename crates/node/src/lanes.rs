@@ -68,6 +68,11 @@ impl<W> Lanes<W> {
         self.lanes[index].machine.hold_growth(is_held);
     }
 
+    /// Stop one lane for good; what is under way in it is answered with the reason.
+    pub fn fail(&mut self, ctx: &mut Context, index: usize, reason: String) {
+        self.step(ctx, index, Event::Fail { reason });
+    }
+
     /// What recovery found on one lane.
     #[must_use]
     pub fn report(&self, index: usize) -> RecoveryReport {

@@ -29,8 +29,7 @@ fn blocks_of(size_bytes: u64) -> PyResult<u32> {
 
 fn store_error(problem: &StoreProblem) -> PyErr {
     let status = match problem {
-        StoreProblem::Disk(problem) => status::of_disk(problem),
-        StoreProblem::Replica { .. } => Status::Unsupported,
+        StoreProblem::System(problem) => status::of_disk(problem),
         StoreProblem::Listen { .. } => Status::InUse,
     };
     raise(status, &problem.to_string())
@@ -119,7 +118,8 @@ fn shard_id(volume_id: u64, index: u32) -> ShardId {
 
 #[pymethods]
 impl StoreNode {
-    /// Open the disks, recovering what a crash left, and serve.
+    /// Open the disks, recovering what a crash left, and serve. A disk that cannot be opened, or that
+    /// comes with a "failure", is listed as failed by `stats`; the others are served.
     #[new]
     #[pyo3(signature = (*, store_id, incarnation, cluster_id, cluster_key, listen, disks))]
     fn new(
@@ -142,13 +142,14 @@ impl StoreNode {
                     Some(name) => engine_choice(&name.extract::<String>()?)?,
                     None => engine_choice("auto")?,
                 };
-                Ok(DiskConfig { path, engine })
+                let failure = disk.get_item("failure")?.map(|text| text.extract()).transpose()?;
+                Ok(DiskConfig { path, engine, failure })
             })
             .collect::<PyResult<Vec<_>>>()?;
         let cluster_id = identity("cluster_id", cluster_id)?;
         let config = StoreConfig { store_id, incarnation, cluster_id, cluster_key, listen, disks };
         let node = py
-            .detach(|| OpenStore::open(config)?.start())
+            .detach(|| OpenStore::open(config).start())
             .map_err(|problem| store_error(&problem))?;
         Ok(StoreNode { inner: RwLock::new(Some(node)) })
     }
@@ -272,6 +273,11 @@ impl StoreNode {
     /// Take no more of the host's file system for a disk (by its place in the store), or do again.
     fn hold_growth(&self, disk: usize, is_held: bool) -> PyResult<()> {
         self.accepted(self.with(|node| node.hold_growth(disk, is_held))?)
+    }
+
+    /// Stop a disk (by its place in the store) for good: what is behind it is not what it was.
+    fn fail_disk(&self, disk: usize, reason: String) -> PyResult<()> {
+        self.accepted(self.with(|node| node.fail_disk(disk, reason))?)
     }
 
     /// A life of a store is over for certain.
@@ -440,6 +446,7 @@ fn describe<'py>(py: Python<'py>, disk: &DiskFacts) -> PyResult<Bound<'py, PyDic
     out.set_item("latency", latency)?;
     out.set_item("bytes_total", disk.bytes.0)?;
     out.set_item("bytes_free", disk.bytes.1)?;
+    out.set_item("bad_slots", disk.counters.iter().map(|lane| lane.bad_slots).sum::<u64>())?;
     let recovered = node::disk::total(disk.reports.iter().copied());
     out.set_item("replayed_records", recovered.records)?;
     out.set_item("placed_blocks", recovered.placed_blocks)?;

@@ -27,6 +27,7 @@ from pureflash.model.domain import Export, Store
 from pureflash.model.messages import VolumeSpec
 from pureflash.model.names import read_id
 from pureflash.model.rest import (
+    Alive,
     AttachVolume,
     ClusterView,
     CreateExport,
@@ -101,7 +102,7 @@ async def show_cluster(conductor: Leader) -> ClusterView:
         lineage=conductor.records.metastore.lineage,
         revision=conductor.records.revision,
         capacity=health.capacity_view(view),
-        stores=[states.store_view(view, store) for store in _by_id(view.stores.values())],
+        stores=[states.store_view(view, store) for store in conductor.shown_stores()],
         gateways=[
             GatewayView(
                 name=name,
@@ -361,9 +362,12 @@ async def follow_events(
 
 
 @get("/healthz")
-async def show_liveness() -> dict[str, str]:
-    """Answer, as long as the process does."""
-    return {"status": "alive"}
+async def show_liveness(conductor: Leader) -> Alive:
+    """Answer, as long as the process does, and say whose conductor this is.
+
+    Open to everybody: a client looks here before it shows its token to whoever has the port.
+    """
+    return Alive(status="alive", cluster_id=conductor.view().cluster.cluster_id)
 
 
 @get("/readyz")

@@ -27,6 +27,7 @@ from pureflash.conductor.specs import Identity
 from pureflash.metastore.records import Records
 from pureflash.metastore.sqlite import SqliteMetastore
 from pureflash.model.domain import ID_MAX
+from pureflash.model.layout import store_name
 from pureflash.model.settings import Settings
 from pureflash.process.lifecycle import announce, stop_event
 from pureflash.process.logs import JsonLog
@@ -100,6 +101,7 @@ async def run_conductor(settings: Settings) -> None:
         overcommit_ratio=settings.ratio("limits.overcommit_ratio"),
         balance_after_ms=round(settings.ratio("limits.balance_after_s") * 1000),
         slow_disk_us=settings.number("limits.slow_disk_us"),
+        stores={n: store_name(n) for n in range(1, settings.number("node.stores") + 1)},
         draw=lambda: secrets.randbelow(ID_MAX) + 1,
     )
     conductor = Conductor(Records(metastore), identity=identity, clock=SystemClock(), log=log)

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -24,9 +26,11 @@ from pureflash.cli.outcome import CommandProblem, Exit
 
 if TYPE_CHECKING:
     from pureflash.model.layout import Layout
+    from pureflash.model.rest import ClusterView
 
-UP_TIMEOUT_S: Final = 75.0
-"""The supervisor gives up after 60 s and then stops what it had started."""
+UP_TIMEOUT_S: Final = 200.0
+"""The supervisor waits 60 s each for the conductor and for the rest, and up to 45 s for another
+one to stop; then volumes have 25 s to be served."""
 DOWN_TIMEOUT_S: Final = 45.0
 TAIL_LINES: Final = 20
 
@@ -45,9 +49,20 @@ def up(
             "--new-disk", help="Store that lost its disk for good, and begins with an empty one."
         ),
     ] = None,
+    conductor_port: Annotated[
+        int | None, typer.Option(help="Port of the API; default: the next free one from 7180.")
+    ] = None,
+    store_port: Annotated[
+        int | None, typer.Option(help="Port of the first store; the others have the next ones.")
+    ] = None,
+    nbd_port: Annotated[int | None, typer.Option(help="Port for exports over TCP.")] = None,
     data: DataOption = None,
 ) -> None:
-    """Run a cluster on this machine: conductor, stores on sparse files, gateway. No root."""
+    """Run a cluster on this machine: conductor, stores on sparse files, gateway. No root.
+
+    A cluster starts with what it has: what is missing is said, and the exit status is 0. It is 7
+    when it is up and no volume can be served.
+    """
     from pureflash.client.context import resolve_data
     from pureflash.units import parse_duration_ms
 
@@ -59,6 +74,12 @@ def up(
     command = [sys.executable, "-m", "pureflash.supervisor", "--data", str(place.directory)]
     command += ["--restart-delay-ms", str(delay_ms)]
     command += _wishes(stores=stores, disk=disk, journal=journal, new_disks=new_disk or [])
+    ports = {
+        "--conductor-port": conductor_port,
+        "--store-port": store_port,
+        "--nbd-port": nbd_port,
+    }
+    command += [f"{flag}={port}" for flag, port in ports.items() if port is not None]
     if not detach:
         os.execv(sys.executable, command)  # noqa: S606 - our own interpreter and module
     outcome = _start_detached(command)
@@ -72,7 +93,10 @@ def up(
         raise from_code(outcome["code"], outcome["error"], next_step=outcome["next_step"])
     if outcome["is_running"]:
         typer.echo(f"already running in {place.directory}")
-    status(data=place.directory)
+    seen = _show_status(Output.TABLE, None, place.directory)
+    served = {"healthy", "degraded", "single_copy"}
+    if seen.volumes_by_state and not served.intersection(seen.volumes_by_state):
+        raise typer.Exit(Exit.OK if seen.state == "amnesia" else Exit.NOT_SERVED)
 
 
 def down(
@@ -110,6 +134,11 @@ def status(
     output: OutputOption = Output.TABLE, server: ServerOption = None, data: DataOption = None
 ) -> None:
     """Show the cluster on one screen."""
+    if _show_status(output, server, data).state == "offline":
+        raise typer.Exit(Exit.FAILED)
+
+
+def _show_status(output: Output, server: str | None, data: Path | None) -> ClusterView:
     from pureflash.cli.render import print_object
     from pureflash.cli.status import status_lines
     from pureflash.client.context import resolve_data
@@ -123,8 +152,7 @@ def status(
         typer.echo("\n".join(status_lines(seen, address, _children(Layout(place.directory)))))
     else:
         print_object(seen, [], name=seen.state, output=output)
-    if seen.state == "offline":
-        raise typer.Exit(Exit.FAILED)
+    return seen
 
 
 def logs(
@@ -274,7 +302,7 @@ def _purge(layout: Layout) -> None:
                 next_step="repeat the command if it is to be deleted",
             )
         try:
-            left = left_line(layout.directory, purge(layout))
+            left = left_line(layout.directory, purge(layout, is_foreign=_foreign_to(layout)))
         finally:
             os.close(lock)
         if left:
@@ -283,6 +311,25 @@ def _purge(layout: Layout) -> None:
     if left := left_line(sockets, purge_sockets(sockets)):
         typer.echo(left, err=True)
     forget(layout.directory, os.environ)
+
+
+def _foreign_to(layout: Layout) -> Callable[[Path], bool]:
+    """Tell disks of other clusters by their headers; what has none is a disk of ours, damaged."""
+    import tomllib
+
+    from pureflash.cli.core import load_core
+    from pureflash.errors import PureFlashError
+
+    own = tomllib.loads(layout.cluster_file.read_text())["cluster"]["id"]
+    core = load_core()
+
+    def is_foreign(disk: Path) -> bool:
+        try:
+            return not disk.is_symlink() and bool(core.inspect_disk(str(disk))["cluster_id"] != own)
+        except PureFlashError:
+            return False
+
+    return is_foreign
 
 
 def _children(layout: Layout) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ def connected(server: str | None, data: Path | None) -> Iterator[Api]:
     from pureflash.client.context import resolve_server
 
     found = resolve_server(server, data)
-    with Api(found.address, found.token, source=found.source) as api:
+    with Api(found.address, found.token, source=found.source, cluster_id=found.cluster_id) as api:
         yield api
 
 

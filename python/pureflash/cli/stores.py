@@ -71,6 +71,11 @@ def list_disks(
     with connected(server, data) as api:
         disks = api.disks()
     print_list(disks, _disk_columns(Column), name=lambda d: d.id, listing=listing)
+    if listing.output in (Output.TABLE, Output.WIDE) and not listing.is_bare:
+        for disk in disks:
+            if disk.next_step:
+                typer.echo(f"\n{disk.store} disk {disk.index}: {disk.reason}")
+                typer.echo(f"  what to do: {disk.next_step}")
 
 
 disk_app.command("ls", hidden=True)(list_disks)
@@ -122,6 +127,7 @@ def _disk_columns(column: type) -> list[Column[DiskView]]:
         column("STATE", lambda d: d.state),
         column("SIZE", lambda d: format_size(d.size_bytes), key=lambda d: d.size_bytes),
         column("FREE", lambda d: size(d.bytes_free), key=lambda d: d.bytes_free or 0),
+        column("BAD SLOTS", lambda d: str(d.bad_slots)),
         column("ENGINE", lambda d: d.engine or "-"),
         column("PATH", lambda d: d.path),
         column("ID", lambda d: d.id, is_wide=True),

@@ -18,6 +18,7 @@ import msgspec
 from pureflash.errors import CallerError, ClusterError, Code, SoftwareError, from_code
 from pureflash.model.messages import VolumeSpec
 from pureflash.model.rest import (
+    Alive,
     AttachVolume,
     ClusterView,
     CreateExport,
@@ -44,6 +45,8 @@ TIMEOUT_S: Final = 30.0
 READ_TIMEOUT_S: Final = 10.0
 """Of what only asks: no such request waits for anything at the conductor."""
 CONNECT_TIMEOUT_S: Final = 5.0
+GREETING_TIMEOUT_S: Final = 5.0
+"""For the question whose conductor it is."""
 _TIMEOUT: Final = httpx2.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
 _T = TypeVar("_T")
 
@@ -57,14 +60,19 @@ class Api:
         token: str,
         *,
         source: str = "the caller",
+        cluster_id: str = "",
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        """Speak to host:port; `source` says in errors what named the address."""
+        """Speak to host:port; `source` says in errors what named the address.
+
+        With `cluster_id` the token is shown only to a conductor of that cluster.
+        """
         self.address = address
+        self._cluster_id = cluster_id
         self._source = source
+        self._token = token
         self._http = httpx2.Client(
             base_url=f"http://{address}",
-            headers={"Authorization": f"Bearer {token}"},
             timeout=_TIMEOUT,
             trust_env=False,
             transport=transport,
@@ -185,7 +193,10 @@ class Api:
 
     def events(self, *, after: int | None = None) -> Iterator[EventView]:
         """Follow events for ever; `after`: an id to resume from."""
-        headers = {} if after is None else {"Last-Event-ID": str(after)}
+        self._greet()
+        headers = {"Authorization": f"Bearer {self._token}"}
+        if after is not None:
+            headers["Last-Event-ID"] = str(after)
         try:
             with self._http.stream("GET", "/v1/events", headers=headers, timeout=None) as answer:
                 if answer.is_error:
@@ -243,7 +254,8 @@ class Api:
         if timeout_s is None:
             timeout_s = READ_TIMEOUT_S if method == "GET" else TIMEOUT_S
         timeout = httpx2.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s))
-        sent: dict[str, str] = dict(headers or {})
+        self._greet()
+        sent = {"Authorization": f"Bearer {self._token}", **(headers or {})}
         if body is not None:
             sent["Content-Type"] = "application/json"
         try:
@@ -260,6 +272,35 @@ class Api:
         if answer.is_error:
             raise _error_of(answer)
         return answer
+
+    def _greet(self) -> None:
+        """Look whose conductor has the port, once, before the token is shown to it.
+
+        After a stop or a reboot another program may listen there. This is against accidents: who
+        wants to be taken for the conductor can be. Errors: ClusterError WRONG_CLUSTER, UNAVAILABLE.
+        """
+        if not self._cluster_id:
+            return
+        try:
+            answer = self._http.get("/healthz", timeout=GREETING_TIMEOUT_S)
+            alive = msgspec.json.decode(answer.content, type=Alive)
+            found = alive.cluster_id if answer.is_success else ""
+        except httpx2.RemoteProtocolError:
+            found = ""  # it does not even speak HTTP
+        except httpx2.TransportError as cause:
+            raise self._unreachable(cause) from cause
+        except msgspec.MsgspecError:
+            found = ""
+        if found != self._cluster_id:
+            what = f"cluster {found[:32]!r}" if found else "another program"
+            raise ClusterError(
+                Code.WRONG_CLUSTER,
+                f"at {self.address} (from {self._source}) is {what}, not the conductor of cluster"
+                f" {self._cluster_id[:8]}; it was not shown the token",
+                next_step="start this cluster with `pf up`, which takes another port when its own"
+                " is taken",
+            )
+        self._cluster_id = ""  # once for each of us
 
     def _unreachable(self, cause: Exception) -> ClusterError:
         step = "start the cluster with `pf up`, or name another with --server or --data"

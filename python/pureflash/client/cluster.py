@@ -137,7 +137,9 @@ def connect(server: str | None = None, *, data: str | Path | None = None) -> Clu
     Errors: ClusterError UNAVAILABLE, SecurityError UNAUTHENTICATED.
     """
     found = resolve_server(server, None if data is None else Path(data))
-    return Cluster(Api(found.address, found.token, source=found.source))
+    return Cluster(
+        Api(found.address, found.token, source=found.source, cluster_id=found.cluster_id)
+    )
 
 
 def _bytes_of(size: int | str) -> int:

@@ -89,6 +89,8 @@ class Server:
     address: str
     token: str
     source: str
+    cluster_id: str = ""
+    """Whose token it is; empty: not known."""
 
 
 def resolve_server(
@@ -110,7 +112,9 @@ def resolve_server(
         address, source = _address_of(layout, place), f"{place.directory}, {place.source}"
     address = address.removeprefix("http://").rstrip("/")
     token = variables.get("PF_TOKEN")
+    cluster_id = ""
     if token is None:
+        cluster_id = _cluster_of(layout)
         try:
             token = layout.token.read_text().strip()
         except OSError as cause:
@@ -119,7 +123,7 @@ def resolve_server(
                 f"cannot read the token {layout.token}: {cause.strerror}",
                 next_step="name the cluster's directory with --data, or set PF_TOKEN",
             ) from cause
-    return Server(address, token, source)
+    return Server(address, token, source, cluster_id)
 
 
 def remember(directory: Path, environment: Mapping[str, str]) -> None:
@@ -158,6 +162,14 @@ def _remove_empty(folder: Path, home: Path) -> None:
         except OSError:
             return  # somebody else's files are in it
         folder = folder.parent
+
+
+def _cluster_of(layout: Layout) -> str:
+    """Give the id of the cluster of a directory; empty when it cannot be read."""
+    try:
+        return str(tomllib.loads(layout.cluster_file.read_text())["cluster"]["id"])
+    except (OSError, KeyError, TypeError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return ""
 
 
 def _address_of(layout: Layout, place: Place) -> str:

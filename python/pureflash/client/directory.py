@@ -17,7 +17,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,13 +43,13 @@ _OWN: Final[dict[str, str]] = {
     "gateways": "",
     "gateways/g1": r"incarnation|exports\.json",
     "stores": "",
-    "stores/*": (
-        r"disk[0-9]+\.(img|json)|disk[0-9]+\.img\.aside-[0-9TZ]+(-[0-9]+)?"
-        r"|incarnation|conductor\.json|damage\.json"
-    ),
+    "stores/*": (r"disk[0-9]+\.(img|json)|incarnation|conductor\.json|damage\.json"),
     "run": rf"up\.lock|supervisor\.json|{_PROCESS}\.ready",
 }
-"""Names of files by their folder; `stores/*` stands for each store. A folder named here is ours."""
+"""Names of files by their folder; `stores/*` stands for each store. A folder named here is ours.
+
+What `pf up --new-disk` moved aside is not in the list: it may be another cluster's disk.
+"""
 _STORE: Final = re.compile(r"s[0-9]+")
 _DATA: Final = re.compile(r"disk[0-9]+\.img.*|meta\.sqlite")
 """What no first start leaves behind, only a cluster that was used."""
@@ -59,6 +59,7 @@ _DATA: Final = re.compile(r"disk[0-9]+\.img.*|meta\.sqlite")
 class Purged:
     """What a purge did: `left` are paths that it did not make or may not remove, relative."""
 
+    is_foreign: Callable[[Path], bool] = lambda _: False
     left: list[str] = field(default_factory=list)
 
 
@@ -135,13 +136,14 @@ def take_lock(layout: Layout) -> int | None:
     return lock
 
 
-def purge(layout: Layout) -> Purged:
+def purge(layout: Layout, *, is_foreign: Callable[[Path], bool]) -> Purged:
     """Delete what a cluster made in its data directory, and the folders that are empty then.
 
     The caller holds the lock of the directory. `cluster.toml` goes last, so that a purge that was
-    interrupted can be repeated. Errors: OSError for what is ours and cannot be removed.
+    interrupted can be repeated. `is_foreign` tells of a disk's file whether it is another
+    cluster's, which stays. Errors: OSError for what is ours and cannot be removed.
     """
-    done = Purged()
+    done = Purged(is_foreign)
     if not layout.directory.exists():
         return done
     stores = _subfolders(layout.directory / "stores")
@@ -183,7 +185,8 @@ def _purge_folder(directory: Path, name: str, done: Purged) -> None:
     if folder.is_symlink() or not folder.is_dir():
         return  # a link, or nothing: what is no folder is seen in the one above
     for entry in _names_in(folder):
-        if _is_own(name, entry):
+        is_disk = name.startswith("stores/") and entry.endswith(".img")
+        if _is_own(name, entry) and not (is_disk and done.is_foreign(folder / entry)):
             _unlink(folder, entry)
         elif not _is_folder_of_ours(f"{name}/{entry}", folder / entry):
             done.left.append(f"{name}/{entry}")

@@ -33,6 +33,7 @@ from pureflash.model.domain import (
     SHARD_BYTES_DEFAULT,
     SHARD_BYTES_MAX,
     Cluster,
+    Disk,
     Job,
     JobState,
     Member,
@@ -117,15 +118,23 @@ class RecoveryPlan:
 
 
 def plan_recovery(
-    view: View, held: Mapping[int, Held], *, lineage: str, without: Sequence[str], by: str
+    view: View,
+    held: Mapping[int, Held],
+    *,
+    expected: Mapping[int, str],
+    lineage: str,
+    without: Sequence[str],
+    by: str,
 ) -> RecoveryPlan:
     """Rebuild the records from what the stores hold, and from those that are no older.
 
-    `lineage` is the present one. Errors: UNAVAILABLE while a known store is not connected,
+    `lineage` is the present one; `expected` are names by id of stores that must be there although
+    nobody may have said so yet: a new metastore knows none, and would be believed. Errors:
+    UNAVAILABLE while a known store is not connected, or a disk of one is not served;
     NOT_FOUND for a name in `without` that is none, UNSAFE for one that is connected, and for two
     configurations that exclude one another.
     """
-    known = _known_stores(view, held)
+    known = _known_stores(view, held, expected)
     gone = _gone(known, held, without)
     if missing := [
         store.name
@@ -138,6 +147,7 @@ def plan_recovery(
             " know nothing of",
             next_step=f"start it; or, when it is lost for good, say so with --without {missing[0]}",
         )
+    check_disks(view, held, without)
     confs = _newest(view, held)
     lost = _deleted(view, held, confs, gone)
     volumes = {volume.id: volume for volume in _volumes(view, held, confs) if volume.id not in lost}
@@ -151,8 +161,11 @@ def plan_recovery(
         writes.append(write)
         if name:
             found.append(RecoveredObject(subject=name, change=write.reason))
+    disks = [reference for reference in without if _disk_named(held, reference) is not None]
     cluster = _cluster(view, held, known, gone, lineage=lineage, volumes=volumes)
-    names = tuple(known[store].name for store in sorted(gone))
+    given = {disk.format_uuid for name in disks if (disk := _disk_named(held, name)) is not None}
+    cluster = replace(cluster, given_up=tuple(sorted({*cluster.given_up, *given} - {""})))
+    names = (*(known[store].name for store in sorted(gone)), *disks)
     job = _job(view, cluster, found=len(found), by=by, gone=names)
     writes = [
         Write(keys.CLUSTER, replace(cluster, next_id=job.id + 1), job.reason),
@@ -166,8 +179,10 @@ def plan_recovery(
     )
 
 
-def _known_stores(view: View, held: Mapping[int, Held]) -> dict[int, Store]:
-    """Give every store that a record, a registration or a configuration names."""
+def _known_stores(
+    view: View, held: Mapping[int, Held], expected: Mapping[int, str]
+) -> dict[int, Store]:
+    """Give every store that a record, a registration or a configuration names, or the settings."""
     known = dict(view.stores)
     for one in held.values():
         told = one.registration
@@ -180,15 +195,19 @@ def _known_stores(view: View, held: Mapping[int, Held]) -> dict[int, Store]:
             disks=told.disks,
             exited=before.exited if before else 0,
         )
+    for number, name in expected.items():
+        known.setdefault(number, Store(id=number, name=name, incarnation=0, address="", disks=()))
     for member in _members(view, held):
-        if member.store not in known:
-            known[member.store] = Store(
-                id=member.store,
-                name=f"store-{member.store}",
-                incarnation=member.incarnation,
-                address="",
-                disks=(),
-            )
+        named = Store(
+            id=member.store,
+            name=f"store-{member.store}",
+            incarnation=member.incarnation,
+            address="",
+            disks=(),
+        )
+        before = known.setdefault(member.store, named)
+        if before.incarnation == 0:
+            known[member.store] = replace(before, incarnation=member.incarnation)
     return known
 
 
@@ -206,6 +225,8 @@ def _gone(
     """Find the stores that a person gives up."""
     gone: set[int] = set()
     for reference in without:
+        if _disk_named(held, reference) is not None:
+            continue
         found = [one for one in known.values() if reference in (one.name, str(one.id))]
         if not found:
             raise CallerError(
@@ -221,6 +242,36 @@ def _gone(
             )
         gone.add(found[0].id)
     return frozenset(gone)
+
+
+def _disk_named(held: Mapping[int, Held], reference: str) -> Disk | None:
+    """Find the failed disk of a connected store that `NAME/INDEX` names."""
+    for told in (one.registration for one in held.values()):
+        failed = {report.index for report in told.disk_reports if report.state == "failed"}
+        for disk in told.disks:
+            if disk.index in failed and reference == f"{told.name}/{disk.index}":
+                return disk
+    return None
+
+
+def check_disks(view: View, held: Mapping[int, Held], without: Sequence[str]) -> None:
+    """Refuse to go on while a disk is not served that may hold what the others know nothing of.
+
+    Errors: ClusterError UNAVAILABLE, which names it.
+    """
+    for told in (one.registration for one in held.values()):
+        reasons = {it.index: it.reason for it in told.disk_reports if it.state == "failed"}
+        for disk in told.disks:
+            name = f"{told.name}/{disk.index}"
+            is_given = disk.format_uuid in view.cluster.given_up or name in without
+            if disk.index in reasons and not is_given:
+                raise ClusterError(
+                    Code.UNAVAILABLE,
+                    f"disk {name} is not served and may hold what the others know nothing of:"
+                    f" {reasons[disk.index]}",
+                    next_step=f"bring it back; or, when it is lost for good, say so with"
+                    f" --without {name}",
+                )
 
 
 def _newest(view: View, held: Mapping[int, Held]) -> dict[ShardKey, ShardConf]:
@@ -334,7 +385,8 @@ def _store_writes(
 ) -> Iterator[Named]:
     for store in known.values():
         before = view.stores.get(store.id)
-        after = replace(store, exited=store.incarnation) if store.id in gone else store
+        ended = max(1, store.incarnation)  # of one that nobody has heard, its life is not known
+        after = replace(store, exited=ended) if store.id in gone else store
         if store.id in gone:
             yield store.name, Write(keys.store(store.id), after, "given up: lost for good")
         elif store.id in held and after != before:

@@ -28,6 +28,7 @@ from typing import Final
 
 from pureflash.conductor.slow import demoted, is_held_out, is_slow
 from pureflash.conductor.standing import (
+    failed_disk,
     has_good_disk,
     is_good,
     is_proven,
@@ -157,7 +158,13 @@ def _reopen(view: View, key: ShardKey, isr: list[Member]) -> Iterator[Wish]:
         return
     since = [view.observation(member.store).registered_at_ms for member in back]
     waited_ms = view.now_ms - min(at for at in since if at is not None)
-    if len(back) < len(isr) and waited_ms < GATHER_MS:
+    # A store that is back without the disk of its replica has nothing more to come with.
+    without = [
+        member
+        for member in isr
+        if member not in back and view.is_online(member.store) and failed_disk(view, key, member)
+    ]
+    if len(back) + len(without) < len(isr) and waited_ms < GATHER_MS:
         return
     good = [member for member in back if has_good_disk(view, key, member)]
     if not good:
@@ -233,9 +240,8 @@ def _why_lost(view: View, key: ShardKey, primary: Member) -> str:
         return ""
     if not view.is_online(primary.store):
         return seen.cause
-    report = report_of(view, key, primary)
-    disk = seen.disks.get(report.disk) if report else None
-    return f"its disk failed: {disk.reason}" if disk and disk.state == "failed" else ""
+    disk = failed_disk(view, key, primary)
+    return f"its disk failed: {disk.reason}" if disk else ""
 
 
 def _disk_of(store: Store, report: ReplicaReport | None) -> Disk:

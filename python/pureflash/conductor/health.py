@@ -17,7 +17,16 @@ from pureflash.conductor.placement import RAISE_RATIO
 from pureflash.conductor.requests import capacity
 from pureflash.conductor.slow import trial
 from pureflash.conductor.standing import RECOVER, awaited, is_proven
-from pureflash.conductor.states import export_view, replicas_out, volume_state, why_out
+from pureflash.conductor.states import (
+    OutKind,
+    disk_code,
+    disk_step,
+    export_view,
+    out_reason,
+    replicas_out,
+    volume_state,
+    why_out,
+)
 from pureflash.conductor.view import View
 from pureflash.model.domain import HealthState, StoreState, VolumeIntent
 from pureflash.model.rest import CapacityView, HealthView
@@ -39,7 +48,12 @@ CODES: Final[dict[str, tuple[Severity, str]]] = {
     "STORES_AWAITED": (Severity.WARN, "Too few stores are there to know that the records are new"),
     "STORE_OFFLINE": (Severity.ERROR, "A store node is not there; its copies are out of reach"),
     "STORE_SUSPECTED": (Severity.WARN, "A store node has been silent for too long"),
-    "DISK_FAILED": (Severity.ERROR, "A disk stopped after a failed write or flush"),
+    "DISK_FAILED": (
+        Severity.ERROR,
+        "A disk is not served: missing, not readable, or stopped",
+    ),
+    "WRONG_CLUSTER": (Severity.ERROR, "A disk belongs to another cluster, and was not touched"),
+    "DISK_HANGS": (Severity.WARN, "A disk has not answered an operation for more than a second"),
     "DISK_SLOW": (Severity.WARN, "A disk answers far later than the others"),
     "DISK_NEAR_FULL": (Severity.WARN, f"A disk is more than {NEAR_FULL_PERCENT} % full"),
     "DISK_FULL": (Severity.ERROR, "A disk takes overwrites only; new data has no place"),
@@ -164,13 +178,8 @@ def _disks(view: View) -> Iterator[HealthView]:
     for store in view.stores.values():
         for report in view.observation(store.id).disks.values():
             name = f"{store.name} disk {report.index}"
-            if report.state == "failed":
-                step = "replace the disk; data with other replicas is not lost"
-                yield finding("DISK_FAILED", name, report.reason, step)
-                continue
-            if report.reason:
-                step = "make room on that host; overwrites go on, new data waits for it"
-                yield finding("DISK_FULL", name, report.reason, step)
+            if code := disk_code(report):
+                yield finding(code, name, report.reason, disk_step(report))
                 continue
             used = report.bytes_total - report.bytes_free
             percent = 100 * used // report.bytes_total if report.bytes_total else 0
@@ -205,6 +214,8 @@ def _replicas_out(view: View) -> Iterator[HealthView]:
     for store_id, out in sorted(replicas_out(view).items()):
         if view.is_online(store_id):
             step = "nothing, they are made equal by themselves; see `pf volume explain NAME`"
+            if any(out_reason(view, conf, member)[0] is OutKind.FAILED for conf, member in out):
+                step = "bring the failed disk back or replace it; see `pf disk list`"
             yield finding("REPLICAS_OUT", view.stores[store_id].name, why_out(view, out), step)
 
 

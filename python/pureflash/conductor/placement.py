@@ -51,12 +51,16 @@ def home_of(view: View, member: Member, size_bytes: int) -> str | None:
     """Choose the disk of a member's store for its replica; gives its uuid.
 
     The disk of the configuration, while the store has it; a store whose disk was replaced takes the
-    replica on the one with the most room. None when none has room.
+    replica on the one with the most room. None when none has room. A disk that has failed may come
+    back with its replica, so no other one of its store takes the place: a store has one at most.
     """
     store = view.stores[member.store]
     meant = (member.disk, member.format_uuid)
-    if any((disk.disk_uuid, disk.format_uuid) == meant for disk in store.disks):
-        return member.disk
+    for disk in store.disks:
+        if (disk.disk_uuid, disk.format_uuid) == meant:
+            report = view.observation(store.id).disks.get(disk.index)
+            has_failed = report is not None and report.state == "failed"
+            return None if has_failed else member.disk
     fitting = [
         room for room in rooms(view) if room.store.id == store.id and room.room_bytes >= size_bytes
     ]

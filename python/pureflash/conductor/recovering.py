@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -53,10 +53,15 @@ class Recovering:
         writer: Writer,
         records: Records,
         sessions: Sessions,
+        expected: Mapping[int, str],
         wait_for: WaitFor,
         begin: Callable[[Term], None],
     ) -> None:
-        """Take what belongs to the conductor; `begin` lets it lead another term."""
+        """Take what belongs to the conductor; `begin` lets it lead another term.
+
+        `expected` are names by id of stores that there are, whatever the records know of them.
+        """
+        self._expected = expected
         self.told: dict[int, RegisterStore] = {}
         self._recalled: dict[int, tuple[ShardConf, ...]] = {}
         self._parts: dict[int, tuple[int, list[ShardConf]]] = {}
@@ -139,7 +144,12 @@ class Recovering:
                 )
             lineage = self._records.metastore.lineage
             plan = plan_recovery(
-                self._view(), self._held(), lineage=lineage, without=wish.without, by=by
+                self._view(),
+                self._held(),
+                expected=self._expected,
+                lineage=lineage,
+                without=wish.without,
+                by=by,
             )
             if wish.dry_run:
                 return self._shown(plan, is_done=False)

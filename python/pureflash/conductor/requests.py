@@ -389,9 +389,13 @@ def check_cluster(own: str, message: RegisterStore | RegisterGateway) -> None:
 
 
 def check_given_up(cluster: Cluster, message: RegisterStore) -> None:
-    """Refuse a store with a disk that a person gave up. Errors: ClusterError(UNAVAILABLE)."""
+    """Refuse a store with a disk that a person gave up. Errors: ClusterError(UNAVAILABLE).
+
+    One that is not served has nothing to say that could count.
+    """
+    failed = {report.index for report in message.disk_reports if report.state == "failed"}
     for disk in message.disks:
-        if disk.format_uuid in cluster.given_up:
+        if disk.index not in failed and disk.format_uuid in cluster.given_up:
             raise ClusterError(
                 Code.UNAVAILABLE,
                 f"disk {disk.index} of {message.name} was given up when the configuration was"

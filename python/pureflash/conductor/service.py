@@ -26,7 +26,7 @@ from pureflash.conductor.forcing import Forcing
 from pureflash.conductor.observations import Observations
 from pureflash.conductor.planner import Offer
 from pureflash.conductor.recovering import Recovering
-from pureflash.conductor.specs import TICKET_S, Clock, Identity, Specs, peers_of
+from pureflash.conductor.specs import TICKET_S, Clock, Identity, Specs, peers_of, store_of
 from pureflash.conductor.tell import Tell
 from pureflash.conductor.view import View
 from pureflash.conductor.writer import Writer
@@ -123,6 +123,7 @@ class Conductor:
             writer=self._writer,
             records=records,
             sessions=self._sessions,
+            expected=identity.stores,
             wait_for=self._settled,
             begin=self._begin_reign,
         )
@@ -206,6 +207,14 @@ class Conductor:
             amnesia=records.amnesia,
             paces=self.observations.paces,
         )
+
+    def shown_stores(self) -> list[Store]:
+        """Give the stores by id; in amnesia also those that only their connection tells of."""
+        known = dict(self.records.stores)
+        if self.records.amnesia is not None:
+            for told in self.recovering.told.values():
+                known.setdefault(told.store, store_of(told))
+        return [known[number] for number in sorted(known)]
 
     async def reconcile(self) -> None:
         """Plan and act until there is nothing to write; a metastore that fails is tried later."""
@@ -453,14 +462,7 @@ class Conductor:
                 return
             known = self.records.stores.get(message.store)
             requests.check_registration(known, message)
-            store = Store(
-                id=message.store,
-                name=message.name,
-                incarnation=message.incarnation,
-                address=message.address,
-                disks=message.disks,
-                exited=known.exited if known else 0,
-            )
+            store = store_of(message, exited=known.exited if known else 0)
             if store != known:
                 await self._writer.write_all([Write(keys.store(store.id), store, "it registered")])
         self._enter_store(session, message)

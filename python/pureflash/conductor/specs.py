@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from pureflash.conductor.planner import ExportPlan
 from pureflash.errors import CallerError, Code, SecurityError
 from pureflash.model.domain import Store, Volume
-from pureflash.model.messages import ExportSpec, Peer, ShardRoute, VolumeSpec
+from pureflash.model.messages import ExportSpec, Peer, RegisterStore, ShardRoute, VolumeSpec
 from pureflash.model.ticket import Rights, Ticket, make_ticket, verify_ticket
 
 TICKET_S: Final = 24 * 3600
@@ -32,6 +32,7 @@ class Identity:
 
     `balance_after_ms`: calm after which primaries are spread over the stores; 0: never.
     `slow_disk_us`: latency below which no disk is judged slow; 0: none ever is.
+    `stores`: names by id of the stores that its supervisor starts, whatever the records know.
     """
 
     cluster_id: str
@@ -40,7 +41,20 @@ class Identity:
     overcommit_ratio: float
     balance_after_ms: int = 0
     slow_disk_us: int = 0
+    stores: Mapping[int, str] = field(default_factory=dict)
     draw: Callable[[], int]
+
+
+def store_of(told: RegisterStore, *, exited: int = 0) -> Store:
+    """Make the record of a store as it registered."""
+    return Store(
+        id=told.store,
+        name=told.name,
+        incarnation=told.incarnation,
+        address=told.address,
+        disks=told.disks,
+        exited=exited,
+    )
 
 
 def peers_of(stores: Iterable[Store]) -> tuple[Peer, ...]:

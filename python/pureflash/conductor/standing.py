@@ -11,7 +11,7 @@ from typing import Final
 from pureflash.conductor.view import ShardKey, View
 from pureflash.errors import ClusterError, Code
 from pureflash.model.domain import Amnesia, Cluster, Member, ShardConf, Store, Volume
-from pureflash.model.messages import ReplicaReport
+from pureflash.model.messages import DiskReport, ReplicaReport
 
 RECOVER: Final = "`pf conductor recover-config`"
 """What rebuilds records that are not the newest."""
@@ -40,13 +40,37 @@ def has_good_disk(view: View, key: ShardKey, member: Member) -> bool:
     return disk is not None and disk.state != "failed" and is_registered
 
 
+def failed_disk(view: View, key: ShardKey, member: Member) -> DiskReport | None:
+    """Give the report of the failed disk that a member's replica lies on; None: it has not failed.
+
+    A disk that could not be opened tells nothing of its replicas: then the configuration says which
+    disk it is.
+    """
+    seen, store = view.observation(member.store), view.stores.get(member.store)
+    report = report_of(view, key, member)
+    if report is not None:
+        index = report.disk
+    else:
+        meant = (member.disk, member.format_uuid)
+        there = store.disks if store is not None else ()
+        found = (it.index for it in there if (it.disk_uuid, it.format_uuid) == meant)
+        index = next(found, -1)
+    disk = seen.disks.get(index)
+    return disk if disk is not None and disk.state == "failed" else None
+
+
 def report_of(view: View, key: ShardKey, member: Member) -> ReplicaReport | None:
     """Give what the member's store told of its replica; None: nothing."""
     return view.observation(member.store).replicas.get(key)
 
 
 def is_given_up(cluster: Cluster, store: Store) -> bool:
-    """Whether a person has vouched that a store, with these disks, is lost for good."""
+    """Whether a person has vouched that a store, with these disks, is lost for good.
+
+    Of one that only its name is known of, since nobody has heard it, that is in its record.
+    """
+    if not store.disks:
+        return store.exited > 0
     return all(disk.format_uuid in cluster.given_up for disk in store.disks)
 
 

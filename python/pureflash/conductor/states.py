@@ -27,7 +27,7 @@ from typing import Final
 from pureflash.conductor.failover import GATHER_MS
 from pureflash.conductor.placement import home_of, place_shard, rooms
 from pureflash.conductor.slow import is_held_out, place_of, trial
-from pureflash.conductor.standing import RECOVER
+from pureflash.conductor.standing import RECOVER, failed_disk
 from pureflash.conductor.view import View
 from pureflash.errors import ClusterError, MediaError
 from pureflash.metastore.records import Record
@@ -46,7 +46,7 @@ from pureflash.model.domain import (
     VolumeIntent,
     worst,
 )
-from pureflash.model.messages import DiskLatency, ResyncReport
+from pureflash.model.messages import DiskLatency, DiskReport, ResyncReport
 from pureflash.model.rest import (
     DiskView,
     ExportView,
@@ -172,6 +172,8 @@ def _who_helps(view: View, conf: ShardConf, found: dict[Condition, list[str]]) -
     steps: list[str] = []
     if lost := found.get(Condition.LOST):
         steps.append(f"puts the disk of {' or '.join(lost)} back")
+    if failed := found.get(Condition.FAILED):
+        steps.append(f"brings the disk of {' or '.join(failed)} back")
     out = [member.store for member in conf.members if member.copy not in conf.isr]
     if names := [store_name(view, store) for store in out if view.is_online(store)]:
         steps.append(
@@ -261,14 +263,13 @@ def _condition_there(
     report = seen.replicas.get(key)
     failure = view.failures.get((member.store, *key))
     is_reborn = store is not None and store.incarnation != member.incarnation
+    if (disk := failed_disk(view, key, member)) is not None:
+        return Condition.FAILED, f"disk {disk.index} of {name} failed: {disk.reason}"
     if report is None:
         if is_reborn:
             return Condition.LOST, f"{name} came back without its copy: its disk is another one"
         why = f"{name} refused it: {failure.message}" if failure else f"{name} is making it"
         return Condition.COMING, why
-    disk = seen.disks.get(report.disk)
-    if disk is not None and disk.state == "failed":
-        return Condition.FAILED, f"disk {disk.index} of {name} failed: {disk.reason}"
     if is_reborn:
         return Condition.REBORN, f"{name} has restarted"
     if report.size_bytes < volume.shard_bytes(conf.index):
@@ -294,13 +295,12 @@ def out_reason(view: View, conf: ShardConf, member: Member) -> tuple[OutKind, st
     seen = view.observation(member.store)
     if seen.state is not StoreState.ONLINE:
         return OutKind.AWAY, f"{name} is {seen.state}: {seen.cause}"
-    report = seen.replicas.get((conf.volume_id, conf.index))
-    disk = seen.disks.get(report.disk) if report else None
-    if disk is not None and disk.state == "failed":
+    key = (conf.volume_id, conf.index)
+    report = seen.replicas.get(key)
+    if (disk := failed_disk(view, key, member)) is not None:
         return OutKind.FAILED, f"disk {disk.index} of {name} failed: {disk.reason}"
     if member.copy in conf.learners:
         return OutKind.LEARNING, f"{name} is being made equal, {_progress(view, conf, member)}"
-    key = (conf.volume_id, conf.index)
     if is_held_out(view, key, conf, member):
         when = trial(view, place_of(view, key, member))
         return OutKind.SLOW, f"the disk of {name} is slow; {when}"
@@ -503,6 +503,32 @@ def why_out(view: View, out: list[tuple[ShardConf, Member]]) -> str:
     return "; ".join([*parts, f"{left} regions left"] if left else parts)
 
 
+DISK_STEPS: Final = {
+    "DISK_FAILED": "replace the disk; data with other replicas is not lost",
+    "WRONG_CLUSTER": "put the disk of this cluster back there; nothing was written to it",
+    "DISK_HANGS": "look at the device and its host; requests to it wait, none fails",
+    "DISK_FULL": "make room on that host; overwrites go on, new data waits for it",
+}
+"""What to do about a disk when its store knows nothing better."""
+
+
+def disk_code(report: DiskReport) -> str:
+    """Give the health code of what a store says of a disk; empty when all is well.
+
+    A store of an earlier version names none.
+    """
+    if report.state != "failed" and not report.reason:
+        return ""
+    if report.code in DISK_STEPS:
+        return report.code
+    return "DISK_FAILED" if report.state == "failed" else "DISK_FULL"
+
+
+def disk_step(report: DiskReport) -> str:
+    """Say what to do about a disk with a code."""
+    return report.next_step or DISK_STEPS[disk_code(report)]
+
+
 def disk_views(view: View, store: Store) -> list[DiskView]:
     """Show the disks of a store; what is not known while it is away is None."""
     seen = view.observation(store.id)
@@ -525,6 +551,8 @@ def disk_views(view: View, store: Store) -> list[DiskView]:
                 size_bytes=disk.size_bytes,
                 state=state,
                 reason=reason,
+                next_step=disk_step(report) if report and disk_code(report) else "",
+                bad_slots=report.bad_slots if report else 0,
                 engine=report.engine if report else None,
                 engine_reason=report.engine_reason if report else None,
                 bytes_total=report.bytes_total if report else None,

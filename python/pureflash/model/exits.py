@@ -20,6 +20,7 @@ class Exit(IntEnum):
     IN_THE_WAY = 4  # exists already, or is in use
     UNAVAILABLE = 5
     UNSAFE = 6
+    NOT_SERVED = 7  # of `pf up` alone: it is up, and no volume can be served
     INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 

@@ -92,18 +92,22 @@ class DiskLatency(msgspec.Struct, frozen=True, kw_only=True):
 class DiskReport(msgspec.Struct, frozen=True, kw_only=True):
     """How a disk is; `bytes_total` is what data can use.
 
-    `reason` explains a bad `state`, or why a disk takes overwrites only. `latency` is None before
-    the store has measured for a while.
+    `reason` explains a bad `state`, or why a disk takes overwrites only, and `code` is the health
+    code that it belongs to; `next_step`, where the store knows one, is better than the code's own.
+    `latency` is None before the store has measured for a while.
     """
 
     index: int
     state: str
     reason: str
+    code: str = ""
+    next_step: str = ""
     engine: str
     engine_reason: str = ""
     """Which engines were tried for it, and what decided."""
     bytes_total: int
     bytes_free: int
+    bad_slots: int = 0
     latency: DiskLatency | None = None
 
 

@@ -27,6 +27,13 @@ class Page(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     next: str | None = None
 
 
+class Alive(msgspec.Struct, frozen=True, kw_only=True):
+    """GET /healthz, which needs no token."""
+
+    status: str
+    cluster_id: str = ""
+
+
 class MemberView(msgspec.Struct, frozen=True, kw_only=True):
     """One copy of a shard; `role` is primary, secondary, learner or out.
 
@@ -201,6 +208,9 @@ class RecoveryView(msgspec.Struct, frozen=True, kw_only=True):
 class DiskView(msgspec.Struct, frozen=True, kw_only=True):
     """A disk; engine and byte counts are None while its store is away.
 
+    `reason` says what is wrong with it, and `next_step` what to do; empty when nothing is. A bad
+    slot of 64 KiB took no write, and is never used again.
+
     `engine_reason` says which engines were tried for it and what decided. What its operations took
     in the last few seconds, as a mean that forgets (EWMA) and as the 99th percentile, is None
     without operations; flushes are among the writes.
@@ -217,6 +227,8 @@ class DiskView(msgspec.Struct, frozen=True, kw_only=True):
     engine_reason: str | None
     bytes_total: int | None
     bytes_free: int | None
+    next_step: str = ""
+    bad_slots: int = 0
     write_ewma_us: int | None = None
     write_p99_us: int | None = None
     read_ewma_us: int | None = None

@@ -59,7 +59,7 @@ async def bind_tcp(address: str, *, name: str, timeout_s: float = BIND_TIMEOUT_S
             if problem.errno != errno.EADDRINUSE or loop.time() >= deadline:
                 raise ClusterError(
                     Code.UNAVAILABLE,
-                    f"{name} cannot listen on {address}: {problem.strerror}{_holder(port)}",
+                    f"{name} cannot listen on {address}: {problem.strerror}{holder_of(port)}",
                     next_step="end that program or choose another port",
                 ) from problem
         await asyncio.sleep(BIND_RETRY_S)
@@ -78,8 +78,8 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _holder(port: int) -> str:
-    """Name the process that listens on a port, as far as we may see it."""
+def holder_of(port: int) -> str:
+    """Name the process that listens on a port, as far as we may see it; it follows a cause."""
     try:
         for connection in psutil.net_connections("tcp"):
             is_ours = connection.laddr and connection.laddr.port == port

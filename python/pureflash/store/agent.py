@@ -10,7 +10,7 @@ last. What other stores' PINGs say of the conductor goes into the allegiance wit
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -53,6 +53,7 @@ from pureflash.model.messages import (
 from pureflash.process.allegiance import Allegiance, Known
 from pureflash.process.logs import Log
 from pureflash.store.core import StoreNode
+from pureflash.store.disks import DISK_FAILED, Fault
 from pureflash.store.latency import Meters
 
 COMMANDS_MAX: Final = 4_096
@@ -69,6 +70,8 @@ class StoreFacts:
     incarnation: int
     address: str
     disks: tuple[Disk, ...]
+    faults: Mapping[int, Fault] = field(default_factory=dict)
+    """What was wrong at the start with disks that are not served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ class StoreAgent:
             incarnation=facts.incarnation,
             address=facts.address,
             disks=facts.disks,
-            disk_reports=disk_reports(self._node.stats(), self._held),
+            disk_reports=disk_reports(self._node.stats(), self._held, facts.faults),
             replicas=self._sent_replicas,
         )
 
@@ -138,7 +141,7 @@ class StoreAgent:
             revision=known.revision,
             heard_term=known.heard_term,
             heard_revision=known.heard_revision,
-            disk_reports=disk_reports(stats, self._held, latencies),
+            disk_reports=disk_reports(stats, self._held, self._facts.faults, latencies),
             replicas=None if is_same else replicas,
             counters={name: int(value) for name, value in stats["counters"].items()},
         )
@@ -311,19 +314,43 @@ def replica_report(found: Mapping[str, Any]) -> ReplicaReport:
 def disk_reports(
     stats: Mapping[str, Any],
     held: Mapping[int, str],
+    faults: Mapping[int, Fault],
     latencies: Mapping[int, DiskLatency] = MappingProxyType({}),
 ) -> tuple[DiskReport, ...]:
-    """Turn the disks of `StoreNode.stats()` into reports; `held` say why they may not grow."""
+    """Turn the disks of `StoreNode.stats()` into reports.
+
+    `held` says of disks why they may not grow, `faults` what was wrong with them at the start.
+    """
     return tuple(
-        DiskReport(
-            index=index,
-            state=disk["state"],
-            reason=disk["reason"] or held.get(index, ""),
-            engine=disk["engine"],
-            engine_reason=disk.get("engine_reason") or "",
-            bytes_total=disk["bytes_total"],
-            bytes_free=disk["bytes_free"],
-            latency=latencies.get(index),
-        )
+        _disk_report(index, disk, held.get(index, ""), faults.get(index), latencies.get(index))
         for index, disk in enumerate(stats["disks"])
+    )
+
+
+def _disk_report(
+    index: int,
+    disk: Mapping[str, Any],
+    held: str,
+    fault: Fault | None,
+    latency: DiskLatency | None,
+) -> DiskReport:
+    code = ""
+    if disk["state"] == "failed":
+        code = fault.code if fault else DISK_FAILED
+    elif disk["reason"]:
+        code = "DISK_HANGS"
+    elif held:
+        code = "DISK_FULL"
+    return DiskReport(
+        index=index,
+        state=disk["state"],
+        reason=disk["reason"] or held,
+        code=code,
+        next_step=fault.next_step if fault else "",
+        engine=disk["engine"],
+        engine_reason=disk.get("engine_reason") or "",
+        bytes_total=disk["bytes_total"],
+        bytes_free=disk["bytes_free"],
+        bad_slots=disk.get("bad_slots", 0),
+        latency=latency,
     )

@@ -17,6 +17,7 @@ class StoreNode(Protocol):
     """`_core.StoreNode(*, store_id, incarnation, cluster_id, cluster_key, listen, disks)`.
 
     `disks`: [{"path": str, "engine": str}], opened with recovery before the constructor returns.
+    One that cannot be, or comes with a "failure", is failed in `stats`; the others are served.
     """
 
     @property
@@ -64,6 +65,9 @@ class StoreNode(Protocol):
 
     def hold_growth(self, disk: int, is_held: bool) -> None:
         """Take no more of the host's file system for a disk, or do again."""
+
+    def fail_disk(self, disk: int, reason: str) -> None:
+        """Stop a disk for good; the event "disk_failed" tells when it has."""
 
     def set_peers(self, peers: list[tuple[int, int, str]]) -> None:
         """Take over (store, incarnation, host:port) of every store; earlier lives are over."""

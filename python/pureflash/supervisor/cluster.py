@@ -8,6 +8,7 @@ same).
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import secrets
@@ -15,12 +16,13 @@ import shutil
 import stat
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from pureflash.errors import CallerError, Code, MediaError
+from pureflash.errors import CallerError, Code, MediaError, PureFlashError
 from pureflash.model.layout import CONDUCTOR, GATEWAY, Layout, known_disk_file, store_name
+from pureflash.process.known_disks import UNREADABLE, recall
 from pureflash.process.lifecycle import write_whole
 from pureflash.supervisor.ports import PortClaims
 from pureflash.units import format_size
@@ -46,6 +48,10 @@ class Wish:
     stores: int | None = None
     disk_bytes: int | None = None
     journal_bytes: int | None = None
+    conductor_port: int | None = None
+    store_port: int | None = None
+    """Of the first store; the others have the ones that follow."""
+    nbd_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,26 +76,65 @@ STORES_DEFAULT: Final = 3
 DISK_BYTES_DEFAULT: Final = 10 << 30
 
 
-def open_cluster(
-    layout: Layout, wish: Wish, *, ports: PortClaims | None = None
+async def open_cluster(
+    layout: Layout, wish: Wish, *, ports: PortClaims
 ) -> tuple[ClusterFile, list[str]]:
     """Read the cluster of a directory, or make one; gives it with warnings for the user.
 
-    Its ports are claimed in `ports` for as long as those live; None: only while this looks.
+    Its ports are claimed in `ports` for as long as those live.
 
-    Errors: CallerError INVALID for a wish that differs from what is there; MediaError NO_SPACE;
-    OSError where the directory cannot be written.
+    Errors: CallerError INVALID for a wish that differs from what is there, IN_USE for a port;
+    MediaError NO_SPACE; OSError where the directory cannot be written.
     """
-    if ports is None:
-        with PortClaims() as brief:
-            return open_cluster(layout, wish, ports=brief)
-    if layout.cluster_file.exists():
-        cluster = read_cluster(layout)
-        _check_wish(cluster, wish, layout)
-        for port in (cluster.conductor_port, *cluster.store_ports, cluster.nbd_port):
-            # Of another cluster by now? The child that cannot listen there names its holder.
-            ports.claim(port)
-        return cluster, []
+    if not layout.cluster_file.exists():
+        return _make_cluster(layout, wish, ports)
+    before = read_cluster(layout)
+    _check_wish(before, wish, layout)
+    cluster, warnings = await _settle_ports(before, wish, ports)
+    if cluster != before:
+        write_whole(layout.cluster_file, _toml(_document(cluster)).encode())
+    return cluster, warnings
+
+
+async def _settle_ports(
+    before: ClusterFile, wish: Wish, ports: PortClaims
+) -> tuple[ClusterFile, list[str]]:
+    """Claim the ports of before, those that a person asks for, or others where they are taken."""
+    warnings: list[str] = []
+
+    async def settled(port: int, wanted: int | None, flag: str, base: int, whose: str) -> int:
+        if wanted is not None and wanted != port:
+            return ports.exactly(wanted, flag=flag)
+        now, why = await ports.settle(port, base=base)
+        if why:
+            warnings.append(f"port {now} is {whose} from now on: {why}")
+        return now
+
+    conductor = await settled(
+        before.conductor_port,
+        wish.conductor_port,
+        "--conductor-port",
+        CONDUCTOR_PORT,
+        "the conductor's",
+    )
+    stores = [
+        await settled(
+            port,
+            None if wish.store_port is None else wish.store_port + index,
+            "--store-port",
+            STORE_PORT,
+            f"that of {store_name(index + 1)}",
+        )
+        for index, port in enumerate(before.store_ports)
+    ]
+    nbd = await settled(before.nbd_port, wish.nbd_port, "--nbd-port", NBD_PORT, "the gateway's")
+    if nbd != before.nbd_port:
+        warnings.append("exports over TCP have another URI now: pf export list")
+    after = replace(before, conductor_port=conductor, store_ports=tuple(stores), nbd_port=nbd)
+    return after, warnings
+
+
+def _make_cluster(layout: Layout, wish: Wish, ports: PortClaims) -> tuple[ClusterFile, list[str]]:
     stores = STORES_DEFAULT if wish.stores is None else wish.stores
     disk_bytes = DISK_BYTES_DEFAULT if wish.disk_bytes is None else wish.disk_bytes
     if not 1 <= stores <= STORES_MAX:
@@ -100,9 +145,17 @@ def open_cluster(
     warnings = _check_space(layout, stores * disk_bytes)
     cluster = ClusterFile(
         cluster_id=secrets.token_hex(16),
-        conductor_port=ports.next_free(CONDUCTOR_PORT),
-        store_ports=tuple(ports.next_free(STORE_PORT) for _ in range(stores)),
-        nbd_port=ports.next_free(NBD_PORT),
+        conductor_port=_first_port(ports, wish.conductor_port, "--conductor-port", CONDUCTOR_PORT),
+        store_ports=tuple(
+            _first_port(
+                ports,
+                None if wish.store_port is None else wish.store_port + index,
+                "--store-port",
+                STORE_PORT,
+            )
+            for index in range(stores)
+        ),
+        nbd_port=_first_port(ports, wish.nbd_port, "--nbd-port", NBD_PORT),
         disk_bytes=disk_bytes,
         journal_bytes=wish.journal_bytes or 0,
     )
@@ -112,6 +165,10 @@ def open_cluster(
     write_whole(layout.key, f"{secrets.token_hex(32)}\n".encode())
     write_whole(layout.cluster_file, _toml(_document(cluster)).encode())
     return cluster, warnings
+
+
+def _first_port(ports: PortClaims, wanted: int | None, flag: str, base: int) -> int:
+    return ports.next_free(base) if wanted is None else ports.exactly(wanted, flag=flag)
 
 
 def read_cluster(layout: Layout) -> ClusterFile:
@@ -140,11 +197,14 @@ def write_settings(layout: Layout, cluster: ClusterFile, sockets: Path) -> None:
         write_whole(layout.config(name), _toml(_settings(layout, cluster, sockets, name)).encode())
 
 
-def forget_disks(layout: Layout, cluster: ClusterFile, names: Sequence[str]) -> None:
+def forget_disks(
+    layout: Layout, cluster: ClusterFile, names: Sequence[str], *, stamp: str
+) -> list[str]:
     """Let these stores begin with empty disks: a person says that theirs are lost for good.
 
-    Errors: CallerError NOT_FOUND for what is no store; UNSAFE for one whose disk is there. Then
-    nothing is changed.
+    What lies where a disk was is kept beside it, under a name with `stamp`, and told in the result.
+    Errors: CallerError NOT_FOUND for what is no store; UNSAFE for one whose disk is there and can
+    be read. Then nothing is changed.
     """
     for name in names:
         if name not in cluster.names or name in (CONDUCTOR, GATEWAY):
@@ -153,14 +213,38 @@ def forget_disks(layout: Layout, cluster: ClusterFile, names: Sequence[str]) -> 
                 f"--new-disk: there is no store {name[:96]!r}",
                 next_step=f"its stores are s1 to s{len(cluster.store_ports)}",
             )
-        if layout.disk(name).exists():
+        if _is_own_disk(layout, cluster, name):
             raise CallerError(
                 Code.UNSAFE,
                 f"--new-disk: the disk of {name} is there: {layout.disk(name)}",
                 next_step="start without --new-disk; or move that file away first, if you are sure",
             )
+    told: list[str] = []
     for name in names:
+        disk = layout.disk(name)
+        if disk.exists() or disk.is_symlink():
+            aside = disk.with_name(f"{disk.name}.aside-{stamp}")
+            if aside.exists():
+                raise CallerError(Code.ALREADY_EXISTS, f"{aside} is there", next_step="try again")
+            disk.rename(aside)
+            told.append(f"what was there as the disk of {name} is kept as {aside}")
         known_disk_file(layout.store_data(name), 0).unlink(missing_ok=True)
+    return told
+
+
+def _is_own_disk(layout: Layout, cluster: ClusterFile, name: str) -> bool:
+    """Whether the disk that a store had is where it was, and can be read."""
+    core: Any = importlib.import_module("pureflash._core")
+    try:
+        found = core.inspect_disk(str(layout.disk(name)))
+    except PureFlashError:
+        return False
+    known = recall(layout.store_data(name), 0)
+    is_same = known in (None, UNREADABLE) or (
+        known is not None
+        and (known.disk_uuid, known.format_uuid) == (found["disk_uuid"], found["format_uuid"])
+    )
+    return is_same and bool(found["cluster_id"] == cluster.cluster_id)
 
 
 def make_sockets_folder(path: Path) -> None:
@@ -266,6 +350,7 @@ def _settings(layout: Layout, cluster: ClusterFile, sockets: Path, name: str) ->
             "data": str(layout.conductor_data),
             "listen": conductor,
             "key_file": str(layout.key),
+            "stores": len(cluster.store_ports),
         }
     elif name == GATEWAY:
         node |= {"data": str(layout.gateway_data(name)), "conductors": conductor}

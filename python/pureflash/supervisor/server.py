@@ -2,10 +2,12 @@
 
 Theory of operation. It takes the lock of the directory, makes or reads the cluster, and starts the
 conductor, then the stores and the gateway; it keeps a claim on their ports for as long as it runs.
-It is up when every child is ready and the conductor has seen all of them. From then on each child
-is kept running by itself; a store's death is reported to the conductor with its incarnation. TERM
-or INT stops gateway, stores and conductor in that order, 10 s each at most, then KILL; a second
-signal kills at once.
+It is up when the conductor is, every other child is ready or has died once, the conductor has seen
+those that are ready, and volumes are served as far as they can be; what is missing then is said
+with the outcome, and no reason to stop: a cluster starts with what it has. Only without a conductor
+there is none. From then on each child is kept running by itself; a store's death is reported to the
+conductor with its incarnation. TERM or INT stops gateway, stores and conductor in that order, 10 s
+each at most, then KILL; a second signal kills at once.
 
 With `--ready-fd N` it writes one JSON line there when it is up, or when it cannot come up.
 """
@@ -14,12 +16,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import datetime as dt
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +37,7 @@ from pureflash.client.directory import check_directory, take_lock
 from pureflash.errors import CallerError, ClusterError, Code, PureFlashError
 from pureflash.model.exits import Exit, exit_of_code
 from pureflash.model.layout import CONDUCTOR, GATEWAY, Layout
+from pureflash.model.rest import ClusterView
 from pureflash.process.lifecycle import Ready, write_whole
 from pureflash.process.logs import JsonLog, Log
 from pureflash.supervisor.children import Child, ChildSpec, process_command
@@ -46,7 +53,14 @@ from pureflash.supervisor.policy import ChildState
 from pureflash.supervisor.ports import PortClaims
 
 UP_TIMEOUT_S: Final = 60.0
+"""For the conductor to be ready, and then for the others."""
+SEEN_S: Final = 10.0
+"""How long the conductor may take to see a process that is ready."""
+SETTLE_S: Final = 15.0
+"""How long volumes may take to be served: copies that were lost at once are gathered for 10 s."""
 STOP_TIMEOUT_S: Final = 10.0
+LOCK_S: Final = 45.0
+"""How long a supervisor that starts or stops is waited for: three groups of 10 s each, to stop."""
 LOOK_S: Final = 0.1
 REPORT_RETRY_S: Final = 1.0
 LOG_LINES_SHOWN: Final = 20
@@ -66,6 +80,7 @@ class SupervisorReport(msgspec.Struct, frozen=True, kw_only=True):
     """`run/supervisor.json`: what the supervisor knows, for `pf status`."""
 
     pid: int
+    state: str = "running"
     children: list[ChildReport]
 
 
@@ -117,6 +132,14 @@ class Options:
     new_disks: tuple[str, ...] = ()
 
 
+class Stage(StrEnum):
+    """What a supervisor does: STARTING, then RUNNING, then STOPPING; or STOPPING at once."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
 class Supervisor:
     """The children of one cluster."""
 
@@ -125,6 +148,7 @@ class Supervisor:
         self._layout = options.layout
         self._cluster = cluster
         self._log = log
+        self._stage = Stage.STARTING
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._report_later: asyncio.TimerHandle | None = None
         self.children = {
@@ -143,25 +167,32 @@ class Supervisor:
             for name in cluster.names
         }
 
-    async def start(self) -> None:
-        """Start all and wait until the cluster serves.
+    async def start(self) -> list[str]:
+        """Start all; gives what is not as it should be when the cluster is up.
 
-        Errors: ClusterError UNAVAILABLE that names the culprit.
+        Errors: ClusterError UNAVAILABLE when the conductor does not start.
         """
         conductor = self.children[CONDUCTOR]
         self._begin(conductor)
-        await self._await_child(conductor)
+        await self._await_conductor(conductor)
         others = [child for name, child in self.children.items() if name != CONDUCTOR]
         for child in others:
             self._begin(child)
-        for child in others:
-            await self._await_child(child)
-        # An API that is looked at, not an event of ours: the bound is UP_TIMEOUT_S of the caller.
-        while not await asyncio.to_thread(self._is_complete):
-            await asyncio.sleep(LOOK_S)
+        await asyncio.gather(*(_first_word(child) for child in others))
+        troubles = [_trouble(child) for child in others if not child.is_ready.is_set()]
+        ready = {child.spec.name for child in others if child.is_ready.is_set()}
+        if unseen := await self._await_seen(ready):
+            names = ", ".join(sorted(unseen))
+            troubles.append(f"{names}: running, and the conductor does not see it: pf logs")
+        await self._await_served()
+        self._stage = Stage.RUNNING
+        self._write_report()
+        return troubles
 
     async def stop(self) -> None:
         """Stop in order; whatever is left after `STOP_TIMEOUT_S` is killed."""
+        self._stage = Stage.STOPPING
+        self._write_report()
         stores = [name for name in self._cluster.names if name not in (CONDUCTOR, GATEWAY)]
         for names in ([GATEWAY], stores, [CONDUCTOR]):
             for name in names:
@@ -186,28 +217,43 @@ class Supervisor:
     def _begin(self, child: Child) -> None:
         self._tasks[child.spec.name] = asyncio.create_task(child.run())
 
-    async def _await_child(self, child: Child) -> None:
-        """Wait until a child is ready; its first death while coming up is a failure."""
-        ready = asyncio.create_task(child.is_ready.wait())
-        try:
-            while not ready.done():
-                await asyncio.wait([ready], timeout=LOOK_S)
-                if child.deaths and not ready.done():
-                    raise ClusterError(
-                        Code.UNAVAILABLE,
-                        f"{child.spec.name} did not start: {child.reason}",
-                        next_step=f"see {self._layout.log(child.spec.name)}",
-                    )
-        finally:
-            ready.cancel()
+    async def _await_conductor(self, conductor: Child) -> None:
+        """Wait until the conductor is ready. Errors: ClusterError UNAVAILABLE."""
+        await _first_word(conductor)
+        if not conductor.is_ready.is_set():
+            raise ClusterError(
+                Code.UNAVAILABLE,
+                _trouble(conductor),
+                next_step=f"see {self._layout.log(conductor.spec.name)}",
+            )
 
-    def _is_complete(self) -> bool:
-        """Ask the conductor whether it sees everybody."""
+    async def _await_seen(self, names: set[str]) -> set[str]:
+        """Wait until the conductor sees these processes; gives those that it does not see."""
+        left = set(names)
+
+        def look(seen: ClusterView) -> bool:
+            online = {store.name for store in seen.stores if store.state == "online"}
+            online |= {gateway.name for gateway in seen.gateways if gateway.state == "online"}
+            left.intersection_update(names - online)
+            return not left
+
+        await self._look_until(look, seconds=SEEN_S)
+        return left
+
+    async def _await_served(self) -> None:
+        """Wait until no volume waits for what comes by itself."""
+        await self._look_until(lambda seen: "parked" not in seen.volumes_by_state, seconds=SETTLE_S)
+
+    async def _look_until(self, is_so: Callable[[ClusterView], bool], *, seconds: float) -> None:
+        """Look at the cluster until it is so, or for so long: an API, not an event of ours."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not is_so(await asyncio.to_thread(self._look)):
+                    await asyncio.sleep(LOOK_S)
+
+    def _look(self) -> ClusterView:
         with self._api() as api:
-            seen = api.cluster()
-        online = [store for store in seen.stores if store.state == "online"]
-        gateways = [gateway for gateway in seen.gateways if gateway.state == "online"]
-        return len(online) == len(self._cluster.store_ports) and bool(gateways)
+            return api.cluster()
 
     async def _report_exit(self, name: str, ready: Ready | None) -> None:
         """Tell the conductor that a store is provably dead; it may be away itself."""
@@ -224,13 +270,16 @@ class Supervisor:
 
     def _api(self) -> Api:
         token = self._layout.token.read_text().strip()
-        return Api(f"127.0.0.1:{self._cluster.conductor_port}", token, source="the supervisor")
+        cluster = self._cluster
+        address = f"127.0.0.1:{cluster.conductor_port}"
+        return Api(address, token, source="the supervisor", cluster_id=cluster.cluster_id)
 
     def _write_report(self) -> None:
         if self._report_later is not None:
             self._report_later.cancel()
         report = SupervisorReport(
             pid=os.getpid(),
+            state=self._stage,
             children=[
                 ChildReport(
                     name=name,
@@ -252,6 +301,21 @@ class Supervisor:
             self._report_later = loop.call_later(REPORT_RETRY_S, self._write_report)
         else:
             self._report_later = None
+
+
+async def _first_word(child: Child) -> None:
+    """Wait until a child is ready or has died once, at most `UP_TIMEOUT_S`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(UP_TIMEOUT_S):
+            while not child.is_ready.is_set() and not child.deaths:
+                await asyncio.sleep(LOOK_S)
+
+
+def _trouble(child: Child) -> str:
+    """Say why a child is not ready."""
+    if child.deaths:
+        return f"{child.spec.name} did not start: {child.reason}"
+    return f"{child.spec.name} is not ready after {UP_TIMEOUT_S:g} s; it is still starting"
 
 
 def kind_of(name: str) -> str:
@@ -279,8 +343,9 @@ async def _supervise(
     options: Options, environment: Mapping[str, str], ready_fd: int | None, ports: PortClaims
 ) -> int:
     layout = options.layout
-    cluster, warnings = open_cluster(layout, options.wish, ports=ports)
-    forget_disks(layout, cluster, options.new_disks)
+    cluster, warnings = await open_cluster(layout, options.wish, ports=ports)
+    stamp = dt.datetime.now(tz=dt.UTC).strftime("%Y%m%dT%H%M%SZ")
+    warnings += forget_disks(layout, cluster, options.new_disks, stamp=stamp)
     sockets = layout.sockets(runtime_directory=environment.get("XDG_RUNTIME_DIR"), uid=os.getuid())
     make_sockets_folder(sockets)
     write_settings(layout, cluster, sockets)
@@ -293,13 +358,11 @@ async def _supervise(
     stopping = asyncio.create_task(stop.wait())
     status = Exit.OK
     try:
-        done, _ = await asyncio.wait(
-            [starting, stopping], timeout=UP_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
-        )
-        if not done:
-            raise ClusterError(Code.UNAVAILABLE, f"not up after {UP_TIMEOUT_S:g} s")
+        done, _ = await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
         if starting in done:
-            starting.result()
+            warnings += starting.result()
+            for text in warnings:
+                log.info("cluster.notice", text)
             log.info("cluster.up", f"up: API http://127.0.0.1:{cluster.conductor_port}/docs")
             tell(ready_fd, Outcome(warnings=warnings))
             await stop.wait()
@@ -356,6 +419,26 @@ def _signals(supervisor: Supervisor) -> asyncio.Event:
     return event
 
 
+def _await_lock(layout: Layout) -> int | None:
+    """Wait while another supervisor starts or stops; gives the lock once it has stopped.
+
+    None: it runs. A `pf up` that meets a shutdown starts the cluster again after it.
+    """
+    pause = threading.Event()
+    deadline = time.monotonic() + LOCK_S
+    while time.monotonic() < deadline:
+        try:
+            report = msgspec.json.decode(layout.supervisor_file.read_bytes(), type=SupervisorReport)
+            if report.state == Stage.RUNNING:
+                return None
+        except (OSError, msgspec.MsgspecError):
+            pass  # it has just begun, or removed its report on its way out
+        pause.wait(LOOK_S)
+        if (lock := take_lock(layout)) is not None:
+            return lock
+    return None
+
+
 def parse(arguments: Sequence[str]) -> tuple[Options, int | None]:
     """Read the command line, which the CLI writes: sizes are bytes, times milliseconds."""
     parser = argparse.ArgumentParser(prog="pf up")
@@ -363,11 +446,20 @@ def parse(arguments: Sequence[str]) -> tuple[Options, int | None]:
     parser.add_argument("--stores", type=int)
     parser.add_argument("--disk-bytes", type=int)
     parser.add_argument("--journal-bytes", type=int)
+    for name in ("--conductor-port", "--store-port", "--nbd-port"):
+        parser.add_argument(name, type=int)
     parser.add_argument("--restart-delay-ms", type=int, default=1_000)
     parser.add_argument("--new-disk", action="append", default=[])
     parser.add_argument("--ready-fd", type=int)
     found = parser.parse_args(arguments)
-    wish = Wish(stores=found.stores, disk_bytes=found.disk_bytes, journal_bytes=found.journal_bytes)
+    wish = Wish(
+        stores=found.stores,
+        disk_bytes=found.disk_bytes,
+        journal_bytes=found.journal_bytes,
+        conductor_port=found.conductor_port,
+        store_port=found.store_port,
+        nbd_port=found.nbd_port,
+    )
     options = Options(
         layout=Layout(found.data.absolute()),
         wish=wish,
@@ -382,7 +474,7 @@ def main(arguments: Sequence[str]) -> int:
     options, ready_fd = parse(arguments)
     try:
         check_directory(options.layout)
-        lock = take_lock(options.layout)
+        lock = take_lock(options.layout) or _await_lock(options.layout)
         if lock is None:
             if options.new_disks:
                 raise CallerError(

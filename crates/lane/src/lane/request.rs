@@ -221,6 +221,11 @@ pub enum Event {
     Request(Request),
     /// A disk operation finished.
     Disk(DiskDone),
+    /// Somebody else has seen that the device is not what it was: stop for good.
+    Fail {
+        /// What was seen.
+        reason: String,
+    },
     /// The batch of events is complete.
     Turn,
 }

@@ -52,6 +52,8 @@ pub(super) enum Command {
     Newer(ShardId, Epoch),
     /// Whether a disk's host has no more room for it.
     HoldGrowth(usize, bool),
+    /// A disk is not what it was, and why.
+    FailDisk(usize, String),
     Close(Sender<()>),
 }
 
@@ -335,6 +337,12 @@ impl Application for StoreApp {
                 let lanes = self.disks.get(disk).map(|disk| disk.lanes.clone());
                 for lane in lanes.into_iter().flatten() {
                     self.lanes.hold_growth(lane, is_held);
+                }
+            }
+            Command::FailDisk(disk, reason) => {
+                let lanes = self.disks.get(disk).map(|disk| disk.lanes.clone());
+                for lane in lanes.into_iter().flatten() {
+                    self.lanes.fail(ctx, lane, reason.clone());
                 }
             }
             Command::Close(waiter) => {

@@ -65,6 +65,8 @@ pub struct DiskConfig {
     pub path: PathBuf,
     /// Engine to use.
     pub engine: EngineChoice,
+    /// Why it must not be opened, when somebody who looked at it knows that already.
+    pub failure: Option<String>,
 }
 
 /// What a store is started with.
@@ -142,6 +144,50 @@ pub struct DiskFacts {
     pub counters: Vec<Counters>,
     /// What recovery found on its lanes.
     pub reports: Vec<RecoveryReport>,
+}
+
+impl DiskFacts {
+    /// Of a disk that is served.
+    fn of(path: PathBuf, disk: &OpenDisk) -> DiskFacts {
+        DiskFacts {
+            uuid: disk::hex(&disk.header.disk_uuid),
+            durability: disk.durability,
+            durability_reason: disk.file.promise().reason.clone(),
+            failure: None,
+            ..DiskFacts::of_failed(path, String::new())
+        }
+    }
+
+    /// Of a disk that could not be opened: nothing is known of it but where it should be.
+    fn of_failed(path: PathBuf, failure: String) -> DiskFacts {
+        DiskFacts {
+            uuid: String::new(),
+            path,
+            engine: "none",
+            engine_reason: String::new(),
+            durability: lane::format::Durability::Volatile,
+            durability_reason: String::new(),
+            failure: Some(failure),
+            oldest_io_nanos: 0,
+            latency: DiskLatency::default(),
+            bytes: (0, 0),
+            counters: Vec::new(),
+            reports: Vec::new(),
+        }
+    }
+}
+
+/// A disk whose replicas can be run: what each keeps beside its data has the present format.
+fn with_readable_replicas(disk: OpenDisk) -> Result<OpenDisk, String> {
+    for lane in &disk.lanes {
+        for held in lane.tables().shards.iter().flatten() {
+            Stored::decode(&held.conf).map_err(|problem| {
+                let (path, shard) = (disk.file.path().display(), held.replica.shard);
+                format!("{path}: the replica of shard {shard} cannot be read: {problem}")
+            })?;
+        }
+    }
+    Ok(disk)
 }
 
 /// A snapshot of the store.
@@ -233,20 +279,12 @@ pub enum StoreEvent {
     },
 }
 
-/// Why a store cannot start.
+/// Why a store cannot start. A disk is no reason (`OpenStore`).
 #[derive(Debug, thiserror::Error)]
 pub enum StoreProblem {
-    /// A disk.
+    /// The operating system did not give what a store needs.
     #[error(transparent)]
-    Disk(#[from] DiskProblem),
-    /// What a replica keeps beside its data.
-    #[error("replica of shard {shard}: {problem}; re-create the cluster with pf down --purge")]
-    Replica {
-        /// Which.
-        shard: ShardId,
-        /// What is wrong.
-        problem: String,
-    },
+    System(#[from] DiskProblem),
     /// The listener.
     #[error("cannot listen on {address}: {error}; another process holds the port, or choose 0")]
     Listen {
@@ -258,22 +296,28 @@ pub enum StoreProblem {
 }
 
 /// Disks that are open and recovered, before anything is served.
+///
+/// A disk that cannot be opened is no reason not to serve the others: it is listed as failed, with the
+/// text of what was wrong, has no lanes, and its replicas are not there.
 pub struct OpenStore {
     config: StoreConfig,
-    disks: Vec<OpenDisk>,
+    disks: Vec<Result<OpenDisk, String>>,
     pool: Pool,
 }
 
 impl OpenStore {
     /// Open and recover all disks.
-    pub fn open(config: StoreConfig) -> Result<OpenStore, StoreProblem> {
+    #[must_use]
+    pub fn open(config: StoreConfig) -> OpenStore {
         let pool = Pool::new(POOL_BYTES);
-        let disks = config
-            .disks
-            .iter()
-            .map(|disk| disk::open(&disk.path, &config.cluster_id, config.incarnation, &pool))
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(OpenStore { config, disks, pool })
+        let open = |disk: &DiskConfig| match &disk.failure {
+            Some(failure) => Err(failure.clone()),
+            None => disk::open(&disk.path, &config.cluster_id, config.incarnation, &pool)
+                .map_err(|problem| problem.to_string())
+                .and_then(with_readable_replicas),
+        };
+        let disks = config.disks.iter().map(open).collect();
+        OpenStore { config, disks, pool }
     }
 
     /// Start serving.
@@ -288,40 +332,34 @@ impl OpenStore {
         mut wrap: impl FnMut(Box<dyn DiskEngine>) -> Box<dyn DiskEngine>,
     ) -> Result<StoreNode, StoreProblem> {
         let OpenStore { config, disks, pool } = self;
-        for lane in disks.iter().flat_map(|disk| &disk.lanes) {
-            for shard in lane.tables().shards.iter().flatten() {
-                Stored::decode(&shard.conf).map_err(|problem| StoreProblem::Replica {
-                    shard: shard.replica.shard,
-                    problem,
-                })?;
-            }
-        }
         let (mut engines, mut hosted): (Vec<Box<dyn DiskEngine>>, Vec<HostedDisk>) =
             (Vec::new(), Vec::new());
-        for (disk, chosen) in disks.iter().zip(&config.disks) {
+        let mut served = Vec::new();
+        for (disk, chosen) in disks.into_iter().zip(&config.disks) {
+            let with_engines = disk.and_then(|disk| {
+                let engines = disk.lanes.iter().map(|_| {
+                    engine::open(chosen.engine, &disk.file, &pool, ENGINE_DEPTH)
+                        .map_err(|problem| DiskProblem::from(problem).to_string())
+                });
+                engines.collect::<Result<Vec<_>, _>>().map(|engines| (disk, engines))
+            });
             let first = engines.len();
-            let (mut name, mut reason) = ("none", String::new());
-            for _ in &disk.lanes {
-                let (engine, probe) = engine::open(chosen.engine, &disk.file, &pool, ENGINE_DEPTH)
-                    .map_err(DiskProblem::from)?;
-                (name, reason) = (engine.name(), probe.reasons.join("; "));
-                engines.push(wrap(engine));
-            }
-            let facts = DiskFacts {
-                uuid: disk::hex(&disk.header.disk_uuid),
-                path: chosen.path.clone(),
-                engine: name,
-                engine_reason: reason,
-                durability: disk.durability,
-                durability_reason: disk.file.promise().reason.clone(),
-                failure: None,
-                oldest_io_nanos: 0,
-                latency: DiskLatency::default(),
-                bytes: (0, 0),
-                counters: Vec::new(),
-                reports: Vec::new(),
+            let facts = match with_engines {
+                Err(failure) => DiskFacts::of_failed(chosen.path.clone(), failure),
+                Ok((disk, opened)) => {
+                    let mut facts = DiskFacts::of(chosen.path.clone(), &disk);
+                    for (engine, probe) in opened {
+                        facts.engine = engine.name();
+                        facts.engine_reason = probe.reasons.join("; ");
+                        engines.push(wrap(engine));
+                    }
+                    served.push(disk);
+                    facts
+                }
             };
-            hosted.push(HostedDisk { facts, lanes: first..engines.len(), is_reported: false });
+            // What failed before the start is told with the first look at the disks.
+            let is_reported = facts.failure.is_some();
+            hosted.push(HostedDisk { facts, lanes: first..engines.len(), is_reported });
         }
         let wake = Arc::new(Wake::new().map_err(|source| {
             DiskProblem::from(runtime::RuntimeError::SystemFailed {
@@ -368,7 +406,7 @@ impl OpenStore {
                 leases: app_leases,
                 heart,
             };
-            StoreApp::new(config, disks, hosted, outlets, pool)
+            StoreApp::new(config, served, hosted, outlets, pool)
         };
         let running = reactor::spawn(options, engines, make).map_err(DiskProblem::from)?;
         let data = running.handle.clone();
@@ -472,6 +510,13 @@ impl StoreNode {
     #[must_use]
     pub fn hold_growth(&self, disk: usize, is_held: bool) -> bool {
         self.handle.try_send(Command::HoldGrowth(disk, is_held)).is_ok()
+    }
+
+    /// Stop a disk (by its place in the store) for good: what is behind it is not what it was. False:
+    /// the queue is full, or the store has stopped.
+    #[must_use]
+    pub fn fail_disk(&self, disk: usize, reason: String) -> bool {
+        self.handle.try_send(Command::FailDisk(disk, reason)).is_ok()
     }
 
     /// A snapshot; `None` when it has stopped.

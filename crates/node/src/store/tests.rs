@@ -47,9 +47,9 @@ fn start_as(
         cluster_id: CLUSTER,
         cluster_key: b"key".to_vec(),
         listen: "127.0.0.1:0".parse().expect("an address"),
-        disks: vec![DiskConfig { path, engine: EngineChoice::Auto }],
+        disks: vec![DiskConfig { path, engine: EngineChoice::Auto, failure: None }],
     };
-    let open = OpenStore::open(config).expect("opened");
+    let open = OpenStore::open(config);
     let node = open.start_with(limits, |engine| Faulty::around(engine, faults)).expect("started");
     (node, disk::hex(&header.disk_uuid))
 }
@@ -303,4 +303,94 @@ fn a_store_whose_device_hangs_is_not_vouched_for_until_it_answers_again() {
 fn the_limits_are_those_of_the_protocol() {
     let Limits { thread_ms, device_ms } = Limits::default();
     assert_eq!((thread_ms, device_ms), (500, 5_000));
+}
+
+/// A disk that cannot be read is one failure, not the end of its store.
+#[test]
+fn a_store_serves_the_disks_that_it_can_and_says_what_is_wrong_with_the_others() {
+    let folder = Folder::new();
+    let format = |name: &str, cluster_id| {
+        let options = FormatOptions {
+            size_bytes: Some(256 << 20),
+            cluster_id,
+            journal_bytes: Some(16 << 20),
+            durability: None,
+        };
+        disk::format(&folder.path(name), &options).expect("formatted");
+    };
+    ["good.img", "cut.img"].iter().for_each(|name| format(name, CLUSTER));
+    format("foreign.img", [9; 16]);
+    std::fs::File::options()
+        .write(true)
+        .open(folder.path("cut.img"))
+        .and_then(|file| file.set_len(64 << 20))
+        .expect("cut");
+    std::fs::write(folder.path("empty.img"), []).expect("made");
+    let named = |name: &str, failure: Option<&str>| DiskConfig {
+        path: folder.path(name),
+        engine: EngineChoice::Auto,
+        failure: failure.map(str::to_owned),
+    };
+    let config = StoreConfig {
+        store_id: 1,
+        incarnation: 10,
+        cluster_id: CLUSTER,
+        cluster_key: b"key".to_vec(),
+        listen: "127.0.0.1:0".parse().expect("an address"),
+        disks: vec![
+            named("missing.img", None),
+            named("cut.img", None),
+            named("good.img", None),
+            named("empty.img", None),
+            named("foreign.img", None),
+            named("unmounted.img", Some("it is not mounted")),
+        ],
+    };
+    let mut node = OpenStore::open(config).start().expect("started");
+    let disks = node.facts().expect("it runs").disks;
+    let said: Vec<&str> =
+        disks.iter().map(|disk| disk.failure.as_deref().unwrap_or("served")).collect();
+    let expected =
+        ["No such file", "was truncated", "served", "ends before", "belongs to", "not mounted"];
+    for (said, expected) in said.iter().zip(expected) {
+        assert!(said.contains(expected), "{said} does not say: {expected}");
+    }
+    let shard = ShardId { volume: VolumeId(9), index: 0 };
+    let member = Member { copy: 0, store: 1, incarnation: 10, disk: [1; 16], format_uuid: [1; 16] };
+    let conf = ShardConf {
+        shard,
+        epoch: Epoch(1),
+        rf: 1,
+        min_write: 1,
+        primary: 0,
+        isr: vec![0],
+        learners: Vec::new(),
+        members: vec![member],
+        history_id: 1,
+        attach_epoch: 0,
+    };
+    let replica = ReplicaId { shard, copy: 0 };
+    let disk_uuid = disks[2].uuid.clone();
+    assert!(node.control(1, ControlOp::Create { disk_uuid, replica, blocks: 64, conf }));
+    let mut events = Vec::new();
+    until("a replica is made on the good disk", || {
+        events.extend(node.drain());
+        events.iter().any(|event| matches!(event, StoreEvent::Done { request_id: 1 }))
+    });
+    assert!(node.fail_disk(2, "another file is in its place".to_owned()));
+    until("and it stops when somebody sees that it is another one", || {
+        events.extend(node.drain());
+        events.iter().any(|event| {
+            matches!(event, StoreEvent::DiskFailed { disk: 2, message }
+            if message == "another file is in its place")
+        })
+    });
+    assert!(
+        !events
+            .iter()
+            .any(|event| matches!(event, StoreEvent::DiskFailed { disk, .. } if *disk != 2)),
+        "what failed before the start is in the picture of the store, not news"
+    );
+    assert!(node.facts().expect("it runs").disks[2].failure.is_some());
+    node.close();
 }

@@ -1,0 +1,258 @@
+"""A cluster that starts with what it has: bad disks, a lost metastore, a stranger at its port."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import httpx2
+import msgspec
+import pytest
+from tests.support.world import GIB, World, attempt, run
+
+from pureflash.client.api import Api
+from pureflash.conductor import health, states
+from pureflash.conductor.explaining import explain
+from pureflash.errors import ClusterError, Code
+from pureflash.metastore.memory import MemoryMetastore
+from pureflash.model.domain import HealthState
+from pureflash.model.rest import RecoverConfig, RecoveryView
+
+CODES = ("DISK_FAILED", "WRONG_CLUSTER")
+STORES = {1: "s1", 2: "s2", 3: "s3"}
+
+
+async def begun() -> World:
+    """Give a world at rest with three volumes on each count of replicas."""
+    world = World(metastore=MemoryMetastore(lineage="ab" * 16), expected=STORES)
+    await world.start_conductor()
+    await world.join_all()
+    for replicas, number in product((1, 2, 3), range(3)):
+        await world.conductor.create_volume(
+            name=f"r{replicas}-{number}",
+            size_bytes=GIB // 4,
+            replicas=replicas,
+            shard_size_bytes=GIB,
+        )
+    await world.pump()
+    return world
+
+
+async def reboot(world: World, metastore: MemoryMetastore | None = None) -> None:
+    """Start everything again at once, each store in a new life."""
+    world.clock.ms += 60_000
+    world.metastore = metastore or world.metastore
+    await world.start_conductor()
+    for store in world.stores.values():
+        store.incarnation += 1
+    await world.join_all()
+    await world.pump()
+
+
+def codes_of(world: World) -> set[tuple[str, str]]:
+    return {(it.code, it.subject) for it in health.findings(world.conductor.view())}
+
+
+def check_served(world: World, lost: int) -> None:
+    """Whoever has a copy elsewhere is served, and whoever has not says what would help."""
+    view = world.conductor.view()
+    for volume in view.volumes.values():
+        verdict = states.judge_volume(view, volume)
+        stores = {member.store for conf in view.shards_of(volume) for member in conf.members}
+        expected = {
+            (False, 1): HealthState.HEALTHY,
+            (False, 2): HealthState.HEALTHY,
+            (False, 3): HealthState.HEALTHY,
+            (True, 1): HealthState.OFFLINE,
+            (True, 2): HealthState.SINGLE_COPY,
+            (True, 3): HealthState.DEGRADED,
+        }[lost in stores, volume.replicas]
+        assert verdict.state is expected, (volume.name, verdict)
+        told = " ".join(line.reason for line in explain(view, volume))
+        assert ("it cannot be read" in told) == (lost in stores)
+        if verdict.state is HealthState.OFFLINE:
+            assert f"brings the disk of s{lost} back" in verdict.leaves_by
+
+
+@pytest.mark.parametrize(("code", "lost"), list(product(CODES, STORES)))
+def test_one_bad_disk_leaves_all_other_copies_served(code: str, lost: int) -> None:
+    async def story() -> None:
+        world = await begun()
+        world.stores[lost].disk_code = code
+        await reboot(world)
+        assert (code, f"s{lost} disk 0") in codes_of(world)
+        assert not any(found == "STORE_OFFLINE" for found, _ in codes_of(world))
+        check_served(world, lost)
+        (shown,) = states.disk_views(world.conductor.view(), world.conductor.view().stores[lost])
+        assert (shown.state, shown.reason) == ("failed", "it cannot be read")
+        assert shown.next_step == "bring it back"
+        assert {step for _, step in steps_of(world, code)} == {"bring it back"}
+        await world.conductor.create_volume(
+            name="new", size_bytes=GIB // 4, replicas=2, shard_size_bytes=GIB
+        )
+        await world.pump()  # the world asserts that nothing goes to the bad disk
+        for _ in range(3):
+            world.clock.ms += 20_000
+            for number in world.stores:
+                await world.beat(number)
+            await world.pump()
+        check_served(world, lost)
+        world.stores[lost].disk_code = ""
+        world.stores[lost].incarnation += 1
+        await world.join(lost)
+        await world.pump()
+        world.clock.ms += 60_000
+        for number in world.stores:
+            await world.beat(number)
+        await world.pump()
+        assert codes_of(world) == set()
+        world.check_rest()
+
+    run(story())
+
+
+def steps_of(world: World, code: str) -> list[tuple[str, str]]:
+    found = health.findings(world.conductor.view())
+    return [(it.subject, it.next_step) for it in found if it.code == code]
+
+
+def test_a_disk_that_hangs_is_not_called_full() -> None:
+    async def story() -> None:
+        world = await begun()
+        await reboot(world)
+        observed = world.conductor.observations.stores
+        for code, reason in (("DISK_HANGS", "no answer for 3 s"), ("DISK_FULL", "host is full")):
+            report = msgspec.structs.replace(world.stores[1].report(), code=code, reason=reason)
+            observed[1] = replace(observed[1], disks={0: report})
+            assert (code, "s1 disk 0") in codes_of(world)
+
+    run(story())
+
+
+async def recover(world: World, *without: str, dry_run: bool = False) -> RecoveryView:
+    wish = RecoverConfig(by="a person", without=list(without), dry_run=dry_run)
+    world.conductor._settle_timeout_s = 30
+    try:
+        return await world.meanwhile(world.conductor.recovering.recover(wish))
+    finally:
+        world.conductor._settle_timeout_s = 0
+        await world.pump()
+
+
+async def restart_empty(world: World, *joining: int) -> None:
+    world.clock.ms += 60_000
+    world.metastore = MemoryMetastore(lineage="cd" * 16)
+    await world.start_conductor()
+    for store in world.stores.values():
+        store.session = None
+        store.incarnation += 1
+    for number in joining:
+        await world.join(number)
+    await world.pump()
+
+
+@pytest.mark.parametrize("joining", [(), (1,), (3, 1)])
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_records_are_not_rebuilt_from_nothing(joining: tuple[int, ...], dry_run: bool) -> None:
+    """In the first seconds nobody may have come yet, and an empty metastore knows nobody."""
+
+    async def story() -> None:
+        world = await begun()
+        before = set(world.conductor.view().volumes)
+        await restart_empty(world, *joining)
+        problem = await attempt(recover(world, dry_run=dry_run))
+        assert problem is not None
+        assert problem.code is Code.UNAVAILABLE
+        missing = [name for number, name in STORES.items() if number not in joining]
+        assert problem.message.startswith(", ".join(missing) + " not connected")
+        assert f"--without {missing[0]}" in problem.next_step
+        for number in STORES.keys() - set(joining):
+            await world.join(number)
+        await world.pump()
+        await recover(world)
+        await world.join_all()
+        await world.pump()
+        assert set(world.conductor.view().volumes) == before
+        world.check_rest()
+
+    run(story())
+
+
+def test_a_store_of_which_only_the_name_is_known_can_be_given_up() -> None:
+    async def story() -> None:
+        world = await begun()
+        await restart_empty(world, 1, 2)
+        await recover(world, "s3")
+        for number in (1, 2):
+            await world.join(number)
+        world.clock.ms += 60_000
+        for number in (1, 2):
+            await world.beat(number)
+        await world.pump()
+        view = world.conductor.view()
+        served = (HealthState.HEALTHY, HealthState.DEGRADED, HealthState.SINGLE_COPY)
+        for volume in view.volumes.values():
+            if {member.store for conf in view.shards_of(volume) for member in conf.members} != {3}:
+                assert states.judge_volume(view, volume).state in served
+        assert not any(code == "STORES_AWAITED" for code, _ in codes_of(world)), "nobody is"
+
+    run(story())
+
+
+def test_what_an_unread_disk_may_hold_is_not_left_out_of_a_recovery_unsaid() -> None:
+    async def story() -> None:
+        world = await begun()
+        world.stores[2].disk_code = "DISK_FAILED"
+        await restart_empty(world, 1, 2, 3)
+        problem = await attempt(recover(world))
+        assert problem is not None
+        assert "disk s2/0 is not served and may hold what the others know nothing of" in (
+            problem.message
+        )
+        assert "--without s2/0" in problem.next_step
+        plan = await recover(world, "s2/0")
+        assert plan.given_up == ["s2/0"]
+        await world.join_all()
+        await world.pump()
+        assert world.conductor.view().is_online(2), "its other disks would be served"
+        world.stores[2].disk_code = ""
+        world.stores[2].incarnation += 1
+        session = await attempt(world.join(2))
+        assert session is not None
+        assert "was given up" in session.message
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("answer", "who"),
+    [
+        (httpx2.Response(200, json={"status": "alive", "cluster_id": "99" * 16}), "cluster '9999"),
+        (httpx2.Response(200, json={"status": "alive"}), "another program"),
+        (httpx2.Response(200, json=[1, 2]), "another program"),
+        (httpx2.Response(200, content=b"\xff\xfe"), "another program"),
+        (httpx2.Response(404, json={"cluster_id": "ab" * 16}), "another program"),
+        (httpx2.RemoteProtocolError("it speaks SSH"), "another program"),
+    ],
+)
+def test_a_token_is_not_shown_to_whoever_has_the_port(
+    answer: httpx2.Response | Exception, who: str
+) -> None:
+    asked: list[httpx2.Request] = []
+
+    def listen(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    transport = httpx2.MockTransport(listen)
+    with Api("fake:1", "secret", cluster_id="ab" * 16, transport=transport) as api:
+        for call in (api.cluster, api.volumes, lambda: next(iter(api.events()))):
+            with pytest.raises(ClusterError) as found:
+                call()
+            assert found.value.code is Code.WRONG_CLUSTER
+            assert who in found.value.message
+            assert "pf up" in found.value.next_step
+    assert {request.url.path for request in asked} == {"/healthz"}
+    assert not any("secret" in str(request.headers) for request in asked)
