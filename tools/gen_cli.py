@@ -39,6 +39,7 @@ STATUS_MEANINGS: Final = {
     Exit.IN_THE_WAY: "exists already, or is in use",
     Exit.UNAVAILABLE: "unavailable now",
     Exit.UNSAFE: "refused as unsafe",
+    Exit.NOT_SERVED: "of `pf up`: the cluster is up, and no volume can be served",
     Exit.INTERRUPTED: "interrupted",
 }
 

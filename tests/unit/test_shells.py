@@ -183,6 +183,7 @@ async def test_a_store_without_its_disk_says_so_and_starts_again_when_it_is_back
         task = await run_store(served, core, tmp_path)
         await served.call("create_volume", CreateVolume(name="v1", size_bytes=GIB))
         await stop(task)
+        await served.conductor.store_exited(1, incarnation=core.nodes[0].incarnation)
         disk = tmp_path / "s1/disk0.img"
         aside = disk.rename(tmp_path / "aside.img")
         task = await run_store(served, core, tmp_path)
@@ -195,6 +196,7 @@ async def test_a_store_without_its_disk_says_so_and_starts_again_when_it_is_back
         disk.write_text("{}")
         aside.rename(disk)
         await asyncio.wait_for(task, 10)  # by itself: the supervisor starts it again
+        await served.conductor.store_exited(1, incarnation=core.nodes[1].incarnation)
         task = await run_store(served, core, tmp_path)
         assert await served.conductor.wait_for(is_healthy, timeout_s=10)
         await stop(task)

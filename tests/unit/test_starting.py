@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
 import httpx2
 import msgspec
 import pytest
-from tests.support.world import GIB, World, attempt, run
+from tests.support.world import GIB, ListLog, World, attempt, run
 
 from pureflash.client.api import Api
 from pureflash.conductor import health, states
@@ -16,7 +18,10 @@ from pureflash.conductor.explaining import explain
 from pureflash.errors import ClusterError, Code
 from pureflash.metastore.memory import MemoryMetastore
 from pureflash.model.domain import HealthState
+from pureflash.model.messages import Down, Message
 from pureflash.model.rest import RecoverConfig, RecoveryView
+from pureflash.process.allegiance import Known
+from pureflash.process.link import AgentLink
 
 CODES = ("DISK_FAILED", "WRONG_CLUSTER")
 STORES = {1: "s1", 2: "s2", 3: "s3"}
@@ -256,3 +261,60 @@ def test_a_token_is_not_shown_to_whoever_has_the_port(
             assert "pf up" in found.value.next_step
     assert {request.url.path for request in asked} == {"/healthz"}
     assert not any("secret" in str(request.headers) for request in asked)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+        b'HTTP/1.1 200 OK\r\n\r\n{"status":"alive","cluster_id":"' + b"9" * 32 + b'"}',
+        b'HTTP/1.1 401 No\r\n\r\n{"status":"alive","cluster_id":"' + b"a" * 32 + b'"}',
+        b"HTTP/1.1 200 OK\r\n\r\n" + b"\xff" * 100_000,
+        b"",
+    ],
+)
+async def test_an_agent_shows_its_token_to_no_stranger(answer: bytes) -> None:
+    heard: list[bytes] = []
+    has_asked = asyncio.Event()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(answer)
+        writer.close()
+        has_asked.set()
+
+    class Owner:
+        def registration(self) -> Message:
+            raise AssertionError("nobody is told who we are")
+
+        def heartbeat(self, term: int) -> Message:
+            raise AssertionError(f"nor that we live, in term {term}")
+
+        def led(self, known: Known) -> None:
+            raise AssertionError(f"nobody leads: {known}")
+
+        def handle(self, command: Down, send: Callable[[Message], None]) -> None:
+            raise AssertionError(f"{command} is not obeyed, {send} not used")
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        log = ListLog()
+        link = AgentLink(
+            address=f"{host}:{port}",
+            token="secret",
+            owner=Owner(),
+            log=log,
+            cluster_id="a" * 32,
+        )
+        task = asyncio.create_task(link.run())
+        await asyncio.wait_for(has_asked.wait(), 10)
+        async with asyncio.timeout(10):
+            while not log.lines:
+                await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert b"GET /healthz" in heard[0]
+    assert not any(b"secret" in words for words in heard)
+    assert "not the conductor of this cluster" in log.lines[0][2]

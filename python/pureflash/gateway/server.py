@@ -152,7 +152,13 @@ async def _serve(
     log: Log,
 ) -> None:
     token = Path(settings.text("node.token_file")).read_text().strip()
-    link = AgentLink(address=settings.text("node.conductors"), token=token, owner=agent, log=log)
+    link = AgentLink(
+        address=settings.text("node.conductors"),
+        token=token,
+        owner=agent,
+        log=log,
+        cluster_id=settings.text("cluster.id"),
+    )
     agent.link = link
     loop = asyncio.get_running_loop()
     loop.add_reader(gateway.fileno(), agent.drain)

@@ -31,6 +31,7 @@ from pureflash.model.messages import (
 )
 from pureflash.process.allegiance import Allegiance, Known
 from pureflash.process.logs import Log
+from pureflash.process.net import cluster_at
 
 RETRY_FIRST_S: Final = 0.25
 RETRY_LAST_S: Final = 5.0
@@ -64,8 +65,14 @@ class AgentLink:
         owner: AgentOwner,
         log: Log,
         allegiance: Allegiance | None = None,
+        cluster_id: str = "",
     ) -> None:
-        """Prepare to connect to `address` (host:port) with a bearer token."""
+        """Prepare to connect to `address` (host:port) with a bearer token.
+
+        With `cluster_id` it is shown only to a conductor of that cluster.
+        """
+        self._address = address
+        self._cluster_id = cluster_id
         self._url = f"ws://{address}/v1/agent"
         self._token = token
         self._owner = owner
@@ -85,6 +92,7 @@ class AgentLink:
         delay_s = RETRY_FIRST_S
         while True:
             try:
+                await self._greet()
                 async with connect(
                     self._url,
                     additional_headers={"Authorization": f"Bearer {self._token}"},
@@ -108,6 +116,15 @@ class AgentLink:
             self.registered.clear()
             await asyncio.sleep(delay_s)
             delay_s = min(RETRY_LAST_S, delay_s * 2)
+
+    async def _greet(self) -> None:
+        """Look whose conductor has the address. Errors: OSError when it is not ours."""
+        if not self._cluster_id:
+            return
+        found = await cluster_at(self._address)
+        if found != self._cluster_id:
+            what = f"cluster {found[:32]!r}" if found else "another program"
+            raise OSError(f"at {self._address} is {what}, not the conductor of this cluster")
 
     def send(self, message: Message) -> None:
         """Queue a message for the conductor of this connection."""

@@ -1,4 +1,4 @@
-"""Listening sockets: loopback only, and a port that is taken says who has it.
+"""Sockets: who listens does so on loopback only, and a port that is taken says who has it.
 
 A bind to any other address is refused, because nothing is encrypted in this version. A taken port
 is tried for `BIND_TIMEOUT_S`: the process that held it may be on its way out.
@@ -12,13 +12,17 @@ import ipaddress
 import socket
 from typing import Final
 
+import msgspec
 import psutil
 
 from pureflash.errors import CallerError, ClusterError, Code, SoftwareError
+from pureflash.model.rest import Alive
 
 BIND_TIMEOUT_S: Final = 5.0
 BIND_RETRY_S: Final = 0.25
 BACKLOG: Final = 128
+GREETING_TIMEOUT_S: Final = 5.0
+GREETING_BYTES_MAX: Final = 4_096
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -63,6 +67,35 @@ async def bind_tcp(address: str, *, name: str, timeout_s: float = BIND_TIMEOUT_S
                     next_step="end that program or choose another port",
                 ) from problem
         await asyncio.sleep(BIND_RETRY_S)
+
+
+async def cluster_at(address: str) -> str:
+    """Ask whoever listens at host:port which cluster's conductor it is; empty: none that we know.
+
+    It is asked before a token is shown to it, because a port may be another program's by now.
+    Errors: OSError, TimeoutError when nobody listens, or nobody answers.
+    """
+    host, port = split_address(address)
+    async with asyncio.timeout(GREETING_TIMEOUT_S):
+        reader, writer = await asyncio.open_connection(host, port)
+        try:
+            head = f"GET /healthz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+            writer.write(head.encode())
+            answer = b""
+            while len(answer) < GREETING_BYTES_MAX:
+                part = await reader.read(GREETING_BYTES_MAX - len(answer))
+                if not part:
+                    break
+                answer += part
+        finally:
+            writer.close()
+    first, _, rest = answer.partition(b"\r\n")
+    if not first.startswith(b"HTTP/1.1 200 "):
+        return ""
+    try:
+        return msgspec.json.decode(rest.partition(b"\r\n\r\n")[2], type=Alive).cluster_id
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ""
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -106,6 +106,7 @@ async def _serve(
         owner=agent,
         log=log,
         allegiance=allegiance,
+        cluster_id=facts.cluster_id,
     )
     loop = asyncio.get_running_loop()
     loop.add_reader(node.fileno(), agent.drain)
