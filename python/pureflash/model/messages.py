@@ -72,6 +72,15 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
     resyncs: tuple[ResyncReport, ...] = ()
     verifying: tuple[int, int] | None = None
     """As primary: regions compared of a verification under way, and of how many."""
+    damaged: tuple[tuple[int, int], ...] = ()
+    """Runs (first block, blocks) that are known to be unreadable here; ascending, the first 64."""
+    damaged_blocks: int = 0
+    """All of these blocks, also of runs that `damaged` leaves out."""
+    lost: tuple[tuple[int, int], ...] = ()
+    """As primary: runs of which no copy is left that can be read; ascending, the first 64."""
+    lost_blocks: int = 0
+    damaged_since_ms: int = 0
+    """Wall clock when the present damage was first known, across restarts; 0: there is none."""
 
 
 class DiskLatency(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,13 +179,14 @@ class Verified(Message, frozen=True, kw_only=True, tag="verified"):
     """Up: the answer to `VerifyReplica` with the same `id`.
 
     `different` and `unreadable` are (region of 1 MiB, store) pairs: content that is not the
-    primary's, and blocks that cannot be read there.
+    primary's, and blocks that cannot be read there. `mended_blocks` is 0 unless it was to repair.
     """
 
     regions: int
     copies: int
     different: tuple[tuple[int, int], ...]
     unreadable: tuple[tuple[int, int], ...]
+    mended_blocks: int = 0
 
 
 class Proposal(Message, frozen=True, kw_only=True, tag="proposal"):
@@ -293,10 +303,15 @@ class ResizeReplica(Message, frozen=True, kw_only=True, tag="replica_resize"):
 
 
 class VerifyReplica(Message, frozen=True, kw_only=True, tag="verify"):
-    """Down: as primary, compare all in-sync replicas region by region; `Verified` answers."""
+    """Down: as primary, compare all in-sync replicas region by region; `Verified` answers.
+
+    With `is_repairing`, blocks that cannot be read are written again wherever a good copy exists,
+    and only what is still unreadable after that is told as such.
+    """
 
     volume_id: int
     index: int
+    is_repairing: bool = False
 
 
 class TransferPrimary(Message, frozen=True, kw_only=True, tag="transfer"):

@@ -210,7 +210,9 @@ class StoreAgent:
                     request, command.volume_id, command.index, command.size_bytes
                 )
             case VerifyReplica():
-                self._node.verify_replica(request, command.volume_id, command.index)
+                self._node.verify_replica(
+                    request, command.volume_id, command.index, command.is_repairing
+                )
             case TransferPrimary():
                 self._node.transfer_primary(request, command.volume_id, command.index, command.to)
             case SetConf():
@@ -226,7 +228,7 @@ class StoreAgent:
                     self._answer(request, code=int(Code.OK), message="")
                 case ("failed", int(request), int(code), str(message)):
                     self._answer(request, code=code, message=message)
-                case ("verified", int(request), int(regions), int(copies), different, unreadable):
+                case ("verified", request, regions, copies, different, unreadable, mended):
                     question = self._questions.pop(request)
                     question.send(
                         Verified(
@@ -236,6 +238,7 @@ class StoreAgent:
                             copies=copies,
                             different=tuple(different),
                             unreadable=tuple(unreadable),
+                            mended_blocks=mended,
                         )
                     )
                 case ("proposal", int(volume_id), int(index), int(epoch), dict(transition)):
@@ -308,6 +311,10 @@ def replica_report(found: Mapping[str, Any]) -> ReplicaReport:
         role=found["role"],
         resyncs=tuple(ResyncReport(**resync) for resync in found["resyncs"]),
         verifying=found.get("verifying"),
+        damaged=tuple(found["damaged"]),
+        damaged_blocks=found["damaged_blocks"],
+        lost=tuple(found["lost"]),
+        lost_blocks=found["lost_blocks"],
     )
 
 

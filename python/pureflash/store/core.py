@@ -33,7 +33,8 @@ class StoreNode(Protocol):
         ("done", request_id, result | None), ("failed", request_id, code, message),
         ("disk_failed", disk_index, message), ("proposal", volume_id, index, epoch, {"kind": ..}),
         ("fetch_conf", volume_id, index, newer_than_epoch),
-        ("verified", request_id, regions, copies, [(region, store)] different, [..] unreadable).
+        ("verified", request_id, regions, copies, [(region, store)] different, [..] unreadable,
+        mended_blocks).
         """
 
     def create_replica(
@@ -60,8 +61,19 @@ class StoreNode(Protocol):
     def transfer_primary(self, request_id: int, volume_id: int, index: int, to: int) -> None:
         """As primary, give the reign to member `to` of the ISR; done when it was passed on."""
 
-    def verify_replica(self, request_id: int, volume_id: int, index: int) -> None:
-        """As primary, compare all in-sync replicas of a shard; answered by "verified"."""
+    def verify_replica(
+        self, request_id: int, volume_id: int, index: int, is_repairing: bool
+    ) -> None:
+        """As primary, compare all in-sync replicas of a shard; answered by "verified".
+
+        `is_repairing`: write damaged blocks again wherever a good copy exists.
+        """
+
+    def check_blocks(self, volume_id: int, index: int, runs: list[tuple[int, int]]) -> None:
+        """Read runs (first block, blocks) here again, to learn whether they are damaged.
+
+        No event answers; `replicas` shows what was found.
+        """
 
     def hold_growth(self, disk: int, is_held: bool) -> None:
         """Take no more of the host's file system for a disk, or do again."""
@@ -84,8 +96,10 @@ class StoreNode(Protocol):
     def replicas(self) -> Sequence[Mapping[str, Any]]:
         """Give volume_id, index, copy, size_bytes, disk, lane, used_bytes, commit_seq, epoch, role.
 
-        And promised, complete_seq, applied_seq of each, and
-        "resyncs": [{to, regions_left, regions_copied}].
+        And promised, complete_seq, applied_seq of each,
+        "resyncs": [{to, regions_left, regions_copied}], and what is known to be unreadable:
+        "damaged": [(first block, blocks)], at most 64 runs, "damaged_blocks", and as primary "lost"
+        and "lost_blocks": what cannot be read anywhere.
         """
 
     def confs(self) -> Sequence[bytes]:
