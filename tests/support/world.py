@@ -118,6 +118,10 @@ class SimStore:
     refusal: tuple[int, str] | None = None
     told: list[object] = field(default_factory=list)
     allegiance: Allegiance = field(default_factory=Allegiance)
+    damaged: dict[tuple[int, int], tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    """Runs of blocks that a replica knows it cannot read."""
+    lost: dict[tuple[int, int], tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    """The same of which, as primary, it knows that nobody can."""
 
     def __post_init__(self) -> None:
         """Give it the first disk, unless a test has another."""
@@ -191,6 +195,11 @@ class SimStore:
             role=role_in(conf, store=self.id, incarnation=self.incarnation),
             disk=0,
             used_bytes=0,
+            damaged=self.damaged.get(key, ()),
+            damaged_blocks=sum(count for _, count in self.damaged.get(key, ())),
+            damaged_since_ms=1_796_000_000_000 if self.damaged.get(key) else 0,
+            lost=self.lost.get(key, ()),
+            lost_blocks=sum(count for _, count in self.lost.get(key, ())),
         )
 
     @property

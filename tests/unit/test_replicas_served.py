@@ -149,7 +149,7 @@ def test_a_verification_counts_the_copies_that_it_compared(
     rf: int, copies: int, reason: str
 ) -> None:
     situation = Situation(rf=rf, isr=tuple(range(copies)))
-    job = requests.verify_job(situation.view(), situation.volume())
+    job = requests.verify_job(situation.view(), situation.volume(), is_repairing=True)
     assert job is not None
     answer = Verified(id=1, term=1, regions=1024, copies=copies, different=(), unreadable=())
     view = replace(situation.view(), jobs={job.id: job}, verified={(job.id, 0): answer})

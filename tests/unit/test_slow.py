@@ -11,6 +11,7 @@ from tests.support.views import KEY, NOW_MS, Situation
 
 from pureflash.conductor import health, slow, states
 from pureflash.conductor.balance import plan_balance
+from pureflash.conductor.disk_states import disk_views
 from pureflash.conductor.disks import changes
 from pureflash.conductor.failover import plan_failover
 from pureflash.conductor.pace import Pace, Stage
@@ -517,7 +518,7 @@ def test_every_stage_is_explained() -> None:
     assert "writes take 200.0 ms on average and 99 % of them up to 400.0 ms" in found.cause
     assert "those of other disks 3.0 ms on average" in found.cause
     assert "other disks lead what it led" in found.next_step
-    (shown,) = states.disk_views(story.view(), story.view().stores[3])
+    (shown,) = disk_views(story.view(), story.view().stores[3])
     assert (shown.state, shown.reason) == ("slow", found.cause)
     assert (shown.write_ewma_us, shown.write_p99_us, shown.read_p99_us) == (200_000, 400_000, None)
 

@@ -14,6 +14,7 @@ from tests.support.world import GIB, ListLog, World, attempt, run
 
 from pureflash.client.api import Api
 from pureflash.conductor import health, states
+from pureflash.conductor.disk_states import disk_views
 from pureflash.conductor.explaining import explain
 from pureflash.errors import ClusterError, Code
 from pureflash.metastore.memory import MemoryMetastore
@@ -88,7 +89,7 @@ def test_one_bad_disk_leaves_all_other_copies_served(code: str, lost: int) -> No
         assert (code, f"s{lost} disk 0") in codes_of(world)
         assert not any(found == "STORE_OFFLINE" for found, _ in codes_of(world))
         check_served(world, lost)
-        (shown,) = states.disk_views(world.conductor.view(), world.conductor.view().stores[lost])
+        (shown,) = disk_views(world.conductor.view(), world.conductor.view().stores[lost])
         assert (shown.state, shown.reason) == ("failed", "it cannot be read")
         assert shown.next_step == "bring it back"
         assert {step for _, step in steps_of(world, code)} == {"bring it back"}

@@ -20,6 +20,7 @@ from litestar.response.sse import ServerSentEventMessage
 from pureflash.api.idempotency import Idempotency
 from pureflash.api.problems import request_id_of
 from pureflash.conductor import explaining, health, requests, states
+from pureflash.conductor.disk_states import disk_views
 from pureflash.conductor.service import Conductor
 from pureflash.conductor.view import View
 from pureflash.errors import CallerError, Code
@@ -47,6 +48,7 @@ from pureflash.model.rest import (
     RecoveryView,
     RenewAttach,
     StoreView,
+    VerifyVolume,
     VolumeView,
 )
 
@@ -190,9 +192,16 @@ async def delete_volume(
 
 
 @post("/v1/volumes/{reference:str}/verify", status_code=202)
-async def verify_volume(conductor: Leader, reference: Reference) -> JobView:
-    """Compare all in-sync replicas of a volume, block by block; gives the job that does it."""
-    return states.job_view(await conductor.verify_volume(reference))
+async def verify_volume(
+    conductor: Leader, reference: Reference, data: JSONBody[VerifyVolume | None] = None
+) -> JobView:
+    """Compare all in-sync replicas of a volume, block by block; gives the job that does it.
+
+    What one copy cannot read is mended where another one has it, unless `repair` is false.
+    """
+    is_repairing = data is None or data.repair
+    job = await conductor.verify_volume(reference, is_repairing=is_repairing)
+    return states.job_view(job)
 
 
 @post("/v1/volumes/{reference:str}/force-accept", status_code=200)
@@ -273,9 +282,7 @@ async def report_exit(conductor: Leader, reference: Reference, data: JSONBody[Ex
 async def list_disks(conductor: Leader) -> Page[DiskView]:
     """List the disks of all stores."""
     view = conductor.view()
-    found = [
-        disk for store in _by_id(view.stores.values()) for disk in states.disk_views(view, store)
-    ]
+    found = [disk for store in _by_id(view.stores.values()) for disk in disk_views(view, store)]
     return Page(items=found)
 
 

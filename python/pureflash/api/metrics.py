@@ -13,7 +13,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from pureflash.conductor import health, states
+from pureflash.conductor.damage import damaged_shards
+from pureflash.conductor.disk_states import disk_views
 from pureflash.conductor.service import Conductor
+from pureflash.conductor.view import View
 from pureflash.model.domain import HealthState, StoreState
 
 
@@ -52,7 +55,7 @@ class ViewCollector(Collector):
                 total.add_metric([store.name, name], value)
             for report in seen.disks.values():
                 free.add_metric([store.name, str(report.index)], report.bytes_free)
-            for disk in states.disk_views(view, store):
+            for disk in disk_views(view, store):
                 at = [store.name, str(disk.index)]
                 pace = view.paces.get(disk.id)
                 slow.add_metric(at, float(pace is not None and pace.is_slow))
@@ -61,6 +64,7 @@ class ViewCollector(Collector):
                     if seen_us is not None:
                         latency.add_metric([*at, operation, statistic], seen_us / 1e6)
         yield from (up, total, free, latency, slow)
+        yield from _data_families(view)
         volumes = GaugeMetricFamily("pureflash_volumes", "Volumes by state", labels=["state"])
         now = [states.volume_state(view, volume)[0] for volume in view.volumes.values()]
         for state in HealthState:
@@ -76,6 +80,37 @@ class ViewCollector(Collector):
         for code in health.CODES:
             found.add_metric([code], codes.count(code))
         yield found
+
+
+def _data_families(view: View) -> Iterator[Metric]:
+    """Give what is known to be wrong with data; volumes with nothing wrong have no line."""
+    damaged = GaugeMetricFamily(
+        "pureflash_damaged_blocks",
+        "Blocks of 4 KiB that a copy cannot read",
+        labels=["volume", "shard", "store"],
+    )
+    lost = GaugeMetricFamily(
+        "pureflash_lost_blocks",
+        "Blocks of 4 KiB without any good copy",
+        labels=["volume", "shard"],
+    )
+    differing = GaugeMetricFamily(
+        "pureflash_differing_regions",
+        "Regions of 1 MiB in which copies were found to differ",
+        labels=["volume", "shard"],
+    )
+    for (volume_id, index), found in damaged_shards(view):
+        volume = view.volumes.get(volume_id)
+        if volume is None:
+            continue
+        at = [volume.name, str(index)]
+        for copy in found.copies:
+            damaged.add_metric([*at, states.store_name(view, copy.store)], copy.blocks)
+        if found.lost_blocks:
+            lost.add_metric(at, found.lost_blocks)
+        if found.differing is not None:
+            differing.add_metric(at, found.differing.count)
+    yield from (damaged, lost, differing)
 
 
 @get("/metrics", include_in_schema=False)

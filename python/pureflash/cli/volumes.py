@@ -164,15 +164,19 @@ def delete(
 def verify(
     volume: VolumeArgument,
     wait: Annotated[bool, typer.Option(help="Wait until everything was compared.")] = True,
+    repair: Annotated[
+        bool,
+        typer.Option(help="Mend what one copy cannot read and another one has; else only look."),
+    ] = True,
     output: OutputOption = Output.TABLE,
     server: ServerOption = None,
     data: DataOption = None,
 ) -> None:
-    """Read every in-sync copy of a volume and compare them, while it is in use."""
+    """Read every in-sync copy of a volume, compare and mend them, while it is in use."""
     from pureflash.cli.jobs import print_job, wait_for_job
 
     with connected(server, data) as api:
-        job = api.verify_volume(volume)
+        job = api.verify_volume(volume, is_repairing=repair)
         if wait:
             job = wait_for_job(api, job)
     print_job(job, output)

@@ -38,6 +38,7 @@ from pureflash.model.rest import (
     RecoveryView,
     RenewAttach,
     StoreView,
+    VerifyVolume,
     VolumeView,
 )
 
@@ -127,9 +128,13 @@ class Api:
         path = f"/v1/volumes/{_quoted(reference)}"
         return self._call("DELETE", path, JobView, headers=_if_match(if_version))
 
-    def verify_volume(self, reference: str) -> JobView:
-        """Begin to compare all in-sync replicas of a volume; gives the job."""
-        return self._call("POST", f"/v1/volumes/{_quoted(reference)}/verify", JobView)
+    def verify_volume(self, reference: str, *, is_repairing: bool = True) -> JobView:
+        """Begin to compare all in-sync replicas of a volume; gives the job.
+
+        `is_repairing`: what one copy cannot read is mended where another one has it.
+        """
+        path = f"/v1/volumes/{_quoted(reference)}/verify"
+        return self._call("POST", path, JobView, body=VerifyVolume(repair=is_repairing))
 
     def force_accept(self, reference: str, wish: ForceAccept) -> ForceAcceptView:
         """Let a copy count when no in-sync copy is left; with `dry_run` only say what that does."""

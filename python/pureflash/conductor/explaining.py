@@ -6,6 +6,7 @@ decided about a shard.
 
 from __future__ import annotations
 
+from pureflash.conductor.damage import damage_of, lost_ranges
 from pureflash.conductor.states import (
     Verdict,
     judge_shard,
@@ -34,6 +35,10 @@ def explain(view: View, volume: Volume) -> list[ExplainLine]:
         text = _said(f"{where}; {verdict.cause}" if verdict.cause else where, verdict)
         lines.append(ExplainLine(subject=subject, state=verdict.state, reason=text))
         lines += _forced_lines(view, volume, index, subject)
+        lines += [
+            ExplainLine(subject=subject, state="lost", reason=text)
+            for text in lost_ranges(volume, index, damage_of(view, (volume.id, index)))
+        ]
         if conf is None or volume.replicas == 1:
             continue
         for member in conf.members:

@@ -11,6 +11,15 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final
 
+from pureflash.conductor.damage import (
+    blocks,
+    copy_text,
+    damaged_shards,
+    differing_text,
+    lost_ranges,
+    way_out,
+)
+from pureflash.conductor.disk_states import disk_code, disk_step
 from pureflash.conductor.failover import START_MS
 from pureflash.conductor.pace import Stage
 from pureflash.conductor.placement import RAISE_RATIO
@@ -19,11 +28,10 @@ from pureflash.conductor.slow import trial
 from pureflash.conductor.standing import RECOVER, awaited, is_proven
 from pureflash.conductor.states import (
     OutKind,
-    disk_code,
-    disk_step,
     export_view,
     out_reason,
     replicas_out,
+    store_name,
     volume_state,
     why_out,
 )
@@ -57,6 +65,9 @@ CODES: Final[dict[str, tuple[Severity, str]]] = {
     "DISK_SLOW": (Severity.WARN, "A disk answers far later than the others"),
     "DISK_NEAR_FULL": (Severity.WARN, f"A disk is more than {NEAR_FULL_PERCENT} % full"),
     "DISK_FULL": (Severity.ERROR, "A disk takes overwrites only; new data has no place"),
+    "DATA_LOST": (Severity.ERROR, "Blocks of a volume have no good copy: reading them fails"),
+    "DATA_DIFFERS": (Severity.ERROR, "Copies in sync differ, and nothing shows which is right"),
+    "DATA_DAMAGED": (Severity.WARN, "A copy has blocks that cannot be read; others have them"),
     "VOLUME_OFFLINE": (Severity.ERROR, "A volume cannot serve I/O until something comes back"),
     "VOLUME_PARKED": (Severity.WARN, "A volume keeps some I/O waiting; none fails"),
     "VOLUME_SINGLE_COPY": (Severity.WARN, "A volume has one copy in sync: its loss loses data"),
@@ -76,6 +87,7 @@ def findings(view: View) -> list[HealthView]:
         *_stores(view),
         *_disks(view),
         *_slow(view),
+        *data_findings(view),
         *_volumes(view),
         *_exports(view),
         *_replicas_out(view),
@@ -189,6 +201,25 @@ def _disks(view: View) -> Iterator[HealthView]:
                 yield finding("DISK_FULL", name, cause, step)
             elif percent >= NEAR_FULL_PERCENT:
                 yield finding("DISK_NEAR_FULL", name, cause, step)
+
+
+def data_findings(view: View) -> Iterator[HealthView]:
+    """Say of each shard and copy what is known to be wrong with the data."""
+    for (volume_id, index), found in damaged_shards(view):
+        volume = view.volumes.get(volume_id)
+        if volume is None or volume.intent is VolumeIntent.DELETING:
+            continue
+        shard = f"{volume.name}/{index}"
+        step = way_out(volume, found)
+        if found.lost_blocks:
+            first = lost_ranges(volume, index, found)[0]
+            cause = f"{blocks(found.lost_blocks)}; the first: {first}"
+            yield finding("DATA_LOST", shard, cause, step)
+        if found.differing is not None:
+            yield finding("DATA_DIFFERS", shard, differing_text(view, found.differing), step)
+        for copy in found.copies:
+            subject = f"{shard}/{store_name(view, copy.store)}"
+            yield finding("DATA_DAMAGED", subject, copy_text(view, copy), step)
 
 
 def _volumes(view: View) -> Iterator[HealthView]:

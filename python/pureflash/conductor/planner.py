@@ -306,6 +306,8 @@ def _plan_ends(view: View) -> Iterator[Write]:
         )
         if is_empty:
             yield Write(keys.shard(volume_id, index), None, "no store has a replica of it")
+    for volume_id, index in view.differing.keys() - view.shards.keys():
+        yield Write(keys.differing(volume_id, index), None, "its shard is gone")
     named = {claim.volume_id for claim in view.names.values()}
     for volume in view.volumes.values():
         is_deleting = volume.intent is VolumeIntent.DELETING

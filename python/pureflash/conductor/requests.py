@@ -192,7 +192,7 @@ def delete_job(view: View, volume: Volume, *, if_version: int | None) -> Job | N
     )
 
 
-def verify_job(view: View, volume: Volume) -> Job | None:
+def verify_job(view: View, volume: Volume, *, is_repairing: bool) -> Job | None:
     """Judge a verification; gives the job that carries it out, None when one is under way."""
     if volume.intent is not VolumeIntent.PRESENT:
         raise CallerError(Code.NOT_FOUND, f"{volume.name} is being deleted")
@@ -215,6 +215,7 @@ def verify_job(view: View, volume: Volume) -> Job | None:
         unit="MiB",
         reason="",
         created_at_ms=view.wall_ms,
+        is_repairing=is_repairing,
     )
 
 

@@ -20,6 +20,7 @@ from typing import Final
 from pureflash.conductor import detector, planner, requests, states
 from pureflash.conductor.agents import Session, Sessions
 from pureflash.conductor.attaching import Attaching
+from pureflash.conductor.data_watch import DataWatch
 from pureflash.conductor.disks import DiskWatch
 from pureflash.conductor.events import EventLog
 from pureflash.conductor.forcing import Forcing
@@ -92,6 +93,7 @@ class Conductor:
         self._disks = DiskWatch(
             self.observations, self.events, log=log, floor_us=identity.slow_disk_us
         )
+        self._data = DataWatch(self.events, log=log)
         self._identity = identity
         self._clock = clock
         self._log = log
@@ -205,6 +207,7 @@ class Conductor:
             transferred_ms=self.observations.transferred_ms,
             balance_after_ms=self._identity.balance_after_ms,
             amnesia=records.amnesia,
+            differing=records.differing,
             paces=self.observations.paces,
         )
 
@@ -224,6 +227,7 @@ class Conductor:
                 await self._lead.keep(now_ms=now_ms, wall_ms=wall_ms)
                 self._watch_silence()
                 self._disks.look(self.view())
+                self._data.look(self.view())
                 for _ in range(PASSES_MAX):
                     actions = planner.plan(self.view())  # nothing, in amnesia
                     writes = [action for action in actions if isinstance(action, Write)]
@@ -310,9 +314,16 @@ class Conductor:
         )
         return self.records.jobs[job.id]
 
-    async def verify_volume(self, reference: str) -> Job:
-        """Begin to compare all in-sync replicas; gives the job, also when one is under way."""
-        return await self._begin(reference, requests.VERIFY_JOB, requests.verify_job)
+    async def verify_volume(self, reference: str, *, is_repairing: bool) -> Job:
+        """Begin to compare all in-sync replicas; gives the job, also when one is under way.
+
+        `is_repairing`: mend what cannot be read where another copy has it.
+        """
+
+        def make(view: View, volume: Volume) -> Job | None:
+            return requests.verify_job(view, volume, is_repairing=is_repairing)
+
+        return await self._begin(reference, requests.VERIFY_JOB, make)
 
     async def _begin(
         self, reference: str, kind: str, make: Callable[[View, Volume], Job | None]

@@ -20,10 +20,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import Final
 
+from pureflash.conductor.damage import copy_text, damage_of, io_text, sentence, way_out
+from pureflash.conductor.disk_states import disk_views
 from pureflash.conductor.failover import GATHER_MS
 from pureflash.conductor.placement import home_of, place_shard, rooms
 from pureflash.conductor.slow import is_held_out, place_of, trial
@@ -34,6 +36,7 @@ from pureflash.metastore.records import Record
 from pureflash.model.domain import (
     Amnesia,
     Cluster,
+    Differing,
     Export,
     HealthState,
     Job,
@@ -46,9 +49,8 @@ from pureflash.model.domain import (
     VolumeIntent,
     worst,
 )
-from pureflash.model.messages import DiskLatency, DiskReport, ResyncReport
+from pureflash.model.messages import ResyncReport
 from pureflash.model.rest import (
-    DiskView,
     ExportView,
     JobView,
     MemberView,
@@ -116,7 +118,20 @@ def judge_shard(view: View, volume: Volume, index: int) -> Verdict:
     if conf is None:
         why = _why_not_placed(view, volume, index)
         return Verdict(HealthState.PARKED, why, WAIT, "the conductor, which places it when it can")
-    return _judge_primary(view, volume, conf) or _judge_copies(view, volume, conf)
+    verdict = _judge_primary(view, volume, conf) or _judge_copies(view, volume, conf)
+    return _with_damage(view, volume, index, verdict)
+
+
+def _with_damage(view: View, volume: Volume, index: int, verdict: Verdict) -> Verdict:
+    """Add what is known to be wrong with the data: then a shard is not healthy."""
+    found = damage_of(view, (volume.id, index))
+    if found.is_none:
+        return verdict
+    cause = sentence(view, found)
+    if verdict.state is not HealthState.HEALTHY:
+        return replace(verdict, cause=f"{verdict.cause}; {cause}")
+    io = io_text(found) or verdict.io
+    return Verdict(HealthState.DEGRADED, cause, io, way_out(volume, found))
 
 
 def shard_state(view: View, volume: Volume, index: int) -> tuple[HealthState, str]:
@@ -410,6 +425,8 @@ def _shard_view(view: View, volume: Volume, index: int) -> ShardView:
 def member_view(view: View, volume: Volume, conf: ShardConf, member: Member) -> MemberView:
     """Show a copy: its role, and what is wrong with it."""
     role = role_in(conf, member)
+    damage = damage_of(view, (conf.volume_id, conf.index))
+    damaged = [copy_text(view, one) for one in damage.copies if one.store == member.store]
     if member.copy in conf.isr:
         _, reason = _condition(view, volume, conf, member)
         if not reason and role == "primary":
@@ -422,7 +439,7 @@ def member_view(view: View, volume: Volume, conf: ShardConf, member: Member) -> 
         store=member.store,
         name=store_name(view, member.store),
         role=role,
-        reason=reason,
+        reason="; ".join(filter(None, [reason, *damaged])),
         disk=member.disk,
         incarnation=member.incarnation,
         regions_left=resync.regions_left if resync else None,
@@ -503,69 +520,6 @@ def why_out(view: View, out: list[tuple[ShardConf, Member]]) -> str:
     return "; ".join([*parts, f"{left} regions left"] if left else parts)
 
 
-DISK_STEPS: Final = {
-    "DISK_FAILED": "replace the disk; data with other replicas is not lost",
-    "WRONG_CLUSTER": "put the disk of this cluster back there; nothing was written to it",
-    "DISK_HANGS": "look at the device and its host; requests to it wait, none fails",
-    "DISK_FULL": "make room on that host; overwrites go on, new data waits for it",
-}
-"""What to do about a disk when its store knows nothing better."""
-
-
-def disk_code(report: DiskReport) -> str:
-    """Give the health code of what a store says of a disk; empty when all is well.
-
-    A store of an earlier version names none.
-    """
-    if report.state != "failed" and not report.reason:
-        return ""
-    if report.code in DISK_STEPS:
-        return report.code
-    return "DISK_FAILED" if report.state == "failed" else "DISK_FULL"
-
-
-def disk_step(report: DiskReport) -> str:
-    """Say what to do about a disk with a code."""
-    return report.next_step or DISK_STEPS[disk_code(report)]
-
-
-def disk_views(view: View, store: Store) -> list[DiskView]:
-    """Show the disks of a store; what is not known while it is away is None."""
-    seen = view.observation(store.id)
-    views: list[DiskView] = []
-    for disk in store.disks:
-        report = seen.disks.get(disk.index) if seen.state is not StoreState.OFFLINE else None
-        state, reason = "unknown", f"{store.name} is {seen.state}"
-        if report is not None:
-            state, reason = report.state, report.reason
-        pace = view.paces.get(disk.disk_uuid)
-        if pace is not None and pace.is_slow and state not in ("failed", "unknown"):
-            state, reason = pace.stage, "; ".join(filter(None, [pace.cause, reason]))
-        latency = report.latency if report and report.latency else DiskLatency()
-        views.append(
-            DiskView(
-                id=disk.disk_uuid,
-                store=store.name,
-                index=disk.index,
-                path=disk.path,
-                size_bytes=disk.size_bytes,
-                state=state,
-                reason=reason,
-                next_step=disk_step(report) if report and disk_code(report) else "",
-                bad_slots=report.bad_slots if report else 0,
-                engine=report.engine if report else None,
-                engine_reason=report.engine_reason if report else None,
-                bytes_total=report.bytes_total if report else None,
-                bytes_free=report.bytes_free if report else None,
-                write_ewma_us=latency.write_ewma_us if latency.writes else None,
-                write_p99_us=latency.write_p99_us if latency.writes else None,
-                read_ewma_us=latency.read_ewma_us if latency.reads else None,
-                read_p99_us=latency.read_p99_us if latency.reads else None,
-            )
-        )
-    return views
-
-
 def export_view(view: View, export: Export) -> ExportView:
     """Show an export as `GET /v1/exports/ID` does."""
     volume = view.volumes.get(export.volume_id)
@@ -614,5 +568,5 @@ def subject_of(key: str, record: Record | None) -> str:
             return record.name
         case Job():
             return f"{record.kind} {record.target}"
-        case Amnesia() | Cluster() | Export() | NameClaim() | ShardConf() | None:
+        case Amnesia() | Cluster() | Differing() | Export() | NameClaim() | ShardConf() | None:
             return key

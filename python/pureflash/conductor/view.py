@@ -14,6 +14,7 @@ from pureflash.conductor.pace import Pace
 from pureflash.model.domain import (
     Amnesia,
     Cluster,
+    Differing,
     Disk,
     Export,
     Job,
@@ -119,6 +120,7 @@ class View:
     transferred_ms: int | None = None
     balance_after_ms: int = 0
     amnesia: Amnesia | None = None
+    differing: Mapping[ShardKey, Differing] = field(default_factory=dict)
     paces: Mapping[str, Pace] = field(default_factory=dict)
 
     def observation(self, store_id: int) -> StoreObservation:

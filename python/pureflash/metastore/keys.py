@@ -30,6 +30,11 @@ def shard(volume_id: int, index: int) -> str:
     return f"shard/{volume_id}/{index}"
 
 
+def differing(volume_id: int, index: int) -> str:
+    """Key of what a verification found to differ between copies of a shard."""
+    return f"differing/{volume_id}/{index}"
+
+
 def export(export_id: int) -> str:
     """Key of an export."""
     return f"export/{export_id}"

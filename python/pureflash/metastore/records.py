@@ -20,6 +20,7 @@ from pureflash.metastore.interface import BATCH_MAX, Cas, Metastore, range_all
 from pureflash.model.domain import (
     Amnesia,
     Cluster,
+    Differing,
     Export,
     Job,
     NameClaim,
@@ -28,11 +29,11 @@ from pureflash.model.domain import (
     Volume,
 )
 
-Record = Amnesia | Cluster | Export | Job | NameClaim | ShardConf | Store | Volume
+Record = Amnesia | Cluster | Differing | Export | Job | NameClaim | ShardConf | Store | Volume
 _R = TypeVar("_R")
 PREFIXES: Final = (
     *(keys.CLUSTER, keys.AMNESIA),
-    *("store/", "volume/", "name/", "shard/", "export/", "job/"),
+    *("store/", "volume/", "name/", "shard/", "export/", "job/", "differing/"),
 )
 
 
@@ -59,6 +60,7 @@ class Records:
         self.shards: dict[tuple[int, int], ShardConf] = {}
         self.exports: dict[int, Export] = {}
         self.jobs: dict[int, Job] = {}
+        self.differing: dict[tuple[int, int], Differing] = {}
         self.revision = 0
         self._revisions: dict[str, int] = {}
         self._doubtful: set[str] = set()
@@ -117,25 +119,38 @@ class Records:
         else:
             self._revisions[key] = revision
         kind, _, rest = key.partition("/")
-        if kind == keys.CLUSTER:
-            self.cluster = None if value is None else msgspec.json.decode(value, type=Cluster)
-        elif kind == keys.AMNESIA:
-            self.amnesia = None if value is None else msgspec.json.decode(value, type=Amnesia)
-        elif kind == "store":
-            _put(self.stores, int(rest), value, Store)
-        elif kind == "volume":
-            _put(self.volumes, int(rest), value, Volume)
-        elif kind == "name":
-            _put(self.names, rest, value, NameClaim)
-        elif kind == "shard":
-            volume_id, _, index = rest.partition("/")
-            _put(self.shards, (int(volume_id), int(index)), value, ShardConf)
-        elif kind == "export":
-            _put(self.exports, int(rest), value, Export)
-        elif kind == "job":
-            _put(self.jobs, int(rest), value, Job)
-        else:
-            raise AssertionError(f"no record lives under {key}")
+        match kind:
+            case keys.CLUSTER:
+                self.cluster = None if value is None else msgspec.json.decode(value, type=Cluster)
+            case keys.AMNESIA:
+                self.amnesia = None if value is None else msgspec.json.decode(value, type=Amnesia)
+            case "name":
+                _put(self.names, rest, value, NameClaim)
+            case "shard":
+                _put(self.shards, _shard_key(rest), value, ShardConf)
+            case "differing":
+                _put(self.differing, _shard_key(rest), value, Differing)
+            case _:
+                self._keep_numbered(kind, int(rest), value)
+
+    def _keep_numbered(self, kind: str, number: int, value: bytes | None) -> None:
+        """Let the copy of a record follow whose key is a kind and an id."""
+        match kind:
+            case "store":
+                _put(self.stores, number, value, Store)
+            case "volume":
+                _put(self.volumes, number, value, Volume)
+            case "export":
+                _put(self.exports, number, value, Export)
+            case "job":
+                _put(self.jobs, number, value, Job)
+            case _:
+                raise AssertionError(f"no record lives under {kind}/{number}")
+
+
+def _shard_key(text: str) -> tuple[int, int]:
+    volume_id, _, index = text.partition("/")
+    return int(volume_id), int(index)
 
 
 _K = TypeVar("_K")

@@ -90,6 +90,22 @@ class ShardConf:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Differing:
+    """`differing/VOLUME/INDEX`: copies of a shard that a verification found to differ.
+
+    It stays until one finds all copies equal: the difference does not end by being forgotten.
+    `regions` are (region of 1 MiB, store that differs from the primary), the first ones of `count`.
+    """
+
+    volume_id: int
+    index: int
+    regions: tuple[tuple[int, int], ...]
+    count: int
+    job: int
+    found_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
     """A disk as its store registered it."""
 
@@ -165,7 +181,8 @@ JOB_TRANSITIONS: Final[Mapping[JobState, frozenset[JobState]]] = {
 class Job:
     """`job/ID`: long work of the conductor. `done` of `total`, counted in `unit`.
 
-    The last three are of a forced history (T7): which shard, whose copy, and the history.
+    `is_repairing` is of a verification. The last three are of a forced history (T7): which shard,
+    whose copy, and the history.
     """
 
     id: int
@@ -179,6 +196,7 @@ class Job:
     reason: str
     created_at_ms: int
     finished_at_ms: int | None = None
+    is_repairing: bool = False
     index: int | None = None
     store: int | None = None
     history_id: int | None = None
