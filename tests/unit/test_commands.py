@@ -22,6 +22,7 @@ from pureflash.cli.logs import human_line
 from pureflash.cli.outcome import Exit
 from pureflash.cli.progress import LINE_EVERY_S, Progress
 from pureflash.cli.status import status_lines
+from pureflash.cli.volumes import growth_notice
 from pureflash.client.context import forget, remember, resolve_data, resolve_server
 from pureflash.client.device import Device
 from pureflash.errors import CallerError, PureFlashError
@@ -29,6 +30,7 @@ from pureflash.model.rest import (
     CapacityView,
     ClusterView,
     DiskView,
+    ExportView,
     HealthView,
     StoreView,
 )
@@ -260,6 +262,24 @@ async def test_a_replicated_volume_is_shown_copy_by_copy(
         status, out, _ = await command("status")
         assert "VOLUME_SINGLE_COPY v2" in out
         assert "REPLICAS_OUT s2: 1 being made equal; 3 regions left" in out
+
+
+@pytest.mark.parametrize(("connections", "count"), [([], 0), ([0], 0), ([2], 2), ([1, 2], 3)])
+def test_clients_of_before_a_growth_are_counted(connections: list[int], count: int) -> None:
+    exports = [
+        ExportView(
+            id=number, kind="nbd", volume=name, uri="", gateway="g1", state="ready", reason="",
+            transport="unix", read_only=False, connections=open_now,
+        )
+        for name, numbers in (("v1", connections), ("v2", [5]))
+        for number, open_now in enumerate(numbers)
+    ]  # fmt: skip
+    notice = growth_notice(exports, "v1")
+    if not count:
+        assert notice is None
+    else:
+        assert notice is not None
+        assert f"{count} NBD connection(s) keep the size of before" in notice
 
 
 def test_without_a_cluster_every_command_says_how_to_get_one(
