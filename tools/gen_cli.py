@@ -40,6 +40,7 @@ STATUS_MEANINGS: Final = {
     Exit.UNAVAILABLE: "unavailable now",
     Exit.UNSAFE: "refused as unsafe",
     Exit.INTERRUPTED: "interrupted",
+    Exit.TERMINATED: "ended by TERM, after taking back what was begun",
 }
 
 

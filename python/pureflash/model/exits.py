@@ -21,6 +21,7 @@ class Exit(IntEnum):
     UNAVAILABLE = 5
     UNSAFE = 6
     INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+    TERMINATED = 143  # 128 + SIGTERM
 
 
 _EXIT_OF_CODE: Final[Mapping[str, Exit]] = {
