@@ -350,12 +350,14 @@ def test_an_image_goes_in_and_comes_out_as_it_was(tmp_path: Path, size: int) -> 
     expected = sparse_file(tmp_path / "in.img", size, pieces)
     volume = FakeVolume(8 * CHUNK_BYTES, fill=b"\xff")
     device = Device(volume)
-    copy_in(tmp_path / "in.img", device, size)
+    with (tmp_path / "in.img").open("rb") as image:
+        copy_in(image, device, size, title="import")
     assert volume.data[:size] == expected
     padded = -(-size // SECTOR) * SECTOR
     assert volume.data[size:padded] == bytes(padded - size)
     assert volume.data[padded:] == b"\xff" * (len(volume.data) - padded)
-    copy_out(device, tmp_path / "out.img", volume.size)
+    with (tmp_path / "out.img").open("xb") as image:
+        copy_out(device, image, volume.size, title="export")
     assert (tmp_path / "out.img").read_bytes() == bytes(volume.data)
 
 
@@ -364,9 +366,11 @@ def test_holes_are_not_sent_and_zeros_are_not_stored(tmp_path: Path) -> None:
     sparse_file(tmp_path / "in.img", size, [(40 * CHUNK_BYTES + 5, b"data")])
     volume = FakeVolume(size)
     device = Device(volume)
-    assert copy_in(tmp_path / "in.img", device, size) == CHUNK_BYTES
+    with (tmp_path / "in.img").open("rb") as image:
+        assert copy_in(image, device, size, title="import") == CHUNK_BYTES
     assert volume.writes == [(40 * CHUNK_BYTES, CHUNK_BYTES)]
-    assert copy_out(device, tmp_path / "out.img", volume.size) == CHUNK_BYTES
+    with (tmp_path / "out.img").open("xb") as image:
+        assert copy_out(device, image, volume.size, title="export") == CHUNK_BYTES
     found = (tmp_path / "out.img").stat()
     assert found.st_size == size
     assert found.st_blocks * 512 <= 2 * CHUNK_BYTES
