@@ -222,6 +222,19 @@ async def test_every_change_is_carried_out_once_for_its_key(
         check_problem(other, 400, "INVALID")
 
 
+async def test_every_change_documents_its_key(tmp_path: Path) -> None:
+    async with serving(tmp_path) as served:
+        schema = (await ask(served, "GET", "/docs/openapi.json", headers={})).json()
+    without = {
+        (method, path)
+        for path, methods in schema["paths"].items()
+        for method, facts in methods.items()
+        if method != "get"
+        and "Idempotency-Key" not in [one["name"] for one in facts.get("parameters", [])]
+    }
+    assert without == {("post", "/v1/volumes/{reference}/renew")}, "which changes nothing"
+
+
 async def test_a_deletion_with_its_key_is_done_once_even_if_the_name_is_taken_again(
     tmp_path: Path,
 ) -> None:
