@@ -56,7 +56,8 @@ def look_at(data: bytes) -> Image:
 
 
 def raw_bytes(file: Path, *, is_raw: bool = False, target: Target = TARGET) -> bytes:
-    with Source(file, target, is_raw=is_raw) as source:
+    with Source(file, target.name, is_raw=is_raw) as source:
+        source.fit(target)
         stream, size = source.make_raw()
         return os.pread(stream.fileno(), size, 0)
 
@@ -96,7 +97,8 @@ def test_an_image_of_another_format_is_made_raw(
 ) -> None:
     image = tmp_path / "odd name, with=signs"
     qemu_img("convert", "-f", "raw", "-O", form, *options, disk, image)
-    with Source(image, TARGET, is_raw=False) as source:
+    with Source(image, "v1", is_raw=False) as source:
+        source.fit(TARGET)
         assert (source.image.kind, source.image.way) == (kind, Way.CONVERT)
         stream, size = source.make_raw()
         found = os.fstat(stream.fileno())
@@ -318,7 +320,7 @@ def test_an_image_that_was_not_loaded_to_its_end_is_refused(
     qemu_img("convert", "-f", "raw", "-O", form, *options, disk, image)
     os.truncate(image, int(image.stat().st_size * part))
     if "subformat=fixed,force_size=on" in options:
-        with Source(image, TARGET, is_raw=False) as source:
+        with Source(image, "v1", is_raw=False) as source:
             assert source.image.kind == "raw", "its only mark was the last sector"
         return
     try:

@@ -64,12 +64,18 @@ class Target:
 
 
 class Source:
-    """An opened image; a context manager. `image` is what it is, by its first bytes."""
+    """An opened image; a context manager. `image` is what it is, by its first bytes.
 
-    def __init__(self, file: Path, target: Target, *, is_raw: bool) -> None:
-        """Prepare to read `file`, or standard input for `-`; `is_raw`: take it as it is."""
+    It is opened before a cluster is asked; `fit` then says what it is for, and `make_raw` follows.
+    """
+
+    def __init__(self, file: Path, volume: str, *, is_raw: bool) -> None:
+        """Prepare to read `file`, or standard input for `-`; `is_raw`: take it as it is.
+
+        `volume` is what the caller calls the volume, for errors.
+        """
         self.file = file
-        self._target = target
+        self._target = Target(volume, 0)
         self._is_raw = is_raw
         self._held = ExitStack()
         self._head = b""
@@ -83,8 +89,6 @@ class Source:
             if not self._is_seekable:
                 self._head = _read_full(self._stream, PIECE_BYTES)
             self.image = self._look(None if not self._is_seekable else self._stream)
-            if self.image.way is Way.RAW and self._is_seekable:
-                self._check_size(_size_of(self._stream))
         except BaseException:
             self._held.close()
             raise
@@ -97,6 +101,12 @@ class Source:
         trace: TracebackType | None,
     ) -> None:
         self._held.close()
+
+    def fit(self, target: Target) -> None:
+        """Say what it is for. Errors: CommandProblem when it is seen already not to fit."""
+        self._target = target
+        if self.image.way is Way.RAW and self._is_seekable:
+            self._check_size(_size_of(self._stream))
 
     def make_raw(self) -> tuple[BinaryIO, int]:
         """Give raw bytes that can be read at any offset, and their number, which the volume has.

@@ -67,16 +67,15 @@ def import_image(
     from pureflash.client.device import open_device
     from pureflash.units import format_size
 
-    with connected(server, data) as api:
+    with Source(file, volume, is_raw=raw) as source, connected(server, data) as api:
         found = api.volume(volume)
+        source.fit(Target(found.name, found.size_bytes))
         _check_exports(api, found)
-        target = Target(found.name, found.size_bytes)
-        with Source(file, target, is_raw=raw) as source:
-            _agree(source, found, is_agreed=yes)
-            image, size = source.make_raw()
-            with open_device(api, str(found.id)) as device, _partly(source, found):
-                written = copy_in(image, device, size, title=f"import {source.name}")
-                device.flush()
+        _agree(source, found, is_agreed=yes)
+        image, size = source.make_raw()
+        with open_device(api, str(found.id)) as device, _partly(source, found):
+            written = copy_in(image, device, size, title=f"import {source.name}")
+            device.flush()
     text = f"{source.name}: {format_size(size)}, {format_size(written)} of it data"
     typer.echo(f"{text}, on {found.name}")
 
