@@ -41,6 +41,7 @@ STATUS_MEANINGS: Final = {
     Exit.UNSAFE: "refused as unsafe",
     Exit.NOT_SERVED: "of `pf up`: the cluster is up, and no volume can be served",
     Exit.INTERRUPTED: "interrupted",
+    Exit.TERMINATED: "ended by TERM, after taking back what was begun",
 }
 
 

@@ -18,7 +18,7 @@ BLOCK_BYTES = 4096
 """The addressable unit of a volume; sizes are rounded up to it."""
 
 SIZE_BYTES_MAX = 2**53 - BLOCK_BYTES
-"""Largest size, 8 PiB: sizes travel as JSON integers, which are exact only below 2^53."""
+"""Largest size, 8 PiB less one block: sizes are JSON integers, exact only below 2^53."""
 
 DURATION_MS_MAX = 100 * 365 * 24 * 3600 * 1000
 """Longest duration, 100 years: far beyond any timeout, far below any overflow."""
@@ -36,6 +36,13 @@ _SIZE_UNITS = {
 _DURATION_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 _GIB = 1024**3
+
+
+LARGEST_SIZE = (
+    f"one block of 4 KiB below {(SIZE_BYTES_MAX + BLOCK_BYTES) // _GIB:,} GiB:"
+    f" {SIZE_BYTES_MAX:,} bytes"
+)
+"""The same in words; rounded to GiB it would read like the first size that is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,7 @@ def parse_size(text: str) -> Size:
         raise ValueError(f"{text!r}: no unit {unit!r}; use B, K, M, G, T, P, KiB ... or KB ...")
     exact = number * factor
     if exact > SIZE_BYTES_MAX:
-        raise ValueError(f"{text!r}: the largest size is {format_size(SIZE_BYTES_MAX)}")
+        raise ValueError(f"{text!r}: the largest size is {LARGEST_SIZE}")
     size_bytes = _round_up_to_block(exact)
     if size_bytes == exact:
         return Size(size_bytes)
@@ -85,6 +92,21 @@ def format_size(size_bytes: int) -> str:
         raise ValueError(f"a size cannot be negative: {size_bytes}")
     text = _decimal(Fraction(size_bytes, _GIB))
     return "<0.01 GiB" if size_bytes and text == "0" else f"{text} GiB"
+
+
+def format_sizes(*sizes_bytes: int) -> list[str]:
+    """Write sizes that stand beside each other; those that differ and look alike get their bytes.
+
+    For a message that compares: "0.06 GiB, only 0.06 GiB" says nothing.
+    """
+    texts = [format_size(one) for one in sizes_bytes]
+    alike: dict[str, set[int]] = {}
+    for text, one in zip(texts, sizes_bytes, strict=True):
+        alike.setdefault(text, set()).add(one)
+    return [
+        f"{text} ({one:,} bytes)" if len(alike[text]) > 1 else text
+        for text, one in zip(texts, sizes_bytes, strict=True)
+    ]
 
 
 def parse_duration_ms(text: str) -> int:

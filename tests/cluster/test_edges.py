@@ -121,11 +121,17 @@ def test_a_volume_grows_by_a_shard_while_it_is_written(cluster: RealCluster) -> 
                 load.run(client, batches=1)
             load.run(client, batches=2)
 
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    with ThreadPoolExecutor(max_workers=1) as pool, NbdClient(uri) as before:
         writer = pool.submit(write_on)
         try:
             assert is_writing.wait(60), "the writer has begun"
-            cluster.pf("volume", "resize", "grown", f"{GROWN_BYTES // KIB}K")
+            said = cluster.pf("volume", "resize", "grown", f"{GROWN_BYTES // KIB}K")
+            assert "keep the size of before" in said
+
+            def is_served() -> bool:
+                return before.call(Command.READ, GROWN_BYTES - KIB, KIB).error == 0
+
+            cluster.wait("a client of before reaches the new space", is_served)
         finally:
             is_grown.set()
         writer.result(timeout=60)

@@ -7,9 +7,11 @@ one deletes it.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import random
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ import pytest
 from tests.support.cluster import EXPECTED_WARNINGS, PF, RealCluster, temporary_cluster
 
 from pureflash import connect
+from pureflash.cli.outcome import Exit
 from pureflash.errors import PureFlashError
 
 MIB = 1 << 20
@@ -120,6 +123,71 @@ def test_pf_image_takes_an_image_in_and_out_and_refuses_to_overwrite(one: RealCl
     assert "--yes" in one.pf("image", "import", str(source), "image", status=6)
     one.pf("volume", "create", "small", "32M")
     assert "resize" in one.pf("image", "import", str(source), "small", status=2)
+
+
+def test_images_that_are_not_raw_arrive_whole_or_leave_the_volume_as_it_was(
+    one: RealCluster,
+) -> None:
+    source, packed = one.home / "f.img", one.home / "f.qcow2"
+    digest = make_image(source, seed=7)
+    one.run(["qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", str(source), str(packed)])
+    one.pf("volume", "create", "form", "64M")
+
+    def content() -> str:
+        back = one.home / "form.img"
+        back.unlink(missing_ok=True)
+        one.pf("image", "export", "form", str(back))
+        assert back.stat().st_mode & 0o777 == 0o600
+        return hash_of(back)
+
+    said = one.pf("image", "import", str(packed), "form")
+    assert "(qcow2) onto volume form; it takes the volume over" in said
+    assert "gets FENCED" in said
+    assert content() == digest
+    one.run(["qemu-img", "create", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", f"{packed}.2"])
+    said = one.pf("image", "import", f"{packed}.2", "form", "--yes", status=2)
+    assert "is based on another file, its backing file; form was not touched" in said
+    (one.home / "cut.gz").write_bytes(gzip.compress(b"x" * MIB)[:-9])
+    said = one.pf("image", "import", str(one.home / "cut.gz"), "form", "--yes", status=1)
+    assert "form was not touched" in said
+    assert content() == digest
+    other = make_image(source, seed=8)
+    piped = f"gzip -1c {source} | {PF} image import - form --yes"
+    result = one.run(["sh", "-c", piped])
+    assert result.returncode == 0, result.stderr
+    assert content() == other
+    one.export("form")
+    said = one.pf("image", "import", str(packed), "form", "--yes", status=4)
+    assert "its clients would see errors" in said
+
+
+def test_an_export_that_is_ended_leaves_nothing_and_one_that_was_killed_is_cleaned_up(
+    one: RealCluster,
+) -> None:
+    one.allowed |= EXPECTED_WARNINGS
+    folder = one.home / "out"
+    folder.mkdir()
+    file = folder / "image.img"
+    one.pf("volume", "create", "ended", "64M")
+    command = [PF, "image", "export", "ended", str(file)]
+    for number, status in (
+        (signal.SIGTERM, Exit.TERMINATED),
+        (signal.SIGINT, Exit.INTERRUPTED),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ):
+        with (
+            one.stopped("s1"),  # nobody serves: the export waits
+            subprocess.Popen(command, env=one.environment, stderr=subprocess.PIPE) as export,
+        ):
+            one.wait("its partial file", lambda: len(list(folder.iterdir())) == 2)
+            assert "is being made by another" in one.pf(*command[1:], status=4)
+            export.send_signal(number)
+            export.communicate(timeout=30)
+        assert export.returncode == status
+        assert (len(list(folder.iterdir())) == 0) == (number is not signal.SIGKILL)
+    assert "removed" in one.pf(*command[1:])
+    assert [path.name for path in folder.iterdir()] == ["image.img"]
+    one.wait_healthy()
 
 
 def test_a_second_writer_takes_the_volume_over_from_the_first(one: RealCluster) -> None:

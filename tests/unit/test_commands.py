@@ -22,6 +22,7 @@ from pureflash.cli.logs import human_line
 from pureflash.cli.outcome import Exit
 from pureflash.cli.progress import LINE_EVERY_S, Progress
 from pureflash.cli.status import status_lines
+from pureflash.cli.volumes import growth_notice
 from pureflash.client.context import forget, remember, resolve_data, resolve_server
 from pureflash.client.device import Device
 from pureflash.errors import CallerError, PureFlashError
@@ -29,6 +30,7 @@ from pureflash.model.rest import (
     CapacityView,
     ClusterView,
     DiskView,
+    ExportView,
     HealthView,
     StoreView,
 )
@@ -262,6 +264,24 @@ async def test_a_replicated_volume_is_shown_copy_by_copy(
         assert "REPLICAS_OUT s2: 1 being made equal; 3 regions left" in out
 
 
+@pytest.mark.parametrize(("connections", "count"), [([], 0), ([0], 0), ([2], 2), ([1, 2], 3)])
+def test_clients_of_before_a_growth_are_counted(connections: list[int], count: int) -> None:
+    exports = [
+        ExportView(
+            id=number, kind="nbd", volume=name, uri="", gateway="g1", state="ready", reason="",
+            transport="unix", read_only=False, connections=open_now,
+        )
+        for name, numbers in (("v1", connections), ("v2", [5]))
+        for number, open_now in enumerate(numbers)
+    ]  # fmt: skip
+    notice = growth_notice(exports, "v1")
+    if not count:
+        assert notice is None
+    else:
+        assert notice is not None
+        assert f"{count} NBD connection(s) keep the size of before" in notice
+
+
 def test_without_a_cluster_every_command_says_how_to_get_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -330,12 +350,14 @@ def test_an_image_goes_in_and_comes_out_as_it_was(tmp_path: Path, size: int) -> 
     expected = sparse_file(tmp_path / "in.img", size, pieces)
     volume = FakeVolume(8 * CHUNK_BYTES, fill=b"\xff")
     device = Device(volume)
-    copy_in(tmp_path / "in.img", device, size)
+    with (tmp_path / "in.img").open("rb") as image:
+        copy_in(image, device, size, title="import")
     assert volume.data[:size] == expected
     padded = -(-size // SECTOR) * SECTOR
     assert volume.data[size:padded] == bytes(padded - size)
     assert volume.data[padded:] == b"\xff" * (len(volume.data) - padded)
-    copy_out(device, tmp_path / "out.img", volume.size)
+    with (tmp_path / "out.img").open("xb") as image:
+        copy_out(device, image, volume.size, title="export")
     assert (tmp_path / "out.img").read_bytes() == bytes(volume.data)
 
 
@@ -344,9 +366,11 @@ def test_holes_are_not_sent_and_zeros_are_not_stored(tmp_path: Path) -> None:
     sparse_file(tmp_path / "in.img", size, [(40 * CHUNK_BYTES + 5, b"data")])
     volume = FakeVolume(size)
     device = Device(volume)
-    assert copy_in(tmp_path / "in.img", device, size) == CHUNK_BYTES
+    with (tmp_path / "in.img").open("rb") as image:
+        assert copy_in(image, device, size, title="import") == CHUNK_BYTES
     assert volume.writes == [(40 * CHUNK_BYTES, CHUNK_BYTES)]
-    assert copy_out(device, tmp_path / "out.img", volume.size) == CHUNK_BYTES
+    with (tmp_path / "out.img").open("xb") as image:
+        assert copy_out(device, image, volume.size, title="export") == CHUNK_BYTES
     found = (tmp_path / "out.img").stat()
     assert found.st_size == size
     assert found.st_blocks * 512 <= 2 * CHUNK_BYTES

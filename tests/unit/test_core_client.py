@@ -314,3 +314,30 @@ def test_a_gateway_asks_for_news_of_a_store_that_is_away() -> None:
         assert ready
         assert gateway.drain() == [("conf_needed", 3, 1)]
     del gateway  # ends without grace: nobody has called close()
+
+
+def test_a_client_of_before_a_growth_reaches_the_new_space(store: Store) -> None:
+    """NBD has no word for a new size; who learned it elsewhere is served."""
+    gateway = _core.Gateway(cluster_id=CLUSTER)
+    small = make_spec(store.address)
+    small.update({"size_bytes": 16 << 10, "shards": small["shards"][:1]})
+    gateway.open_volume(1, small)
+    ours, theirs = socket.socketpair()
+    ours.settimeout(PATIENCE_S)
+    with theirs:
+        gateway.adopt_nbd(theirs.fileno(), b"", 1, False, False)
+
+    def read(cookie: int, offset: int) -> int:
+        ours.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, cookie, offset, 512))
+        _, error, answered = struct.unpack(">IIQ", read_exactly(ours, 16))
+        assert answered == cookie
+        if error == 0:
+            read_exactly(ours, 512)
+        return int(error)
+
+    with ours:
+        assert read(1, 16 << 10) == 22, "EINVAL: beyond the export"
+        gateway.update_volume(1, make_spec(store.address))
+        assert read(2, 16 << 10) == 0
+        assert read(3, SIZE_BYTES) == 22
+    gateway.close()

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from pureflash.cli.machine import (
     socket_folder,
 )
 from pureflash.cli.outcome import Exit
+from pureflash.model.layout import Layout
 
 GIB = 1024**3
 GOOD = Machine(
@@ -147,11 +150,56 @@ def test_a_failed_check_makes_the_command_fail_and_says_what_to_do(
     assert "cannot run PureFlash yet: 1 of" in shown
 
 
+@pytest.mark.parametrize("next_free", [7165, None])
+def test_a_port_of_the_own_cluster_is_well(next_free: int | None) -> None:
+    found = finding("port_7162", ports=(Port("store", 7162, next_free, "s1"),))
+    assert (found.state, found.detail) == (State.OK, "taken by s1 of this cluster (store)")
+    assert found.next_step is None
+
+
+LISTEN = """
+import socket, sys
+with socket.create_server(("127.0.0.1", 0)) as server:
+    print(server.getsockname()[1], flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_the_listeners_of_the_own_cluster_are_told_from_those_of_others(
+    tmp_path: Path, *, is_own: bool
+) -> None:
+    layout = Layout(tmp_path)
+    layout.supervisor_file.parent.mkdir()
+    # A record that is old may name a process of somebody else.
+    folder = tmp_path if is_own else Path("/elsewhere")
+    command = [sys.executable, "-c", LISTEN, str(folder / "config/c1.toml")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        children = [{"name": "c1", "pid": process.pid}, {"name": "s1", "pid": None}]
+        layout.supervisor_file.write_text(json.dumps({"pid": 1, "children": children}))
+        found = machine_module.own_listeners(tmp_path)
+        assert dict(found) == ({port: "c1"} if is_own else {})
+        seen = machine_module._examine_port("test", port, found)
+        assert seen.own_process == ("c1" if is_own else None)
+
+
+@pytest.mark.parametrize("report", [None, "", "{}", "[]", '{"children": [{"pid": "x"}]}'])
+def test_a_directory_without_a_cluster_listens_nowhere(tmp_path: Path, report: str | None) -> None:
+    if report is not None:
+        Layout(tmp_path).supervisor_file.parent.mkdir()
+        Layout(tmp_path).supervisor_file.write_text(report)
+    assert dict(machine_module.own_listeners(tmp_path)) == {}
+
+
 def test_a_taken_port_is_noticed_and_the_next_one_named(tmp_path: Path) -> None:
     taken = examine(tmp_path).ports
     with socket.create_server(("127.0.0.1", 0)) as server:
         number = server.getsockname()[1]
-        found = machine_module._examine_port("test", number)
+        found = machine_module._examine_port("test", number, {})
     assert found.next_free is None or number < found.next_free < number + PORT_TRIES
     assert [port.number for port in taken] == [7162, 7180, 10809]
 

@@ -12,6 +12,7 @@ from pureflash.units import (
     SIZE_BYTES_MAX,
     format_duration,
     format_size,
+    format_sizes,
     parse_duration_ms,
     parse_size,
 )
@@ -41,6 +42,37 @@ def test_a_decimal_unit_is_decimal_and_rounded_up_with_a_notice() -> None:
     size = parse_size("5GB")
     assert size.size_bytes == -(-(5 * 10**9) // 4096) * 4096 == 5_000_003_584
     assert size.notice == "5GB is not a multiple of 4 KiB: rounded up to 5,000,003,584 bytes"
+
+
+def test_sizes_that_differ_and_look_alike_are_told_apart_by_their_bytes() -> None:
+    assert format_sizes(2**30, 5 * 2**30) == ["1 GiB", "5 GiB"]
+    assert format_sizes(2**30, 2**30) == ["1 GiB", "1 GiB"], "they are alike"
+    assert format_sizes(64 << 20, (64 << 20) - 4096) == [
+        "0.06 GiB (67,108,864 bytes)",
+        "0.06 GiB (67,104,768 bytes)",
+    ]
+    assert format_sizes(2**30, 5 * 2**30, 2**30 + 512) == [
+        "1 GiB (1,073,741,824 bytes)",
+        "5 GiB",
+        "1 GiB (1,073,742,336 bytes)",
+    ]
+    assert format_sizes() == []
+
+
+@given(st.lists(st.integers(0, SIZE_BYTES_MAX), max_size=4))
+def test_different_sizes_never_look_alike(sizes: list[int]) -> None:
+    texts = format_sizes(*sizes)
+    assert len(set(texts)) == len(set(sizes))
+    assert all(text.startswith(format_size(one)) for text, one in zip(texts, sizes, strict=True))
+
+
+@pytest.mark.parametrize("text", ["8388608G", "8P", "9007199254740992B", "9007199254736897B"])
+def test_a_size_above_the_largest_is_told_that_one_to_the_byte(text: str) -> None:
+    with pytest.raises(ValueError, match="one block of 4 KiB below 8,388,608 GiB") as caught:
+        parse_size(text)
+    assert "9,007,199,254,736,896 bytes" in str(caught.value)
+    assert parse_size("9007199254736896B").size_bytes == SIZE_BYTES_MAX
+    assert parse_size("9007199254732801B").size_bytes == SIZE_BYTES_MAX, "rounded up to it"
 
 
 def test_a_bare_number_is_refused_and_both_readings_are_shown() -> None:

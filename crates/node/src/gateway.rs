@@ -279,7 +279,10 @@ impl App {
         spec: VolumeSpec,
     ) -> Result<(), ClientProblem> {
         let mut outcome = Outcome::default();
-        self.volume(handle)?.link.configure(ctx, spec, &mut outcome)?;
+        let volume = self.volume(handle)?;
+        volume.link.configure(ctx, spec, &mut outcome)?;
+        let size_bytes = volume.link.session().size_bytes();
+        volume.fronts.iter_mut().flatten().for_each(|front| front.nbd.grow(size_bytes));
         self.follow(ctx, handle, outcome);
         Ok(())
     }

@@ -1,12 +1,18 @@
 //! `Volume`: blocking reads and writes of one volume. The GIL is released while a request is under
 //! way, and signals are looked at several times a second, so that Ctrl-C ends a wait for a store
 //! that is away.
+//!
+//! A fork copies a volume without its thread: whatever waits for an answer in the child would wait
+//! for ever, and what it sent would go out on connections of the parent. So a volume knows the
+//! process that opened it. Any other gets an exception from each method, and when it drops its copy
+//! nothing happens: threads that it does not have are not waited for.
 
 use crate::disk::identity;
 use crate::gateway::{counters_dict, event_tuple};
 use crate::{client_spec, errors};
 use node::client::TRANSFER_BYTES_MAX;
 use node::{BlockData, BlockOp, ClientProblem};
+use proto::Status;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyBufferError;
 use pyo3::prelude::*;
@@ -17,19 +23,47 @@ use std::time::Duration;
 /// Time between looks at signals.
 const SIGNALS_EVERY: Duration = Duration::from_millis(100);
 
-/// An open volume. Usable from several threads.
+/// What to do about a volume of another process.
+const FORKED_STEP: &str =
+    "open it in the process that uses it, or start that process with the method \"spawn\"";
+
+/// An open volume. Usable from several threads of the process that opened it.
 #[pyclass(frozen, module = "pureflash._core")]
-pub struct Volume(node::Volume);
+pub struct Volume {
+    /// Taken when it is dropped, which a forked child must not do.
+    inner: Option<node::Volume>,
+    /// Process that opened it.
+    pid: u32,
+}
+
+impl Drop for Volume {
+    fn drop(&mut self) {
+        if self.pid != std::process::id() {
+            std::mem::forget(self.inner.take());
+        }
+    }
+}
 
 fn raise<T>(result: Result<T, ClientProblem>) -> PyResult<T> {
     result.map_err(|problem| errors::client(&problem))
 }
 
 impl Volume {
+    /// The volume itself, for the process that opened it. A `getpid` is cheap beside any request.
+    fn own(&self) -> PyResult<&node::Volume> {
+        let here = std::process::id();
+        if self.pid != here {
+            let opener = self.pid;
+            let message = format!("the volume was opened by process {opener}, not by {here}");
+            return Err(errors::raise_with_step(Status::InUse, &message, Some(FORKED_STEP)));
+        }
+        Ok(self.inner.as_ref().expect("only drop takes it"))
+    }
+
     /// Carry out one request. After a signal's exception its result goes nowhere; its data are the
     /// request's own, so nothing of the caller's is still used.
     fn run(&self, py: Python<'_>, op: BlockOp) -> PyResult<BlockData> {
-        let pending = raise(self.0.begin(op))?;
+        let pending = raise(self.own()?.begin(op))?;
         loop {
             if let Some(result) = py.detach(|| pending.wait_for(SIGNALS_EVERY)) {
                 return raise(result);
@@ -51,7 +85,7 @@ impl Volume {
         let cluster_id = identity("cluster_id", cluster_id)?;
         let spec = client_spec::read(spec)?;
         raise(node::Volume::open(cluster_id, spec, io_timeout_ms.map(Duration::from_millis)))
-            .map(Volume)
+            .map(|inner| Volume { inner: Some(inner), pid: std::process::id() })
     }
 
     fn pread<'py>(
@@ -60,6 +94,7 @@ impl Volume {
         offset: u64,
         length: usize,
     ) -> PyResult<Bound<'py, PyBytes>> {
+        self.own()?; // also of nothing
         let mut parts = Vec::new();
         let mut done = 0;
         while done < length {
@@ -81,6 +116,7 @@ impl Volume {
     }
 
     fn pwrite(&self, py: Python<'_>, offset: u64, data: PyBuffer<u8>) -> PyResult<()> {
+        let volume = self.own()?;
         if !data.is_c_contiguous() {
             return Err(PyBufferError::new_err("the buffer is not contiguous"));
         }
@@ -93,7 +129,7 @@ impl Volume {
             // changes the bytes while they are copied.
             let buffers = unsafe {
                 let start = data.buf_ptr().cast::<u8>().cast_const().add(done);
-                self.0.buffers(std::slice::from_raw_parts(start, count))
+                volume.buffers(std::slice::from_raw_parts(start, count))
             };
             let offset = offset.saturating_add(done as u64);
             self.run(py, BlockOp::Write { offset, data: buffers })?;
@@ -116,30 +152,34 @@ impl Volume {
     }
 
     #[getter]
-    fn size(&self) -> u64 {
-        self.0.size_bytes()
+    fn size(&self) -> PyResult<u64> {
+        Ok(self.own()?.size_bytes())
     }
 
     fn update(&self, py: Python<'_>, spec: &Bound<'_, PyDict>) -> PyResult<()> {
         let spec = client_spec::read(spec)?;
-        raise(py.detach(|| self.0.update(spec)))
+        let volume = self.own()?;
+        raise(py.detach(|| volume.update(spec)))
     }
 
-    fn fileno(&self) -> RawFd {
-        self.0.event_fd()
+    fn fileno(&self) -> PyResult<RawFd> {
+        Ok(self.own()?.event_fd())
     }
 
     fn drain<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyTuple>>> {
-        self.0.drain().iter().map(|event| event_tuple(py, event)).collect()
+        self.own()?.drain().iter().map(|event| event_tuple(py, event)).collect()
     }
 
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let counters = raise(py.detach(|| self.0.counters()))?;
+        let volume = self.own()?;
+        let counters = raise(py.detach(|| volume.counters()))?;
         counters_dict(py, &counters)
     }
 
-    fn close(&self, py: Python<'_>) {
-        py.detach(|| self.0.close());
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let volume = self.own()?;
+        py.detach(|| volume.close());
+        Ok(())
     }
 
     fn __enter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
@@ -153,9 +193,10 @@ impl Volume {
         exc_type: &Bound<'_, PyAny>,
         exc_value: &Bound<'_, PyAny>,
         traceback: &Bound<'_, PyAny>,
-    ) {
-        // Closed whatever has happened; an exception goes its way.
-        let _ = (exc_type, exc_value, traceback);
-        self.close(py);
+    ) -> PyResult<()> {
+        // Closed whatever has happened. An exception goes its way; also that of a forked child,
+        // which has nothing to close.
+        let _ = (exc_value, traceback);
+        if exc_type.is_none() { self.close(py) } else { self.close(py).or(Ok(())) }
     }
 }

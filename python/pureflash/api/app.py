@@ -15,7 +15,7 @@ from pureflash.api import problems
 from pureflash.api.agent_socket import agent_socket
 from pureflash.api.description import DocumentJson, DocumentPage
 from pureflash.api.guard import Guard
-from pureflash.api.handlers import HANDLERS
+from pureflash.api.handlers import HANDLERS, provide_once
 from pureflash.api.idempotency import Idempotency
 from pureflash.api.metrics import ViewCollector, show_metrics
 from pureflash.conductor.service import Conductor
@@ -41,6 +41,7 @@ def create_app(conductor: Conductor, *, token: str, version: str, log: Log) -> A
         dependencies={
             "conductor": Provide(lambda: conductor, sync_to_thread=False),
             "idempotency": Provide(lambda: idempotency, sync_to_thread=False),
+            "once": Provide(provide_once),
             "metrics": Provide(lambda: registry, sync_to_thread=False),
         },
         exception_handlers={

@@ -6,7 +6,8 @@ on.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -62,6 +63,36 @@ Limit = Annotated[int, QueryParameter(name="limit", ge=1, le=PAGE_MAX)]
 Cursor = Annotated[int, QueryParameter(name="cursor", ge=0)]
 IfMatch = Annotated[str | None, HeaderParameter(name="If-Match")]
 Key = Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=128)]
+
+
+@dataclass(frozen=True, slots=True)
+class OnceForKey:
+    """Carries out the change that one request asks for, once for the key that it came with."""
+
+    idempotency: Idempotency
+    key: str | None
+    request: tuple[str, ...]
+    body: bytes
+
+    async def __call__(self, make: Callable[[], Awaitable[_R]]) -> _R:
+        """Give `make()`; errors as `Idempotency.once`."""
+        return await self.idempotency.once(
+            self.key, request=self.request, body=self.body, make=make
+        )
+
+
+async def provide_once(
+    idempotency: NamedDependency[Idempotency],
+    request: Request[Any, Any, Any],
+    key: Key = None,
+    version: IfMatch = None,
+) -> OnceForKey:
+    """Make what a handler that changes something calls with its change."""
+    what = (request.method, request.url.path, version or "")
+    return OnceForKey(idempotency, key, what, await request.body())
+
+
+Once = NamedDependency[OnceForKey]
 
 
 def page(
@@ -137,11 +168,7 @@ async def list_volumes(
 
 @post("/v1/volumes", responses={200: ResponseSpec(VolumeView, description="A dry run: not made")})
 async def create_volume(
-    conductor: Leader,
-    idempotency: NamedDependency[Idempotency],
-    data: JSONBody[CreateVolume],
-    request: Request[Any, Any, Any],
-    key: Key = None,
+    conductor: Leader, once: Once, data: JSONBody[CreateVolume]
 ) -> Response[VolumeView]:
     """Make a volume; answers when its stores have it, at the latest after 10 s."""
 
@@ -155,8 +182,7 @@ async def create_volume(
         )
         return states.volume_view(conductor.view(), volume)
 
-    made = await idempotency.once(key, path=request.url.path, body=data, make=make)
-    return Response(made, status_code=200 if data.dry_run else 201)
+    return Response(await once(make), status_code=200 if data.dry_run else 201)
 
 
 @get("/v1/volumes/{reference:str}")
@@ -170,57 +196,66 @@ async def show_volume(conductor: Leader, reference: Reference) -> Response[Volum
 @patch("/v1/volumes/{reference:str}")
 async def change_volume(
     conductor: Leader,
+    once: Once,
     reference: Reference,
     data: JSONBody[PatchVolume],
     if_match: IfMatch = None,
 ) -> VolumeView:
     """Let a volume grow."""
     version = parse_if_match(if_match)
-    volume = await conductor.resize_volume(
-        reference, size_bytes=data.size_bytes, if_version=version
-    )
-    return states.volume_view(conductor.view(), volume)
+
+    async def make() -> VolumeView:
+        volume = await conductor.resize_volume(
+            reference, size_bytes=data.size_bytes, if_version=version
+        )
+        return states.volume_view(conductor.view(), volume)
+
+    return await once(make)
 
 
 @delete("/v1/volumes/{reference:str}", status_code=202)
 async def delete_volume(
-    conductor: Leader, reference: Reference, if_match: IfMatch = None
+    conductor: Leader, once: Once, reference: Reference, if_match: IfMatch = None
 ) -> JobView:
     """Delete a volume and its data; gives the job that does it."""
-    job = await conductor.delete_volume(reference, if_version=parse_if_match(if_match))
+    version = parse_if_match(if_match)
+    job = await once(lambda: conductor.delete_volume(reference, if_version=version))
     return states.job_view(job)
 
 
 @post("/v1/volumes/{reference:str}/verify", status_code=202)
 async def verify_volume(
-    conductor: Leader, reference: Reference, data: JSONBody[VerifyVolume | None] = None
+    conductor: Leader,
+    once: Once,
+    reference: Reference,
+    data: JSONBody[VerifyVolume | None] = None,
 ) -> JobView:
     """Compare all in-sync replicas of a volume, block by block; gives the job that does it.
 
     What one copy cannot read is mended where another one has it, unless `repair` is false.
     """
     is_repairing = data is None or data.repair
-    job = await conductor.verify_volume(reference, is_repairing=is_repairing)
+    job = await once(lambda: conductor.verify_volume(reference, is_repairing=is_repairing))
     return states.job_view(job)
 
 
 @post("/v1/volumes/{reference:str}/force-accept", status_code=200)
 async def force_accept(
-    conductor: Leader,
-    reference: Reference,
-    data: JSONBody[ForceAccept],
+    conductor: Leader, once: Once, reference: Reference, data: JSONBody[ForceAccept]
 ) -> ForceAcceptView:
     """Let a copy count that lacks acknowledged writes, when no in-sync copy is left.
 
     The same again, after it was done, changes nothing and is answered with the first record.
     """
-    return await conductor.forcing.force_accept(reference, data)
+    return await once(lambda: conductor.forcing.force_accept(reference, data))
 
 
 @post("/v1/conductor/recover-config", status_code=200)
-async def recover_config(conductor: Leader, data: JSONBody[RecoverConfig]) -> RecoveryView:
+async def recover_config(
+    conductor: Leader, once: Once, data: JSONBody[RecoverConfig]
+) -> RecoveryView:
     """Rebuild the records of a conductor that lost its memory from what the stores hold."""
-    return await conductor.recovering.recover(data)
+    return await once(lambda: conductor.recovering.recover(data))
 
 
 @get("/v1/volumes/{reference:str}/explain")
@@ -232,10 +267,10 @@ async def explain_volume(conductor: Leader, reference: Reference) -> Page[Explai
 
 @post("/v1/volumes/{reference:str}/attach", status_code=200)
 async def attach_volume(
-    conductor: Leader, reference: Reference, data: JSONBody[AttachVolume]
+    conductor: Leader, once: Once, reference: Reference, data: JSONBody[AttachVolume]
 ) -> VolumeSpec:
     """Give what a client needs to do I/O on a volume directly."""
-    return await conductor.attaching.attach(reference, is_read_only=data.is_read_only)
+    return await once(lambda: conductor.attaching.attach(reference, is_read_only=data.is_read_only))
 
 
 @post("/v1/volumes/{reference:str}/renew", status_code=200)
@@ -272,10 +307,12 @@ async def show_store(conductor: Leader, reference: Reference) -> StoreView:
 
 
 @post("/v1/stores/{reference:str}/exited", status_code=204)
-async def report_exit(conductor: Leader, reference: Reference, data: JSONBody[ExitedStore]) -> None:
+async def report_exit(
+    conductor: Leader, once: Once, reference: Reference, data: JSONBody[ExitedStore]
+) -> None:
     """Take a supervisor's word that a store's process has ended."""
     store = _find_store(conductor.view(), reference)
-    await conductor.store_exited(store.id, incarnation=data.incarnation)
+    await once(lambda: conductor.store_exited(store.id, incarnation=data.incarnation))
 
 
 @get("/v1/disks")
@@ -301,17 +338,23 @@ async def list_exports(
 
 
 @post("/v1/exports", responses={200: ResponseSpec(ExportView, description="It was there")})
-async def create_export(conductor: Leader, data: JSONBody[CreateExport]) -> Response[ExportView]:
+async def create_export(
+    conductor: Leader, once: Once, data: JSONBody[CreateExport]
+) -> Response[ExportView]:
     """Export a volume; the same export again is answered with the existing one and 200."""
-    export_id, is_new = await conductor.create_export(
-        kind=data.kind,
-        volume=data.volume,
-        transport=data.transport,
-        is_read_only=data.read_only,
-        gateway=data.gateway,
-    )
-    view = conductor.view()
-    shown = states.export_view(view, view.exports[export_id])
+
+    async def make() -> tuple[ExportView, bool]:
+        export_id, is_new = await conductor.create_export(
+            kind=data.kind,
+            volume=data.volume,
+            transport=data.transport,
+            is_read_only=data.read_only,
+            gateway=data.gateway,
+        )
+        view = conductor.view()
+        return states.export_view(view, view.exports[export_id]), is_new
+
+    shown, is_new = await once(make)
     return Response(shown, status_code=201 if is_new else 200)
 
 
@@ -323,9 +366,13 @@ async def show_export(conductor: Leader, reference: Reference) -> ExportView:
 
 
 @delete("/v1/exports/{reference:str}", status_code=204)
-async def delete_export(conductor: Leader, reference: Reference) -> None:
+async def delete_export(conductor: Leader, once: Once, reference: Reference) -> None:
     """Take an export away, by its id or its volume's name."""
-    await conductor.delete_export(_find_export(conductor.view(), reference).id)
+
+    async def make() -> None:
+        await conductor.delete_export(_find_export(conductor.view(), reference).id)
+
+    await once(make)
 
 
 @get("/v1/jobs")

@@ -15,5 +15,7 @@ def main() -> None:
     import sys
 
     from pureflash.cli.app import run
+    from pureflash.cli.outcome import catch_term
 
+    catch_term()
     sys.exit(run(sys.argv[1:]))

@@ -13,7 +13,7 @@ import typer
 
 from pureflash.cli import bench, clusters, exports, images, jobs, processes, stores, volumes
 from pureflash.cli.options import DataOption, Output, OutputOption
-from pureflash.cli.outcome import CommandProblem, Exit, present
+from pureflash.cli.outcome import CommandProblem, Exit, Terminated, present
 
 app = typer.Typer(
     name="pf",
@@ -112,7 +112,11 @@ def run(arguments: Sequence[str]) -> int:
         command.main(args=list(arguments), prog_name="pf")
     except SystemExit as exit_request:  # typer's own end: help, usage errors, typer.Exit
         return exit_request.code if isinstance(exit_request.code, int) else int(Exit.FAILED)
-    except (Exception, KeyboardInterrupt) as problem:  # the edge: no trace reaches a user
+    except (
+        Exception,
+        KeyboardInterrupt,
+        Terminated,
+    ) as problem:  # the edge: no trace reaches a user
         return int(present(problem))
     raise AssertionError("typer's standalone mode always ends with SystemExit")
 

@@ -245,6 +245,9 @@ def _port(port: Port) -> Finding:
     name = f"port_{port.number}"
     if port.next_free == port.number:
         return Finding(name, State.OK, f"free ({port.name})")
+    if port.own_process is not None:
+        detail = f"taken by {port.own_process} of this cluster ({port.name})"
+        return Finding(name, State.OK, detail)
     if port.next_free is not None:
         step = f"nothing: a new cluster takes {port.next_free} and keeps it"
         return Finding(name, State.WARN, f"taken ({port.name})", step)

@@ -86,7 +86,7 @@ def wait_for_job(api: Api, job: JobView) -> JobView:
         while job.state not in FINISHED:
             progress.update(job.done)
             pause.wait(POLL_S)
-            job = api.job(job.id)
+            job = _look_again(api, job)
         progress.update(job.done)
     if job.state != "succeeded":
         raise CommandProblem(
@@ -95,6 +95,20 @@ def wait_for_job(api: Api, job: JobView) -> JobView:
             next_step=f"pf job show {job.id}",
         )
     return job
+
+
+def _look_again(api: Api, job: JobView) -> JobView:
+    """Ask how a job is. The conductor may be away meanwhile: the job is stored, and goes on."""
+    from pureflash.errors import ClusterError
+
+    try:
+        return api.job(job.id)
+    except ClusterError as problem:
+        raise CommandProblem(
+            f"{problem.message}; {job.kind} of {job.target} was begun as job {job.id} and goes on",
+            exit_status=Exit.UNAVAILABLE,
+            next_step=f"`pf job show {job.id}` as soon as it answers; do not begin it again",
+        ) from problem
 
 
 def print_job(job: JobView, output: Output) -> None:

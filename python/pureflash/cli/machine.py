@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import mmap
 import os
 import platform
@@ -18,8 +19,11 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from pureflash.model.layout import Layout
 
 PORTS = (("store", 7162), ("conductor", 7180), ("NBD", 10809))
 PORT_TRIES = 20
@@ -35,11 +39,15 @@ _IO_URING_PARAMS_BYTES = 120  # sizeof(struct io_uring_params), linux/io_uring.h
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """One default port on loopback; `next_free` is None when all `PORT_TRIES` are taken."""
+    """One default port on loopback; `next_free` is None when all `PORT_TRIES` are taken.
+
+    `own_process` names the process of the data directory's own cluster that listens there.
+    """
 
     name: str
     number: int
     next_free: int | None
+    own_process: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,7 @@ def examine(data: Path) -> Machine:
     """Observe this machine, with `data` as the place where a cluster would be."""
     directory = nearest_existing(data)
     writable = os.access(directory, os.W_OK | os.X_OK)
+    own = own_listeners(data)
     return Machine(
         kernel=platform.release(),
         python=platform.python_version(),
@@ -91,7 +100,7 @@ def examine(data: Path) -> Machine:
         direct_io_error=_direct_io_error(directory) if writable else "the directory is read-only",
         open_files_limit=_soft_limit(resource.RLIMIT_NOFILE),
         locked_memory_limit_bytes=_soft_limit(resource.RLIMIT_MEMLOCK),
-        ports=tuple(_examine_port(name, number) for name, number in PORTS),
+        ports=tuple(_examine_port(name, number, own) for name, number in PORTS),
         clock_source=_clock_source(),
         boot_clock_works=_boot_clock_works(),
         socket_folder=socket_folder(os.environ.get("XDG_RUNTIME_DIR"), os.getuid()),
@@ -129,6 +138,33 @@ def socket_folder(runtime_directory: str | None, uid: int) -> str:
     """Give the folder of a cluster's unix sockets; its last part is always 8 characters."""
     above = f"{runtime_directory}/pureflash" if runtime_directory else f"/tmp/pureflash-{uid}"  # noqa: S108 - documented place, made 0700 with its owner checked
     return f"{above}/{'0' * 8}"
+
+
+def own_listeners(data: Path) -> Mapping[int, str]:
+    """Give the ports on which the running cluster of a data directory listens, with who does.
+
+    The supervisor's record may be older than the processes that have its numbers now: one counts
+    only if its command line names a file of this directory.
+    """
+    import psutil
+
+    layout = Layout(data.absolute())
+    try:
+        children = json.loads(layout.supervisor_file.read_text())["children"]
+        pids = {int(child["pid"]): str(child["name"]) for child in children if child["pid"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # there is no cluster here, or none that can be asked
+    found: dict[int, str] = {}
+    for pid, name in pids.items():
+        try:
+            process = psutil.Process(pid)
+            if any(str(layout.directory) in word for word in process.cmdline()):
+                for connection in process.net_connections("tcp"):
+                    if connection.status == psutil.CONN_LISTEN and connection.laddr:
+                        found[connection.laddr.port] = name
+        except psutil.Error:
+            continue  # it has ended, or belongs to another user
+    return found
 
 
 def _core_error() -> str | None:
@@ -203,9 +239,9 @@ def _soft_limit(which: int) -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def _examine_port(name: str, number: int) -> Port:
+def _examine_port(name: str, number: int, own: Mapping[int, str]) -> Port:
     free = (port for port in range(number, number + PORT_TRIES) if _is_port_free(port))
-    return Port(name, number, next(free, None))
+    return Port(name, number, next(free, None), own.get(number))
 
 
 def _is_port_free(port: int) -> bool:

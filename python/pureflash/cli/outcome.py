@@ -8,9 +8,11 @@ and a status, so no command prints its own errors.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 from typing import Protocol, runtime_checkable
 
 from pureflash.model.exits import Exit, exit_of_code
@@ -19,6 +21,8 @@ __all__ = [
     "CommandProblem",
     "Exit",
     "Explained",
+    "Terminated",
+    "catch_term",
     "describe",
     "exit_status_of",
     "present",
@@ -40,6 +44,13 @@ class Explained(Protocol):
     request_id: str | None
 
 
+class Terminated(BaseException):
+    """TERM came: the command unwinds as after Ctrl-C, and takes back what it had begun.
+
+    Not a KeyboardInterrupt, which the command tree turns into a status of its own.
+    """
+
+
 class CommandProblem(Exception):
     """A problem that the command itself found, before or without any server."""
 
@@ -50,12 +61,27 @@ class CommandProblem(Exception):
         self.next_step = next_step
 
 
+def catch_term() -> None:
+    """Let TERM raise `Terminated` in this process's main thread, unless TERM is ignored.
+
+    A program that takes its place by exec has the default again.
+    """
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _raise_terminated)
+
+
+def _raise_terminated(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
 def exit_status_of(problem: BaseException) -> Exit:
     """Choose the exit status of a problem; what has no row of its own is `FAILED`."""
     if isinstance(problem, CommandProblem):
         return problem.exit_status
     if isinstance(problem, KeyboardInterrupt):
         return Exit.INTERRUPTED
+    if isinstance(problem, Terminated):
+        return Exit.TERMINATED
     if isinstance(problem, Explained):
         return exit_of_code(getattr(problem.code, "name", str(problem.code)))
     return Exit.FAILED
@@ -65,6 +91,8 @@ def describe(problem: BaseException) -> str:
     """Say in plain lines what failed, what to do, and the request id; never a stack trace."""
     if isinstance(problem, KeyboardInterrupt):
         return "pf: interrupted"
+    if isinstance(problem, Terminated):
+        return "pf: ended by TERM"
     if isinstance(problem, CommandProblem):
         lines = [f"pf: {problem.message}"]
         request_id = None

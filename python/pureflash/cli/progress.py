@@ -18,13 +18,16 @@ LINE_EVERY_S: Final = 10.0
 
 
 class Progress:
-    """A context manager; `update` takes the absolute amount, in `unit` ("bytes" or a count)."""
+    """A context manager; `update` takes the absolute amount, in `unit` ("bytes" or a count).
+
+    `total` is None when nobody knows it, as of a pipe.
+    """
 
     def __init__(
         self,
         title: str,
         *,
-        total: int,
+        total: int | None,
         unit: str,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -88,6 +91,8 @@ class Progress:
             print(f"{self._title}: {self._amount(done)}", file=self._stream, flush=True)
 
     def _amount(self, done: int) -> str:
+        if self._total is None:
+            return format_size(done) if self._unit == "bytes" else f"{done} {self._unit}"
         percent = 100 * done // self._total if self._total else 100
         if self._unit == "bytes":
             return f"{format_size(done)} of {format_size(self._total)} ({percent} %)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -21,7 +22,7 @@ from pureflash.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from pureflash.model.rest import MemberView, ShardView, VolumeView
+    from pureflash.model.rest import ExportView, MemberView, ShardView, VolumeView
 
 SHARDS_SHOWN: Final = 16
 """More would leave the screen; `-o wide` has them all."""
@@ -123,9 +124,13 @@ def resize(
     server: ServerOption = None,
     data: DataOption = None,
 ) -> None:
-    """Let a volume grow."""
+    """Let a volume grow; NBD clients that are connected see it when they connect again."""
     with connected(server, data) as api:
+        before = api.volume(volume)
         grown = api.resize_volume(volume, size_bytes=read_size(size, flag="SIZE"))
+        exports = api.exports() if grown.size_bytes != before.size_bytes else []
+    if (notice := growth_notice(exports, grown.name)) is not None:
+        typer.echo(notice, err=True)
     _print_volume(grown, output)
 
 
@@ -238,6 +243,18 @@ def explain(
         ],
         name=lambda line: line.subject,
         listing=listing,
+    )
+
+
+def growth_notice(exports: Sequence[ExportView], name: str) -> str | None:
+    """Say what the clients of a volume that has grown have to do; None when there are none."""
+    count = sum(export.connections for export in exports if export.volume == name)
+    if not count:
+        return None
+    # The gateway serves the new space to them, but NBD has no message for a new size.
+    return (
+        f"notice: {count} NBD connection(s) keep the size of before: a client sees the new one when"
+        " it connects again"
     )
 
 

@@ -107,6 +107,7 @@ class Cluster:
         self.volumes = Volumes(api)
 
     def __enter__(self) -> Self:
+        self.api.owner.check()
         return self
 
     def __exit__(
@@ -115,7 +116,8 @@ class Cluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is None or self.api.owner.is_here:  # a child's own exception goes its way
+            self.close()
 
     def status(self) -> ClusterView:
         """Show the cluster."""
@@ -123,6 +125,7 @@ class Cluster:
 
     def close(self) -> None:
         """End the connections; open devices go on, but do not follow their volumes any more."""
+        self.api.owner.check()
         devices = list(self.volumes.devices)
         for device in devices:
             device.unfollow(is_awaited=False)

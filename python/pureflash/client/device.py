@@ -9,6 +9,9 @@ cannot be served now waits, as with a disk. Only one client writes: when another
 volume for writing, each request of this device fails with RouteError FENCED, the first after a wait
 of 5 s. A failed write may then have been carried out or not; `open()` again to go on. Once the
 volume is deleted every request fails with CallerError NOT_FOUND.
+
+A device belongs to the process that opened it. In a forked child every method, `close` too, raises
+CallerError IN_USE, and what the child collects or ends with disturbs nothing of the parent's.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar
 
 from pureflash.client.follow import CALL_S, Follower
+from pureflash.client.owner import Owner
 from pureflash.errors import CallerError, Code, PureFlashError, SoftwareError
 from pureflash.model.core import core_spec
 from pureflash.model.messages import VolumeSpec
@@ -65,6 +69,7 @@ class Device:
 
     def __init__(self, volume: CoreVolume, *, follower: Follower | None = None) -> None:
         """Wrap an open `_core.Volume`; `open_device` makes one."""
+        self._owner = Owner("the device")
         self._volume = volume
         self._follower = follower
         if follower is not None:
@@ -72,6 +77,7 @@ class Device:
             weakref.finalize(self, follower.end)
 
     def __enter__(self) -> Self:
+        self._owner.check()
         return self
 
     def __exit__(
@@ -80,16 +86,19 @@ class Device:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is None or self._owner.is_here:  # a child's own exception goes its way
+            self.close()
 
     @property
     def size_bytes(self) -> int:
         """Size of the volume; a few seconds old at most while a conductor is there."""
+        self._owner.check()
         return self._volume.size
 
     @property
     def news_problem(self) -> PureFlashError | None:
         """Why it is not known how the volume is now; None when all is well, or nothing follows."""
+        self._owner.check()
         return None if self._follower is None else self._follower.problem
 
     def pread(self, offset: int, length: int) -> bytes:
@@ -125,6 +134,7 @@ class Device:
 
     def unfollow(self, *, is_awaited: bool = True) -> None:
         """Stay with the routes of now: what `Cluster.close` does to its devices."""
+        self._owner.check()
         if self._follower is not None:
             self._follower.stop()
             if is_awaited:
@@ -137,6 +147,7 @@ class Device:
         self.unfollow()
 
     def _ask(self, request: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        self._owner.check()
         try:
             return request(*args, **kwargs)
         except PureFlashError as problem:

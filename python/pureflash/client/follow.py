@@ -10,7 +10,8 @@ What it guarantees. No request of the device waits for the thread, so a conducto
 not missed until a route changes. Each question has a time limit, `CALL_S`; a failed one is asked
 again at the same pace, and `problem` keeps why. When the conductor says that there is no such
 volume any more, the core's volume is closed: what waited would wait for ever. `stop` and `join` may
-be called often and by anybody, also by a garbage collector. The thread knows the core's volume,
+be called often and by anybody, also by a garbage collector; `end` does nothing in a forked child,
+which has neither the thread nor a right to its sockets. The thread knows the core's volume,
 never the device: a device that is dropped without being closed is collected, and its thread ends.
 """
 
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
+from pureflash.client.owner import Owner
 from pureflash.errors import Code, PureFlashError
 from pureflash.model.core import core_spec
 from pureflash.model.messages import VolumeSpec
@@ -96,6 +98,7 @@ class Follower:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Follow for `volume`; `ask` gives the description for the session of a ticket."""
+        self._owner = Owner("the follower")
         self._volume = volume
         self._ask = ask
         self._ticket = ticket
@@ -145,6 +148,8 @@ class Follower:
 
     def end(self) -> None:
         """Let the thread end, and wait for that."""
+        if not self._owner.is_here:
+            return
         self.stop()
         self.join()
 

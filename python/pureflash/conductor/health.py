@@ -38,7 +38,7 @@ from pureflash.conductor.states import (
 from pureflash.conductor.view import View
 from pureflash.model.domain import HealthState, StoreState, VolumeIntent
 from pureflash.model.rest import CapacityView, HealthView
-from pureflash.units import format_size
+from pureflash.units import format_size, format_sizes
 
 NEAR_FULL_PERCENT: Final = 85
 FULL_PERCENT: Final = 95
@@ -272,6 +272,7 @@ def _space(view: View) -> Iterator[HealthView]:
     now = capacity(view)
     limit = int(now.usable_bytes * view.overcommit_ratio)
     if now.promised_bytes > limit:
-        cause = f"{format_size(now.promised_bytes)} promised, {format_size(limit)} is the limit"
+        promised, most = format_sizes(now.promised_bytes, limit)
+        cause = f"{promised} promised, {most} is the limit"
         step = f"add a disk, delete volumes, or {RAISE_RATIO}"
         yield finding("OVERPROMISED", "cluster", cause, step)

@@ -16,7 +16,7 @@ from typing import Final
 from pureflash.conductor.view import View, promised_by_disk, usable_bytes
 from pureflash.errors import ClusterError, Code, MediaError
 from pureflash.model.domain import Disk, Member, Store
-from pureflash.units import format_size
+from pureflash.units import format_sizes
 
 RAISE_RATIO: Final = (
     "raise overcommit_ratio (`PF_LIMITS_OVERCOMMIT_RATIO=1.5 pf up`, after `pf down`)"
@@ -106,10 +106,10 @@ def place_shard(size_bytes: int, replicas: int, available: Sequence[Room]) -> li
 def _no_room(size_bytes: int, replicas: int, available: Sequence[Room]) -> MediaError:
     fitting = {room.store.id for room in available if room.room_bytes >= size_bytes}
     largest = max(0, *(room.room_bytes for room in available), 0)
+    size, room = format_sizes(size_bytes, largest)
     return MediaError(
         Code.NO_SPACE,
-        f"{replicas} replica(s) of a shard of {format_size(size_bytes)} need {replicas} store(s)"
-        f" with room for it and {len(fitting)} have it; the largest room on a disk is"
-        f" {format_size(largest)}",
+        f"{replicas} replica(s) of a shard of {size} need {replicas} store(s) with room for it and"
+        f" {len(fitting)} have it; the largest room on a disk is {room}",
         next_step=f"use a smaller --shard-size, delete volumes, add a disk, or {RAISE_RATIO}",
     )

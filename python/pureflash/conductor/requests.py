@@ -37,7 +37,13 @@ from pureflash.model.domain import (
 )
 from pureflash.model.messages import RegisterGateway, RegisterStore
 from pureflash.model.names import check_name
-from pureflash.units import BLOCK_BYTES, SIZE_BYTES_MAX, format_size
+from pureflash.units import (
+    BLOCK_BYTES,
+    LARGEST_SIZE,
+    SIZE_BYTES_MAX,
+    format_size,
+    format_sizes,
+)
 
 DELETE_JOB: Final = "volume.delete"
 VERIFY_JOB: Final = "volume.verify"
@@ -142,9 +148,10 @@ def resized(view: View, volume: Volume, *, size_bytes: int, if_version: int | No
     if volume.intent is not VolumeIntent.PRESENT:
         raise CallerError(Code.IN_USE, f"{volume.name} is being deleted")
     if size_bytes < volume.size_bytes:
+        now, wanted = format_sizes(volume.size_bytes, size_bytes)
         raise CallerError(
             Code.INVALID,
-            f"{volume.name} has {format_size(volume.size_bytes)}; a volume cannot shrink",
+            f"{volume.name} has {now}; a volume cannot shrink to {wanted}",
             next_step="make a smaller volume and copy what you need",
         )
     if size_bytes == volume.size_bytes:
@@ -305,7 +312,7 @@ def _check_size(size_bytes: int) -> None:
     if size_bytes <= 0:
         raise CallerError(Code.INVALID, "a volume needs a size greater than zero")
     if size_bytes > SIZE_BYTES_MAX:
-        raise CallerError(Code.LIMIT, f"the largest volume is {format_size(SIZE_BYTES_MAX)}")
+        raise CallerError(Code.LIMIT, f"the largest volume is {LARGEST_SIZE}")
     if size_bytes % BLOCK_BYTES:
         raise CallerError(
             Code.INVALID,
@@ -351,10 +358,11 @@ def _check_space(view: View, volume: Volume, *, more_bytes: int, first_shard: in
     limit = int(now.usable_bytes * view.overcommit_ratio)
     wanted = now.promised_bytes + more_bytes * volume.replicas
     if wanted > limit:
+        asked, most = format_sizes(wanted, limit)
         raise MediaError(
             Code.NO_SPACE,
-            f"volumes would have {format_size(wanted)} with their replicas; {format_size(limit)} is"
-            f" the limit (usable space x overcommit_ratio {view.overcommit_ratio:g})",
+            f"volumes would have {asked} with their replicas; {most} is the"
+            f" limit (usable space x overcommit_ratio {view.overcommit_ratio:g})",
             next_step=f"delete volumes, add a disk, or {RAISE_RATIO}",
         )
     if first_shard:
@@ -371,10 +379,11 @@ def _grow_last_shard(view: View, grown: Volume, index: int, available: Sequence[
     for room in available:
         if room.disk.disk_uuid in disks:
             if room.room_bytes < more_bytes:
+                more, left = format_sizes(more_bytes, max(0, room.room_bytes))
                 raise MediaError(
                     Code.NO_SPACE,
-                    f"shard {index} grows by {format_size(more_bytes)}; its disk on"
-                    f" {room.store.name} has room for {format_size(max(0, room.room_bytes))}",
+                    f"shard {index} grows by {more}; its disk on {room.store.name} has room for"
+                    f" {left}",
                     next_step=f"free space on that store, or {RAISE_RATIO}",
                 )
             room.room_bytes -= more_bytes

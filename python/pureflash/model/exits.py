@@ -22,6 +22,7 @@ class Exit(IntEnum):
     UNSAFE = 6
     NOT_SERVED = 7  # of `pf up` alone: it is up, and no volume can be served
     INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+    TERMINATED = 143  # 128 + SIGTERM
 
 
 _EXIT_OF_CODE: Final[Mapping[str, Exit]] = {

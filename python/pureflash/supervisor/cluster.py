@@ -25,7 +25,7 @@ from pureflash.model.layout import CONDUCTOR, GATEWAY, Layout, known_disk_file, 
 from pureflash.process.known_disks import UNREADABLE, recall
 from pureflash.process.lifecycle import write_whole
 from pureflash.supervisor.ports import PortClaims
-from pureflash.units import format_size
+from pureflash.units import format_size, format_sizes
 
 CONDUCTOR_PORT: Final = 7180
 STORE_PORT: Final = 7162
@@ -302,17 +302,19 @@ def _check_space(layout: Layout, disks_bytes: int) -> list[str]:
     free = shutil.disk_usage(next(folder for folder in above if folder.is_dir())).free
     least = disks_bytes * FREE_PERCENT_MIN // 100
     if free < least:
+        there, needed = format_sizes(free, least)
         raise MediaError(
             Code.NO_SPACE,
-            f"{format_size(free)} free in {layout.directory}, {format_size(least)} needed"
+            f"{there} free in {layout.directory}, {needed} needed"
             f" ({FREE_PERCENT_MIN} % of all disks)",
             next_step="free space, use a smaller --disk, or another --data",
         )
     if free < disks_bytes:
+        there, most = format_sizes(free, disks_bytes)
         return [
             (
-                f"{layout.directory} has {format_size(free)} free and the disks may grow to"
-                f" {format_size(disks_bytes)}: they will be full before they look it"
+                f"{layout.directory} has {there} free and the disks may grow to"
+                f" {most}: they will be full before they look it"
             )
         ]
     return []

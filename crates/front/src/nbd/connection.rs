@@ -103,6 +103,13 @@ impl NbdConnection {
         has_room && self.state != State::Draining
     }
 
+    /// Serve the space by which the export has grown. The client was told the size of before, and
+    /// the protocol has no word for a newer one; who learned it elsewhere is not refused.
+    pub fn grow(&mut self, size_bytes: u64) {
+        assert!(size_bytes.is_multiple_of(SECTOR_BYTES.into()), "whole sectors");
+        self.parameters.size_bytes = self.parameters.size_bytes.max(size_bytes);
+    }
+
     /// Data bytes of the READs and WRITEs that wait for their results.
     #[must_use]
     pub fn inflight_bytes(&self) -> u64 {

@@ -250,6 +250,23 @@ fn the_last_sector_and_an_empty_range_are_fine() {
 }
 
 #[test]
+fn what_an_export_has_grown_by_is_served_to_a_client_of_before() {
+    let mut nbd = simple();
+    let asked = [header(0, READ, 1, SIZE, 512), header(0, TRIM, 2, SIZE - 512, 1024)];
+    for header in &asked {
+        assert!(matches!(nbd.receive(frame(header)), Ok(Incoming::Reply(_))), "beyond the export");
+    }
+    nbd.grow(SIZE + 512);
+    for header in &asked {
+        assert!(matches!(nbd.receive(frame(header)), Ok(Incoming::Request(_))));
+    }
+    nbd.grow(SIZE); // older news, late: a volume never shrinks
+    assert!(matches!(nbd.receive(frame(&asked[0])), Ok(Incoming::Request(_))));
+    let beyond = header(0, READ, 4, SIZE + 512, 512);
+    assert!(matches!(nbd.receive(frame(&beyond)), Ok(Incoming::Reply(_))));
+}
+
+#[test]
 fn a_client_that_learned_the_block_size_is_held_to_it() {
     let limited = Parameters { request_bytes_max: 1 << 20, ..parameters() };
     let mut connection = NbdConnection::new(limited);
