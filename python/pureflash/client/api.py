@@ -17,6 +17,7 @@ import msgspec
 
 from pureflash.errors import CallerError, ClusterError, Code, SoftwareError, from_code
 from pureflash.model.messages import VolumeSpec
+from pureflash.model.outside import UNREADABLE
 from pureflash.model.rest import (
     AttachVolume,
     ClusterView,
@@ -224,7 +225,7 @@ class Api:
         )
         try:
             return msgspec.json.decode(answer.content, type=kind)
-        except msgspec.MsgspecError as cause:
+        except UNREADABLE as cause:
             raise SoftwareError(
                 Code.UNSUPPORTED, f"{self.address} gave an answer that this version cannot read"
             ) from cause
@@ -280,7 +281,7 @@ def _error_of(answer: httpx2.Response) -> Exception:
     try:
         problem = msgspec.json.decode(answer.content, type=Problem)
         code = int(Code[problem.code])
-    except (msgspec.MsgspecError, KeyError):
+    except (*UNREADABLE, KeyError):
         return SoftwareError(
             Code.INTERNAL, f"the server answered {answer.status_code} without an explanation"
         )

@@ -20,6 +20,7 @@ from pureflash.gateway.nbd import Export, Table
 from pureflash.model.core import core_spec
 from pureflash.model.domain import Transport
 from pureflash.model.messages import ExportReport, ExportSpec
+from pureflash.model.outside import UNREADABLE
 from pureflash.process.lifecycle import write_whole
 from pureflash.process.logs import Log
 
@@ -46,7 +47,7 @@ class Exports:
             kept = msgspec.json.decode(self._path.read_bytes(), type=tuple[ExportSpec, ...])
         except FileNotFoundError:
             return
-        except msgspec.MsgspecError as problem:
+        except UNREADABLE as problem:
             self._log.error("exports.unreadable", f"{self._path}: {problem}")
             return
         self.apply(kept)

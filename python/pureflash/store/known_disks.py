@@ -16,6 +16,7 @@ import msgspec
 from pureflash.errors import Code, MediaError
 from pureflash.model.domain import Disk
 from pureflash.model.layout import known_disk_file
+from pureflash.model.outside import UNREADABLE
 from pureflash.process.lifecycle import write_whole
 
 
@@ -38,7 +39,7 @@ def check_new(data: Path, *, index: int, path: Path, name: str) -> None:
         was = f"disk {known.disk_uuid[:8]}, last seen at {known.path}"
     except FileNotFoundError:
         return
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         was = f"which one, {record} does not say any more"
     raise MediaError(
         Code.DISK_FAILED,
