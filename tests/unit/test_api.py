@@ -55,6 +55,7 @@ def check_problem(answer: httpx2.Response, status: int, code: str) -> dict[str, 
     return problem
 
 
+@pytest.mark.slow
 async def test_a_volume_lives_from_creation_to_deletion(tmp_path: Path) -> None:
     async with serving(tmp_path) as served, served.store(1) as node:
         wish = CreateVolume(name="v1", size_bytes=3 * GIB, shard_size_bytes=2 * GIB)
@@ -104,6 +105,7 @@ async def test_a_store_that_comes_back_serves_what_it_had(tmp_path: Path) -> Non
             assert [shard.address for shard in spec.shards] == ["127.0.0.1:7162"]
 
 
+@pytest.mark.slow
 async def test_an_attach_is_renewed_for_its_own_session(tmp_path: Path) -> None:
     async with serving(tmp_path) as served, served.store(1):
         for name in ("v1", "v2"):

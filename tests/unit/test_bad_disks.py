@@ -112,6 +112,7 @@ def start_store(disk: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", DAMAGES)
 def test_a_disk_that_is_damaged_is_refused_untouched(
     disk: Path, capsys: pytest.CaptureFixture[str], what: str

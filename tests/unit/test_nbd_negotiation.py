@@ -256,6 +256,7 @@ CROWD = Table(Export(f"{number:096}", GIB) for number in range(MANY))
 """Ten thousand exports with the longest names that a volume may have."""
 
 
+@pytest.mark.slow
 def test_every_one_of_very_many_exports_is_listed_and_asked_about() -> None:
     machine = Negotiation(CROWD)
     machine.receive_data(FIXED)
