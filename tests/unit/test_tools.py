@@ -70,6 +70,74 @@ def test_a_machine_without_its_fence_is_named() -> None:
     assert arrows.unfenced_crates(roots) == ["lane: its root must say #![forbid(unsafe_code)]"]
 
 
+def test_a_machine_without_the_link_to_what_it_may_not_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools/pure_clippy.toml").touch()
+    for crate in arrows.SANS_IO:
+        (tmp_path / "crates" / crate).mkdir(parents=True)
+        (tmp_path / "crates" / crate / "clippy.toml").symlink_to("../../tools/pure_clippy.toml")
+    assert arrows.loose_crates(tmp_path) == []
+    (tmp_path / "crates/shard/clippy.toml").unlink()
+    (tmp_path / "crates/lane/clippy.toml").unlink()
+    (tmp_path / "crates/lane/clippy.toml").touch()
+    assert [problem.partition(":")[0] for problem in arrows.loose_crates(tmp_path)] == [
+        "lane",
+        "shard",
+    ]
+    assert arrows.loose_crates(ROOT) == []
+
+
+IMPURE = """//! A machine that does what none may.
+/// A clock.
+pub fn clock() -> std::time::Instant {
+    std::time::Instant::now()
+}
+/// A file, a socket, a thread, a setting.
+pub fn others() {
+    let _ = std::fs::read("x");
+    let _ = std::net::TcpStream::connect("127.0.0.1:1");
+    let _ = std::thread::spawn(|| ());
+    let _ = std::env::var("X");
+    let _: std::collections::HashMap<u8, u8> = std::collections::HashMap::new();
+}
+"""
+
+
+def test_clippy_finds_a_clock_and_every_other_way_out_of_a_machine(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/lib.rs").write_text(IMPURE)
+    (tmp_path / "clippy.toml").symlink_to(ROOT / arrows.PURE_CLIPPY)
+    (tmp_path / "Cargo.toml").write_text(
+        '[package]\nname = "impure"\nversion = "0.0.0"\nedition = "2024"\n[workspace]\n'
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "CARGO_TARGET_DIR"}
+    told = subprocess.run(
+        ["cargo", "clippy", "--quiet", "--offline", "--", "-D", "warnings"],
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode != 0
+    for name in (
+        "type `std::time::Instant`",
+        "type `std::net::TcpStream`",
+        "method `std::fs::read`",
+        "method `std::thread::spawn`",
+        "method `std::env::var`",
+        "method `std::collections::HashMap::new`",
+    ):
+        assert f"use of a disallowed {name}" in told.stderr, told.stderr
+    (tmp_path / "src/lib.rs").write_text("//! A machine.\n")
+    subprocess.run(
+        ["cargo", "clippy", "--quiet", "--offline", "--", "-D", "warnings"],
+        check=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+
+
 def test_edges_are_read_from_cargo_metadata() -> None:
     metadata: dict[str, list[dict[str, object]]] = {
         "packages": [
