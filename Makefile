@@ -1,9 +1,9 @@
 # Each target is one script in tools/; read those. `make help` lists the targets.
-.PHONY: help demo test check lint fmt deep bench clean
+.PHONY: help demo test check check-all lint fmt deep bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## set up, then show what works on this machine
 	@tools/setup
@@ -12,8 +12,11 @@ demo: ## set up, then show what works on this machine
 test: ## set up, build, lint, and run every test, as CI does
 	@tools/test
 
-check: ## linters and Python unit tests; starts no cluster
+check: ## linters and quick unit tests, in under a minute; starts no cluster
 	@tools/check
+
+check-all: ## the same with the slow unit tests
+	@tools/check --all
 
 lint: ## linters only
 	@tools/setup

@@ -6,7 +6,8 @@ much as code does) and the crate roots, and gives one sentence per violation:
 
 - an edge between crates that the arrows do not allow, and a crate without a row in the table;
 - a library that does input or output, time, threads or randomness below a sans-I/O crate;
-- a sans-I/O crate without `#![forbid(unsafe_code)]`.
+- a sans-I/O crate without `#![forbid(unsafe_code)]`, or without the link to `pure_clippy.toml` that
+  makes clippy refuse clocks, files, sockets, threads and the environment in it.
 
 Run it from the root of the checkout; exit status 1 when something is found. Costs 0.1 s.
 """
@@ -43,6 +44,10 @@ IO_LIBRARIES = frozenset(
     }
 )
 """What no sans-I/O crate may depend on; their tests may (proptest draws randomness)."""
+
+
+PURE_CLIPPY = Path("tools/pure_clippy.toml")
+"""What clippy refuses in a sans-I/O crate; each has a link to it as `clippy.toml`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,18 @@ def unfenced_crates(roots: Mapping[str, str]) -> list[str]:
     ]
 
 
+def loose_crates(checkout: Path) -> list[str]:
+    """Name each sans-I/O crate of a checkout whose clippy.toml is no link to the common one."""
+    wanted = (checkout / PURE_CLIPPY).resolve()
+    return [
+        f"{crate}: crates/{crate}/clippy.toml must be a link to ../../{PURE_CLIPPY}"
+        for crate in SANS_IO
+        if not (link := checkout / "crates" / crate / "clippy.toml").is_symlink()
+        or link.resolve() != wanted
+        or not wanted.is_file()
+    ]
+
+
 def read_edges(metadata: Mapping[str, list[dict[str, object]]]) -> list[Edge]:
     """Read the direct dependencies out of the answer of `cargo metadata --no-deps`."""
     edges = []
@@ -124,7 +141,8 @@ def main() -> int:
     metadata = json.loads(answer.stdout)
     crates = [str(package["name"]).removeprefix(PREFIX) for package in metadata["packages"]]
     roots = {crate: Path(f"crates/{crate}/src/lib.rs").read_text() for crate in crates}
-    problems = [*wrong_edges(read_edges(metadata), crates), *unfenced_crates(roots)]
+    problems = wrong_edges(read_edges(metadata), crates)
+    problems += [*unfenced_crates(roots), *loose_crates(Path.cwd())]
     for problem in problems:
         print(f"arrows: {problem}", file=sys.stderr)
     return 1 if problems else 0

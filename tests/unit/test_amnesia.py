@@ -429,6 +429,7 @@ def test_recovery_that_is_stopped_anywhere_is_begun_again() -> None:
     run(story())
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(["create", "grow", "lose", "back", "backup", "beat"]), max_size=12))
 def test_no_restored_metastore_is_believed(steps: list[str]) -> None:
     """Whatever happened since the backup: no shard ever goes back, and all of it is recovered."""

@@ -55,6 +55,7 @@ def check_problem(answer: httpx2.Response, status: int, code: str) -> dict[str, 
     return problem
 
 
+@pytest.mark.slow
 async def test_a_volume_lives_from_creation_to_deletion(tmp_path: Path) -> None:
     async with serving(tmp_path) as served, served.store(1) as node:
         wish = CreateVolume(name="v1", size_bytes=3 * GIB, shard_size_bytes=2 * GIB)
@@ -104,6 +105,7 @@ async def test_a_store_that_comes_back_serves_what_it_had(tmp_path: Path) -> Non
             assert [shard.address for shard in spec.shards] == ["127.0.0.1:7162"]
 
 
+@pytest.mark.slow
 async def test_an_attach_is_renewed_for_its_own_session(tmp_path: Path) -> None:
     async with serving(tmp_path) as served, served.store(1):
         for name in ("v1", "v2"):
@@ -192,7 +194,16 @@ async def test_open_pages_need_no_token_and_fetch_nothing_from_elsewhere(tmp_pat
         ("GET", "/v1/jobs/" + "9" * 5000, None, 404, "NOT_FOUND"),
         ("GET", "/v1/volumes/%D9%A1", None, 404, "NOT_FOUND"),  # an Arabic digit is no id
         ("GET", "/v1/volumes/%00", None, 404, "NOT_FOUND"),
-        ("GET", "/v1/volumes/%FF%FE", None, 404, "NOT_FOUND"),
+        ("GET", "/v1/volumes/%FF%FE", None, 400, "INVALID"),
+        ("GET", "/v1/volumes/%ED%A0%80", None, 400, "INVALID"),  # half a surrogate pair
+        ("GET", "/v1/volumes/%zz", None, 400, "INVALID"),
+        ("GET", "/v1/volumes/v1%", None, 400, "INVALID"),
+        ("GET", "/v1/jobs/%D9%A1", None, 404, "NOT_FOUND"),
+        ("GET", "/v1/jobs/1_0", None, 404, "NOT_FOUND"),
+        ("GET", "/docs/none", None, 404, "NOT_FOUND"),
+        ("GET", "/v1/volumes?%FF=1", None, 400, "INVALID"),
+        ("GET", "/v1/volumes?limit=%F", None, 400, "INVALID"),
+        ("GET", "/v1/volumes?limit=1&limit=2", None, 400, "INVALID"),
         ("GET", "/v1/volumes?cursor=" + "9" * 5000, None, 400, "INVALID"),
         ("GET", "/v1/volumes?limit=1001", None, 400, "INVALID"),
         ("POST", "/v1/volumes", '{"name":"v1","size_bytes":' + "9" * 5000 + "}", 400, "INVALID"),
@@ -202,6 +213,14 @@ async def test_open_pages_need_no_token_and_fetch_nothing_from_elsewhere(tmp_pat
         ("POST", "/v1/volumes", '{"colour":' + "[" * 100_000, 400, "INVALID"),
         ("POST", "/v1/volumes", '{"name":"\\ud800","size_bytes":4096}', 400, "INVALID"),
         ("POST", "/v1/volumes", "\xff\xfe", 400, "INVALID"),
+        ("POST", "/v1/volumes", b"\xff\xfe", 400, "INVALID"),
+        ("POST", "/v1/volumes", b'{"name":"\xff","size_bytes":4096}', 400, "INVALID"),
+        ("POST", "/v1/volumes", b'{"na\xffme":"v1","size_bytes":4096}', 400, "INVALID"),
+        ("POST", "/v1/volumes", b'{"name":"\xed\xa0\x80","size_bytes":4096}', 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":4096}'.encode("utf-16"), 400, "INVALID"),
+        ("POST", "/v1/volumes", '{"name":"v1","size_bytes":NaN}', 400, "INVALID"),
+        ("POST", "/v1/volumes", b"", 400, "INVALID"),
+        ("POST", "/v1/volumes/v1/verify", b"\xff", 400, "INVALID"),
         ("POST", "/v1/exports", '{"kind":"nfs","volume":"v1"}', 404, "NOT_FOUND"),
         ("POST", "/v1/stores/none/exited", '{"incarnation":1}', 404, "NOT_FOUND"),
         ("GET", "/v1/jobs/99", None, 404, "NOT_FOUND"),
@@ -235,7 +254,7 @@ async def test_open_pages_need_no_token_and_fetch_nothing_from_elsewhere(tmp_pat
     ],
 )
 async def test_bad_input_is_answered_with_a_problem(
-    tmp_path: Path, method: str, path: str, body: str | None, status: int, code: str
+    tmp_path: Path, method: str, path: str, body: str | bytes | None, status: int, code: str
 ) -> None:
     async with serving(tmp_path) as served:
         headers = {**BEARER, "Content-Type": "application/json"}
@@ -244,6 +263,83 @@ async def test_bad_input_is_answered_with_a_problem(
         assert len(answer.content) < 4096, "what was sent is not sent back at length"
         assert (await ask(served, "GET", "/v1/volumes")).json() == {"items": [], "next": None}
         assert not [line for line in served.log.lines if line[0] == "ERROR"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "header", "value"),
+    [
+        ("POST", "/v1/volumes", "Idempotency-Key", b"k\xff"),
+        ("POST", "/v1/volumes", "Idempotency-Key", b"two words"),
+        ("POST", "/v1/volumes", "Idempotency-Key", b""),
+        ("POST", "/v1/volumes", "Idempotency-Key", b"k" * 129),
+        ("PATCH", "/v1/volumes/v1", "If-Match", b"\xff"),
+        ("PATCH", "/v1/volumes/v1", "If-Match", b'"3'),
+        ("PATCH", "/v1/volumes/v1", "If-Match", b'""3""'),
+        ("PATCH", "/v1/volumes/v1", "If-Match", b'W/"3"'),
+        ("GET", "/v1/events", "Last-Event-ID", b"\xff"),
+        ("GET", "/v1/events", "Last-Event-ID", b"-1"),
+        ("GET", "/v1/events", "Last-Event-ID", b"9" * 5000),
+        ("GET", "/v1/volumes", "Host", b"localhost:\xb2"),  # a digit, says Python
+        ("GET", "/v1/volumes", "Host", b"\xff"),
+    ],
+)
+async def test_a_header_that_is_none_is_answered_with_a_problem(
+    tmp_path: Path, method: str, path: str, header: str, value: bytes
+) -> None:
+    async with serving(tmp_path) as served:
+        headers = {b"Authorization": BEARER["Authorization"].encode(), header.encode(): value}
+        body = None if method == "GET" else b'{"name":"v1","size_bytes":4096}'
+        async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+            url = f"http://{served.address}{path}"
+            answer = await client.request(method, url, headers=headers, content=body)
+        problem = check_problem(answer, 400, "INVALID")
+        assert len(problem["detail"]) < 600
+        assert (await ask(served, "GET", "/v1/volumes")).json() == {"items": [], "next": None}
+
+
+async def speak(served: Served, request: bytes) -> bytes:
+    """Send bytes to the server; give all that it answers until it closes."""
+    host, port = served.address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request)
+    told = await asyncio.wait_for(reader.read(), 20)
+    writer.close()
+    await writer.wait_closed()
+    return told
+
+
+@pytest.mark.parametrize("name", ["Host", "Authorization", "Content-Type", "If-Match"])
+async def test_a_header_that_is_there_twice_is_answered_with_a_problem(
+    tmp_path: Path, name: str
+) -> None:
+    async with serving(tmp_path) as served:
+        headers = {"Host": "127.0.0.1", **BEARER, "Content-Type": "x/y", "If-Match": "1"}
+        lines = [f"{one}: {value}" for one, value in (*headers.items(), (name, headers[name]))]
+        head = "\r\n".join(["GET /v1/volumes HTTP/1.1", "Connection: close", *lines, "", ""])
+        told = await speak(served, head.encode())
+        assert told.startswith(b"HTTP/1.1 400 ")
+        assert f"the header '{name.lower()}' came 2 times".encode() in told
+
+
+@pytest.mark.parametrize(
+    ("stated", "sent", "said"),
+    [
+        (b"Content-Length: 100", b'{"name":', b"did not come within 0.05 s"),
+        (b"Transfer-Encoding: chunked", b"zz\r\n", b"ended in the middle"),
+        (b"Transfer-Encoding: chunked", b"1\r\n{\r\n", b"did not come within 0.05 s"),
+    ],
+)
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stated: bytes, sent: bytes, said: bytes
+) -> None:
+    monkeypatch.setattr("pureflash.api.bodies.BODY_S", 0.05)
+    async with serving(tmp_path) as served:
+        head = b"POST /v1/volumes HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+        head += f"Authorization: Bearer {TOKEN}\r\n".encode() + stated + b"\r\n\r\n"
+        told = await speak(served, head + sent)
+        assert told.startswith(b"HTTP/1.1 400 ")
+        assert b"application/problem+json" in told
+        assert said in told
 
 
 async def test_a_repeated_request_with_its_key_is_carried_out_once(tmp_path: Path) -> None:
@@ -328,6 +424,7 @@ async def test_an_agent_without_the_token_or_of_another_cluster_is_refused(
         ("not json", Code.INVALID),
         ("{}", Code.INVALID),
         (b"\xff\xfe", Code.INVALID),
+        (STRANGER.encode(), Code.INVALID),  # the right words in a binary frame
         ('{"type":"overthrow","v":1,"id":1,"term":0}', Code.INVALID),
         ('{"type":"heartbeat","v":1,"id":1,"term":0}', Code.UNAUTHENTICATED),
         ('{"type":"heartbeat","v":2,"id":1,"term":0}', Code.UNSUPPORTED),

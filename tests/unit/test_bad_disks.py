@@ -122,6 +122,7 @@ def fault_of(disk: Path) -> Fault:
     return prepared.fault
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", DAMAGES)
 def test_a_disk_that_is_damaged_is_refused_untouched(
     disk: Path, capsys: pytest.CaptureFixture[str], what: str

@@ -181,6 +181,7 @@ def test_counters_are_waited_for_until_no_hop_is_added() -> None:
     assert now <= measure.COUNTERS_S + 2 * measure.LOOK_S
 
 
+@pytest.mark.slow
 def test_a_load_on_one_lane_and_on_the_bare_engine(tmp_path: Path) -> None:
     from pureflash import _core
 

@@ -92,6 +92,7 @@ def commands_of(
     return command
 
 
+@pytest.mark.slow
 async def test_a_volume_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +144,7 @@ WISHES: list[tuple[tuple[str, ...], Exit, str]] = [
 ]
 
 
+@pytest.mark.slow
 async def test_a_wish_that_cannot_be_is_refused_with_its_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,6 +157,7 @@ async def test_a_wish_that_cannot_be_is_refused_with_its_status(
         assert [volume.name for volume in await served.call("volumes")] == ["v1"]
 
 
+@pytest.mark.slow
 async def test_a_list_has_the_columns_and_the_order_that_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +193,7 @@ async def test_a_list_has_the_columns_and_the_order_that_are_asked_for(
             assert (status, said in err) == (Exit.USAGE, True), err
 
 
+@pytest.mark.slow
 async def test_the_parts_of_a_cluster_and_a_deletion_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

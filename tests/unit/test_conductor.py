@@ -160,7 +160,7 @@ class ConductorMachine(RuleBasedStateMachine):
         self.runner.close()
 
 
-TestConductor = ConductorMachine.TestCase
+TestConductor = pytest.mark.slow(ConductorMachine.TestCase)
 TestConductor.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
 
 
@@ -203,6 +203,7 @@ async def _story(world: World, replicas: int) -> None:
     await once(conductor.delete_volume("b", if_version=None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 3])
 def test_a_conductor_that_stops_after_any_write_converges_after_its_restart(replicas: int) -> None:
     async def story() -> int:

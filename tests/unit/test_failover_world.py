@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -203,7 +204,7 @@ class FailoverMachine(RuleBasedStateMachine):
         assert health.findings(view) == []
 
 
-TestFailover = FailoverMachine.TestCase
+TestFailover = pytest.mark.slow(FailoverMachine.TestCase)
 TestFailover.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 
 

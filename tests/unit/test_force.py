@@ -382,6 +382,7 @@ def test_a_life_that_was_revoked_never_registers_again() -> None:
 Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
 
+@pytest.mark.slow
 async def test_a_person_decides_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

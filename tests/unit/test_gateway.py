@@ -3,84 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from tests.support.fake_core import FakeGateway
-from tests.support.world import GIB, ListLog
+from tests.support.gateway import listening, spec
+from tests.support.world import ListLog
 
 from pureflash.errors import CallerError, ClusterError, Code
 from pureflash.gateway import listener as listener_module
 from pureflash.gateway.exports import Exports
-from pureflash.gateway.listener import NbdListener
+from pureflash.gateway.listener import patience
 from pureflash.gateway.server import bind_unix
 from pureflash.model.core import core_spec
 from pureflash.model.domain import Transport
-from pureflash.model.messages import ExportSpec, ShardRoute, VolumeSpec
 
 URIS = {Transport.UNIX: "nbd+unix:///{name}?socket=/x", Transport.TCP: "nbd://h:1/{name}"}
-
-
-def spec(
-    export_id: int, name: str, *, address: str = "127.0.0.1:1", transport: str = "unix"
-) -> ExportSpec:
-    volume = VolumeSpec(
-        cluster_id="00" * 16,
-        volume_id=export_id + 100,
-        size_bytes=GIB,
-        shard_size_bytes=GIB,
-        attach_epoch=1,
-        ticket="ab" * 68,
-        shards=(ShardRoute(index=0, epoch=1, address=address),),
-    )
-    return ExportSpec(
-        id=export_id,
-        name=name,
-        kind="nbd",
-        transport=transport,
-        is_read_only=False,
-        volume=volume,
-    )
-
-
-@dataclass
-class Rig:
-    gateway: FakeGateway
-    exports: Exports
-    log: ListLog
-    path: Path
-    changes: asyncio.Queue[None]
-
-
-@asynccontextmanager
-async def listening(folder: Path) -> AsyncIterator[Rig]:
-    gateway, log = FakeGateway(cluster_id=bytes(16)), ListLog()
-    exports = Exports(gateway, path=folder / "exports.json", log=log)
-    path = folder / "g1.nbd"
-    changes: asyncio.Queue[None] = asyncio.Queue()
-    with bind_unix(path) as bound:
-        server = NbdListener(
-            bound,
-            transport=Transport.UNIX,
-            gateway=gateway,
-            exports=exports,
-            log=log,
-            on_change=lambda: changes.put_nowait(None),
-        )
-        task = asyncio.create_task(server.run())
-        try:
-            yield Rig(gateway, exports, log, path, changes)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            gateway.close()
 
 
 def go_option(name: str) -> bytes:
@@ -135,6 +78,51 @@ async def test_a_client_that_says_nothing_is_disconnected_at_the_deadline(
         assert [event for _, event, _ in rig.log.lines] == ["nbd.slow"]
         writer.close()
         await writer.wait_closed()
+
+
+def test_a_handshake_may_last_as_long_as_its_client_gets_on_up_to_an_end() -> None:
+    # 5 s for each option; 5 s and 10 ms for each export in all.
+    assert [patience(now_s=now, began_s=100, exports=0) for now in (100, 103, 104)] == [105] * 3
+    assert patience(now_s=100, began_s=100, exports=10_000) == 105
+    assert patience(now_s=150, began_s=100, exports=10_000) == 155
+    assert patience(now_s=204, began_s=100, exports=10_000) == 205
+
+
+async def test_a_client_that_asks_for_ever_is_disconnected_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "HANDSHAKE_S", 0.2)
+    monkeypatch.setattr(listener_module, "EXPORT_S", 0.0)
+    async with listening(tmp_path) as rig:
+        # So many that bytes do not end it: each option and its answer have less than 100.
+        rig.exports.apply(tuple(spec(1 + number, f"v{number}") for number in range(2_000)))
+        reader, writer = await asyncio.open_unix_connection(rig.path)
+        writer.write(struct.pack(">I", 3))
+        await reader.readexactly(18)
+        async with asyncio.timeout(30):
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    writer.write(struct.pack(">QII", 0x49484156454F5054, 99, 0))
+                    _, _, _, length = struct.unpack(">QIII", await reader.readexactly(20))
+                    await reader.readexactly(length)
+        assert rig.log.lines[-1][1] == "nbd.slow"
+        writer.close()
+
+
+def test_what_a_handshake_looks_at_is_made_once_per_list(tmp_path: Path) -> None:
+    gateway = FakeGateway(cluster_id=bytes(16))
+    exports = Exports(gateway, path=tmp_path / "e", log=ListLog())
+    exports.apply((spec(1, "a"), spec(2, "a", transport="tcp")))
+    table = exports.table(Transport.UNIX)
+    assert exports.table(Transport.UNIX) is table
+    assert table.by_name.keys() == {"a"}
+    # One volume may be offered twice; each transport's clients use their own export.
+    assert [exports.handle_of("a", one) for one in (Transport.UNIX, Transport.TCP)] == [1, 2]
+    exports.apply((spec(2, "a", transport="tcp"), spec(3, "b")))
+    assert exports.table(Transport.UNIX).by_name.keys() == {"b"}
+    assert exports.handle_of("a", Transport.UNIX) is None
+    assert table.by_name.keys() == {"a"}, "a handshake that is under way keeps what it saw"
+    gateway.close()
 
 
 async def test_a_client_beyond_the_limit_of_handshakes_ends_the_oldest(
@@ -236,7 +224,7 @@ def test_an_export_that_cannot_be_opened_says_why_and_is_tried_again(tmp_path: P
     exports.apply((spec(1, "a"),))
     (report,) = exports.reports(URIS)
     assert (report.is_ready, report.reason, report.uri) == (False, "no route", "")
-    assert exports.named(Transport.UNIX) == {}
+    assert exports.table(Transport.UNIX).by_name == {}
     gateway.is_refusing = False
     exports.apply((spec(1, "a", address="127.0.0.1:2"),))
     (report,) = exports.reports(URIS)

@@ -149,9 +149,9 @@ class SqliteMachine(StoreMachine):
     make = staticmethod(sqlite)
 
 
-TestMemory = MemoryMachine.TestCase
+TestMemory = pytest.mark.slow(MemoryMachine.TestCase)
 TestMemory.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
-TestSqlite = SqliteMachine.TestCase
+TestSqlite = pytest.mark.slow(SqliteMachine.TestCase)
 TestSqlite.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
 
 

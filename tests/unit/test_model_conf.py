@@ -194,6 +194,7 @@ def by_specification(
         return None
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.integers(min_value=1 << 32, max_value=1 << 48))
 def test_both_agree_on_random_walks(seed: int) -> None:
@@ -202,6 +203,7 @@ def test_both_agree_on_random_walks(seed: int) -> None:
         walk.step()
 
 
+@pytest.mark.slow
 def test_both_agree_and_every_transition_is_taken() -> None:
     taken: Counter[str] = Counter()
     for seed in range(WALKS):
@@ -255,6 +257,7 @@ def any_conf(draw: st.DrawFn) -> ShardConf:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(any_conf())
 def test_both_agree_on_what_a_configuration_is(conf: ShardConf) -> None:

@@ -112,6 +112,7 @@ def histories(draw: st.DrawFn) -> list[Op]:
     return ops
 
 
+@pytest.mark.slow
 @settings(max_examples=800, deadline=None, derandomize=True)
 @given(histories())
 def test_the_check_and_the_oracle_agree(ops: list[Op]) -> None:
@@ -198,6 +199,7 @@ def test_values_of_writes_are_unique() -> None:
             history.invoke(2, (1, 2), "write", 0, 1, values)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_operations_are_judged_at_once() -> None:
     history = History()
     for number in range(1, 100_001):

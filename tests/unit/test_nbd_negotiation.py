@@ -13,14 +13,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pureflash.gateway import nbd
-from pureflash.gateway.nbd import Adopt, Closed, Export, Info, Negotiation, Option, Reply, State
+from pureflash.gateway.nbd import (
+    Adopt,
+    Closed,
+    Export,
+    Info,
+    Negotiation,
+    Option,
+    Reply,
+    State,
+    Table,
+)
 from pureflash.gateway.nbd import TransmissionFlag as Flag
 
 GREETING = b"NBDMAGICIHAVEOPT" + b"\0\3"
 FIXED = struct.pack(">I", 3)
 DISK = Export("disk", 5 << 30, description="the first one")
 FROZEN = Export("frozen", 1 << 30, is_read_only=True)
-EXPORTS = {"disk": DISK, "frozen": FROZEN}
+EXPORTS = Table([DISK, FROZEN])
+GIB = 1 << 30
 REQUEST = struct.pack(">IHHQQI", 0x25609513, 0, 0, 7, 0, 512)
 WRITABLE = (
     Flag.HAS_FLAGS
@@ -40,6 +51,11 @@ def info(name: bytes, *wanted: int) -> bytes:
     return struct.pack(f">I{len(name)}sH{len(wanted)}H", len(name), name, len(wanted), *wanted)
 
 
+def sent(machine: Negotiation) -> bytes:
+    """Take everything that the machine wants to send."""
+    return b"".join(iter(machine.data_to_send, b""))
+
+
 def replies(data: bytes) -> list[tuple[int, int, bytes]]:
     """Cut option replies: (option, reply type, data)."""
     out = []
@@ -54,7 +70,7 @@ def replies(data: bytes) -> list[tuple[int, int, bytes]]:
 
 def started(flags: bytes = FIXED, *, default: str | None = None) -> Negotiation:
     machine = Negotiation(EXPORTS, default=default)
-    assert machine.data_to_send() == GREETING
+    assert sent(machine) == GREETING
     assert machine.receive_data(flags) == []
     return machine
 
@@ -62,7 +78,7 @@ def started(flags: bytes = FIXED, *, default: str | None = None) -> Negotiation:
 def ask(machine: Negotiation, number: int, data: bytes = b"") -> list[tuple[int, int]]:
     """Send an option that does not end the handshake; give back (option, reply type)s."""
     assert machine.receive_data(option(number, data)) == []
-    return [(number, kind) for number, kind, _ in replies(machine.data_to_send())]
+    return [(number, kind) for number, kind, _ in replies(sent(machine))]
 
 
 def closed(machine: Negotiation, data: bytes) -> str:
@@ -77,7 +93,7 @@ def test_export_name_ends_the_handshake_without_a_reply_header() -> None:
     machine = started()
     (event,) = machine.receive_data(option(Option.EXPORT_NAME, b"disk") + REQUEST)
     # "Newstyle negotiation": size and flags; no zeroes, because C_NO_ZEROES was set.
-    assert machine.data_to_send() == struct.pack(">QH", 5 << 30, WRITABLE)
+    assert sent(machine) == struct.pack(">QH", 5 << 30, WRITABLE)
     assert event == Adopt(
         export=DISK,
         leftover=REQUEST,
@@ -93,7 +109,7 @@ def test_the_124_zeroes_are_sent_unless_the_client_declined(flags: int, zeroes: 
     machine.receive_data(option(Option.EXPORT_NAME, b"frozen"))
     expected = Flag.HAS_FLAGS | Flag.READ_ONLY | Flag.SEND_FLUSH | Flag.SEND_FUA
     expected |= Flag.CAN_MULTI_CONN
-    assert machine.data_to_send() == struct.pack(">QH", 1 << 30, expected) + bytes(zeroes)
+    assert sent(machine) == struct.pack(">QH", 1 << 30, expected) + bytes(zeroes)
 
 
 def test_go_tells_everything_that_was_asked_for_and_adopts() -> None:
@@ -101,7 +117,7 @@ def test_go_tells_everything_that_was_asked_for_and_adopts() -> None:
     assert ask(machine, Option.STRUCTURED_REPLY) == [(8, Reply.ACK)]
     wanted = (Info.BLOCK_SIZE, Info.NAME, Info.DESCRIPTION, 999)
     (event,) = machine.receive_data(option(Option.GO, info(b"disk", *wanted)) + REQUEST)
-    assert replies(machine.data_to_send()) == [
+    assert replies(sent(machine)) == [
         (7, Reply.INFO, struct.pack(">HQH", 0, 5 << 30, WRITABLE | Flag.SEND_DF)),
         (7, Reply.INFO, struct.pack(">H", 1) + b"disk"),
         (7, Reply.INFO, struct.pack(">H", 2) + b"the first one"),
@@ -119,10 +135,10 @@ def test_info_answers_as_go_does_and_the_handshake_goes_on() -> None:
     data = info(b"disk", Info.BLOCK_SIZE)
     machine = started()
     assert machine.receive_data(option(Option.INFO, data)) == []
-    asked = [(kind, text) for _, kind, text in replies(machine.data_to_send())]
+    asked = [(kind, text) for _, kind, text in replies(sent(machine))]
     assert machine.state is State.OPTION
     assert isinstance(machine.receive_data(option(Option.GO, data))[0], Adopt)
-    assert [(kind, text) for _, kind, text in replies(machine.data_to_send())] == asked
+    assert [(kind, text) for _, kind, text in replies(sent(machine))] == asked
 
 
 def test_go_without_block_sizes_is_served_with_the_default_limit() -> None:
@@ -137,7 +153,7 @@ def test_go_without_block_sizes_is_served_with_the_default_limit() -> None:
 def test_list_names_every_export() -> None:
     machine = started()
     assert machine.receive_data(option(Option.LIST)) == []
-    assert replies(machine.data_to_send()) == [
+    assert replies(sent(machine)) == [
         (3, Reply.SERVER, b"\0\0\0\4disk"),
         (3, Reply.SERVER, b"\0\0\0\6frozen"),
         (3, Reply.ACK, b""),
@@ -147,7 +163,7 @@ def test_list_names_every_export() -> None:
 def test_abort_is_acknowledged_and_clean() -> None:
     machine = started()
     (event,) = machine.receive_data(option(Option.ABORT))
-    assert replies(machine.data_to_send()) == [(2, Reply.ACK, b"")]
+    assert replies(sent(machine)) == [(2, Reply.ACK, b"")]
     assert event == Closed("the client aborted the handshake", is_clean=True)
 
 
@@ -193,7 +209,7 @@ def test_the_empty_name_is_the_default_export() -> None:
 def test_export_name_cannot_fail_politely_so_the_connection_ends(name: bytes) -> None:
     machine = started()
     assert closed(machine, option(Option.EXPORT_NAME, name))
-    assert machine.data_to_send() == b""
+    assert sent(machine) == b""
 
 
 @pytest.mark.parametrize("flags", [4, 1 << 31, 7])
@@ -212,21 +228,75 @@ def test_a_wrong_magic_ends_the_connection_as_soon_as_it_is_seen() -> None:
 
 def test_a_long_option_ends_the_connection_before_its_data_arrive() -> None:
     machine = started()
-    header = struct.pack(">8sII", b"IHAVEOPT", Option.GO, 64 * 1024)
-    assert "65536" in closed(machine, header)
+    header = struct.pack(">8sII", b"IHAVEOPT", Option.GO, 64 * 1024 + 1)
+    assert "65537" in closed(machine, header)
     header = struct.pack(">8sII", b"IHAVEOPT", 77, 0xFFFFFFFF)
     assert "longer than" in closed(started(), header)
 
 
-def test_many_options_together_are_bounded_too() -> None:
+def test_options_are_bounded_by_their_bytes_and_those_of_their_answers() -> None:
     machine = started()
-    for _ in range(16):
+    for _ in range(17):
         assert ask(machine, 77, b"x" * 4000) == [(77, Reply.ERR_UNSUP)]
     assert "longer than" in closed(machine, option(77, b"x" * 4000))
+    # Options that are short, and whose answers are longer than themselves, come to an end as well.
     machine = started()
-    for _ in range(nbd.OPTIONS_MAX):
-        assert ask(machine, Option.LIST)[-1] == (3, Reply.ACK)
-    assert "more than 64 options" in closed(machine, option(Option.LIST))
+    answer, asked = b"", 0
+    while not (events := machine.receive_data(option(Option.LIST))):
+        answer = sent(machine)
+        asked += 1
+    assert events == [
+        Closed(f"the handshake would be longer than {EXPORTS.handshake_bytes_max} bytes", False)
+    ]
+    assert asked == EXPORTS.handshake_bytes_max // (len(option(Option.LIST)) + len(answer))
+
+
+MANY = 10_000
+CROWD = Table(Export(f"{number:096}", GIB) for number in range(MANY))
+"""Ten thousand exports with the longest names that a volume may have."""
+
+
+@pytest.mark.slow
+def test_every_one_of_very_many_exports_is_listed_and_asked_about() -> None:
+    machine = Negotiation(CROWD)
+    machine.receive_data(FIXED)
+    assert sent(machine) == GREETING
+    assert ask(machine, Option.STRUCTURED_REPLY) == [(8, Reply.ACK)]
+    assert machine.receive_data(option(Option.LIST)) == []
+    listed = [data[4:] for _, kind, data in replies(sent(machine)) if kind == Reply.SERVER]
+    assert listed == [f"{number:096}".encode() for number in range(MANY)]
+    wanted = (Info.NAME, Info.DESCRIPTION, Info.BLOCK_SIZE)
+    for name in listed:
+        # As nbdinfo and qemu-nbd: the contexts of each export (9 lists, 10 sets), and all of it.
+        assert ask(machine, 9, info(name)) == [(9, Reply.ERR_UNSUP)]
+        assert ask(machine, 10, info(name)) == [(10, Reply.ERR_UNSUP)]
+        assert ask(machine, Option.INFO, info(name, *wanted))[-1] == (6, Reply.ACK)
+    assert machine.answered == 2 + 3 * MANY
+    assert isinstance(machine.receive_data(option(Option.GO, info(listed[-1])))[0], Adopt)
+
+
+def test_a_client_that_lists_very_many_exports_for_ever_is_ended() -> None:
+    machine = Negotiation(CROWD)
+    machine.receive_data(FIXED)
+    pieces: list[bytes] = []
+    while not (events := machine.receive_data(option(Option.LIST) * 8)):
+        pieces += iter(machine.data_to_send, b"")
+    (event,) = events
+    assert isinstance(event, Closed)
+    assert "longer than" in event.reason
+    pieces += iter(machine.data_to_send, b"")
+    assert sum(map(len, pieces)) <= CROWD.handshake_bytes_max
+    assert CROWD.handshake_bytes_max <= 64 * 1024 + MANY * 2048
+
+
+def test_the_answer_to_list_is_one_object_for_all_handshakes() -> None:
+    pieces = []
+    for _ in range(3):
+        machine = Negotiation(CROWD)
+        machine.receive_data(FIXED + option(Option.LIST) + option(77))
+        pieces += [piece for piece in iter(machine.data_to_send, b"") if len(piece) > 4096]
+    assert len(pieces) == 3
+    assert all(piece is CROWD.listing for piece in pieces)
 
 
 def test_a_slow_half_option_keeps_the_machine_waiting_and_small() -> None:
@@ -235,10 +305,10 @@ def test_a_slow_half_option_keeps_the_machine_waiting_and_small() -> None:
     assert machine.receive_data(struct.pack(">8sII", b"IHAVEOPT", 77, 60_000)) == []
     for _ in range(59):
         assert machine.receive_data(b"x" * 1000) == []
-        assert machine.data_to_send() == b""
+        assert sent(machine) == b""
         assert len(machine._buffer) == 0
     assert machine.receive_data(b"x" * 1000) == []
-    assert [kind for _, kind, _ in replies(machine.data_to_send())] == [Reply.ERR_UNSUP]
+    assert [kind for _, kind, _ in replies(sent(machine))] == [Reply.ERR_UNSUP]
 
 
 def test_the_end_of_the_stream_is_said() -> None:
@@ -291,7 +361,7 @@ def run(pieces: list[bytes]) -> tuple[list[nbd.Event], bytes, bytes]:
             rest += piece
         else:
             events += machine.receive_data(piece)
-    return events, machine.data_to_send(), rest
+    return events, sent(machine), rest
 
 
 def test_byte_by_byte_gives_the_same_as_all_at_once() -> None:

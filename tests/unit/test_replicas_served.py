@@ -181,6 +181,7 @@ async def test_a_verification_says_what_the_primary_found(tmp_path: Path) -> Non
         )
 
 
+@pytest.mark.slow
 async def test_a_verification_without_a_primary_waits_for_one(tmp_path: Path) -> None:
     async with three_stores(tmp_path) as (served, nodes, ends):
         await ends[2].aclose()

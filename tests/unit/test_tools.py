@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tools import arrows, clean_room, suite, tidy
+from tests.unit.conftest import deal
+from tools import arrows, check, clean_room, lint, suite, tidy
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = (
@@ -67,6 +68,74 @@ def test_a_machine_without_its_fence_is_named() -> None:
     fenced = "//! Head.\n#![forbid(unsafe_code)]\n"
     roots = {"proto": fenced, "lane": "// #![forbid(unsafe_code)]\n", "runtime": ""}
     assert arrows.unfenced_crates(roots) == ["lane: its root must say #![forbid(unsafe_code)]"]
+
+
+def test_a_machine_without_the_link_to_what_it_may_not_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools/pure_clippy.toml").touch()
+    for crate in arrows.SANS_IO:
+        (tmp_path / "crates" / crate).mkdir(parents=True)
+        (tmp_path / "crates" / crate / "clippy.toml").symlink_to("../../tools/pure_clippy.toml")
+    assert arrows.loose_crates(tmp_path) == []
+    (tmp_path / "crates/shard/clippy.toml").unlink()
+    (tmp_path / "crates/lane/clippy.toml").unlink()
+    (tmp_path / "crates/lane/clippy.toml").touch()
+    assert [problem.partition(":")[0] for problem in arrows.loose_crates(tmp_path)] == [
+        "lane",
+        "shard",
+    ]
+    assert arrows.loose_crates(ROOT) == []
+
+
+IMPURE = """//! A machine that does what none may.
+/// A clock.
+pub fn clock() -> std::time::Instant {
+    std::time::Instant::now()
+}
+/// A file, a socket, a thread, a setting.
+pub fn others() {
+    let _ = std::fs::read("x");
+    let _ = std::net::TcpStream::connect("127.0.0.1:1");
+    let _ = std::thread::spawn(|| ());
+    let _ = std::env::var("X");
+    let _: std::collections::HashMap<u8, u8> = std::collections::HashMap::new();
+}
+"""
+
+
+def test_clippy_finds_a_clock_and_every_other_way_out_of_a_machine(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/lib.rs").write_text(IMPURE)
+    (tmp_path / "clippy.toml").symlink_to(ROOT / arrows.PURE_CLIPPY)
+    (tmp_path / "Cargo.toml").write_text(
+        '[package]\nname = "impure"\nversion = "0.0.0"\nedition = "2024"\n[workspace]\n'
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "CARGO_TARGET_DIR"}
+    told = subprocess.run(
+        ["cargo", "clippy", "--quiet", "--offline", "--", "-D", "warnings"],
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode != 0
+    for name in (
+        "type `std::time::Instant`",
+        "type `std::net::TcpStream`",
+        "method `std::fs::read`",
+        "method `std::thread::spawn`",
+        "method `std::env::var`",
+        "method `std::collections::HashMap::new`",
+    ):
+        assert f"use of a disallowed {name}" in told.stderr, told.stderr
+    (tmp_path / "src/lib.rs").write_text("//! A machine.\n")
+    subprocess.run(
+        ["cargo", "clippy", "--quiet", "--offline", "--", "-D", "warnings"],
+        check=True,
+        cwd=tmp_path,
+        env=environment,
+    )
 
 
 def test_edges_are_read_from_cargo_metadata() -> None:
@@ -152,6 +221,46 @@ def test_a_failing_command_fails_its_step_and_its_output_is_passed_on(
     failing = suite.Step("x", 1, (("sh", "-c", "echo seen; exit 3"), ("true",)))
     assert not suite.run_step(failing, suite.Tally())
     assert "seen" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_each_unit_test_is_in_exactly_one_part(parts: int) -> None:
+    tests = [f"test_{number}" for number in range(20)]
+    dealt = [deal(tests, f"{part}/{parts}") for part in range(1, parts + 1)]
+    assert sorted(one for ours, _ in dealt for one in ours) == sorted(tests)
+    assert all(sorted((*ours, *others)) == sorted(tests) for ours, others in dealt)
+    sizes = [len(ours) for ours, _ in dealt]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "x/y", "1/0", ""])
+def test_a_part_that_is_none_is_refused(part: str) -> None:
+    with pytest.raises(pytest.UsageError, match="1/2"):
+        deal([1, 2], part)
+
+
+def test_check_leaves_out_what_is_slow_and_nothing_else() -> None:
+    parts = [f"{number}/{check.PARTS}" for number in range(1, check.PARTS + 1)]
+    for with_slow in (True, False):
+        jobs = check.unit_tests(with_slow=with_slow)
+        assert [job.command[job.command.index("--part") + 1] for job in jobs] == parts
+        assert all(("not slow" in job.command) is not with_slow for job in jobs)
+    whole = next(step for step in suite.STEPS if step.name == "ring 0: python")
+    assert whole.commands[0][-1] == "tests/unit", "make test runs all of them"
+
+
+def test_every_job_runs_and_is_timed_also_after_one_that_failed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    failing = lint.Job("bad", ("sh", "-c", "echo its words; exit 3"))
+    missing = lint.Job("missing", ("no-such-program",))
+    assert not lint.run_jobs("lint", [failing, missing, lint.Job("good", ("true",))])
+    told = capsys.readouterr().out
+    assert "its words" in told
+    assert "no-such-program is not installed; run tools/setup" in told
+    assert any(line.split()[:3] == ["lint:", "good", "ok"] for line in told.splitlines())
+    assert "lint: 2 of 3 FAILED in " in told
+    assert lint.run_jobs("lint", [lint.Job("good", ("true",))])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

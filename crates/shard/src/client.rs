@@ -374,16 +374,16 @@ fn piece_crcs(skip: usize, data: &[Buf]) -> SmallVec<[u32; 4]> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::HashMap;
+    use std::collections::BTreeMap;
 
     const BLOCKS: u32 = 16;
 
     /// Carry out every step of a request at once on blocks in memory, checking every CRC.
-    fn run(blocks: &mut HashMap<u32, Vec<u8>>, pool: &Pool, op: ClientOp) -> Answer {
+    fn run(blocks: &mut BTreeMap<u32, Vec<u8>>, pool: &Pool, op: ClientOp) -> Answer {
         let request = ClientRequest { token: 9, epoch: Epoch(1), attach_epoch: 1, op };
         let Some((mut task, _, _)) = Task::plan(request, pool) else { return Answer::Done(Seq(0)) };
         let write =
-            |blocks: &mut HashMap<u32, Vec<u8>>, first: u32, crcs: &[u32], data: BufList| {
+            |blocks: &mut BTreeMap<u32, Vec<u8>>, first: u32, crcs: &[u32], data: BufList| {
                 let bytes: Vec<u8> = data.iter().flat_map(|buf| buf.to_vec()).collect();
                 for (index, chunk) in bytes.chunks_exact(BLOCK_BYTES).enumerate() {
                     assert_eq!(checksum::crc32c(chunk), crcs[index]);
@@ -420,7 +420,7 @@ mod tests {
         fn sectors_agree_with_a_plain_array(
             ops in prop::collection::vec((0u8..3, 0u64..128, 1u64..40, any::<u8>()), 1..30)
         ) {
-            let (mut blocks, pool) = (HashMap::new(), Pool::new(1 << 20));
+            let (mut blocks, pool) = (BTreeMap::new(), Pool::new(1 << 20));
             let mut oracle = vec![0u8; BLOCKS as usize * BLOCK_BYTES];
             for (kind, sector, sectors, fill) in ops {
                 let (offset, length) = (sector * 512, sectors.min(128 - sector) * 512);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from litestar import Litestar, Request
+from litestar import Litestar, Request, Router
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 from litestar.openapi import OpenAPIConfig
@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from pureflash.api import problems
 from pureflash.api.agent_socket import agent_socket
-from pureflash.api.description import DocumentJson, DocumentPage
+from pureflash.api.bodies import check_body
+from pureflash.api.description import DocumentJson, DocumentPage, refuse_unknown_page
 from pureflash.api.guard import Guard
 from pureflash.api.handlers import HANDLERS, provide_once
 from pureflash.api.idempotency import Idempotency
@@ -39,6 +40,7 @@ def create_app(conductor: Conductor, *, token: str, version: str, log: Log) -> A
     app = Litestar(
         route_handlers=[*HANDLERS, show_metrics, agent_socket],
         dependencies={
+            "log": Provide(lambda: log, sync_to_thread=False),
             "conductor": Provide(lambda: conductor, sync_to_thread=False),
             "idempotency": Provide(lambda: idempotency, sync_to_thread=False),
             "once": Provide(provide_once),
@@ -53,11 +55,17 @@ def create_app(conductor: Conductor, *, token: str, version: str, log: Log) -> A
         openapi_config=OpenAPIConfig(
             title="PureFlash",
             version=version,
-            path="/docs",
+            openapi_router=Router(
+                "/docs",
+                route_handlers=[],
+                include_in_schema=False,
+                before_request=refuse_unknown_page,
+            ),
             render_plugins=[DocumentPage(), DocumentJson()],
         ),
+        before_request=check_body,
         request_max_body_size=BODY_BYTES_MAX,
         logging_config=None,
-        signature_namespace={"Conductor": Conductor},
+        signature_namespace={"Conductor": Conductor, "Log": Log},
     )
     return Guard(app, token=token)

@@ -3,7 +3,7 @@
 The framework writes down paths, parameters and bodies; what it cannot know is added here by rule,
 so that no handler can forget it: every error of every operation is a problem+json object, callers
 show a token except on the open paths, and a body with a field that we do not know is refused.
-tests/unit/test_api_schema.py holds the running server to this document.
+tests/api/test_schema.py holds the running server to this document.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 from litestar.connection import Request
+from litestar.exceptions import NotFoundException
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
 
 from pureflash.api.guard import OPEN_PATHS
@@ -108,6 +109,15 @@ class DocumentPage(OpenAPIRenderPlugin):
             f"<h1>{title}</h1><p>Schema: <a href=/docs/openapi.json>/docs/openapi.json</a>"
             f"<table>{rows}</table>"
         ).encode()
+
+
+def refuse_unknown_page(request: Request[Any, Any, Any]) -> None:
+    """Answer a path below `/docs` that nothing is served at with a problem.
+
+    The framework catches all of them under the parameter `path`, for a page of its own in HTML.
+    """
+    if "path" in request.path_params:
+        raise NotFoundException
 
 
 def operations(items: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -4,6 +4,10 @@ The Host must be a loopback name, so that a web page that resolves its own name 
 cannot reach the API through a browser; no CORS header is ever sent. Everything but `/healthz`,
 `/readyz`, `/metrics` and `/docs` needs `Authorization: Bearer`. A request id is taken from
 `X-Request-ID` when it looks like one, else drawn; it is in every answer and every error.
+
+What can be read in two ways is refused: a header or a field of the query that may be there once and
+is there twice, a path or query whose percent-encoding is broken or does not give UTF-8 (the
+framework would put a replacement character for it, and so one name for many).
 """
 
 from __future__ import annotations
@@ -11,7 +15,9 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
+from collections import Counter
 from typing import Any, Final
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from litestar.enums import ScopeType
@@ -24,13 +30,55 @@ REQUEST_ID: Final = "pureflash.request_id"
 """Where the id stands in the ASGI scope."""
 OPEN_PATHS: Final = ("/healthz", "/readyz", "/metrics", "/docs")
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+ONCE: Final = frozenset(
+    {
+        *(b"host", b"authorization", b"content-type"),
+        *(b"idempotency-key", b"if-match", b"last-event-id"),
+    }
+)
+"""Headers whose second value would be read instead of the first by some and not by others. The
+server itself sees to Content-Length."""
+_HALF_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def host_name(header: str) -> str:
     """Give the name in a Host header, without its port."""
     name, colon, port = header.rpartition(":")
-    return name.lower() if colon and port.isdigit() else header.lower()
+    is_port = port.isascii() and port.isdigit()
+    return name.lower() if colon and is_port else header.lower()
+
+
+def check_form(scope: Any) -> None:
+    """Refuse a request whose head says something twice or in no known alphabet.
+
+    Errors: CallerError INVALID.
+    """
+    headers = [name for name, _ in scope["headers"] if name in ONCE]
+    fields = [field.partition(b"=")[0] for field in scope["query_string"].split(b"&") if field]
+    for what, names in (("header", headers), ("field of the query", fields)):
+        for name, times in Counter(names).items():
+            if times > 1:
+                raise CallerError(
+                    Code.INVALID,
+                    f"the {what} {name.decode('latin-1')[:96]!r} came {times} times",
+                    next_step="send it once",
+                )
+    for what, part in (("path", scope["raw_path"]), ("query", scope["query_string"])):
+        if (half := _HALF_ESCAPE.search(part)) is not None:
+            reason = f"a % without two hexadecimal digits at byte {half.start()}"
+        else:
+            try:
+                unquote_to_bytes(part).decode()
+            except UnicodeDecodeError as cause:
+                reason = f"it is not UTF-8: {cause.reason} at byte {cause.start}"
+            else:
+                continue
+        raise CallerError(
+            Code.INVALID,
+            f"the {what} cannot be read: {reason}",
+            next_step="percent-encode the bytes of its UTF-8 form",
+        )
 
 
 def problem_of(error: PureFlashError, *, status: int | None, request_id: str) -> Problem:
@@ -80,6 +128,7 @@ class Guard:
         await self._app(scope, receive, send_with_id)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        check_form(scope)
         host = host_name(headers.get(b"host", b"").decode("latin-1"))
         if host not in LOOPBACK_NAMES:
             raise CallerError(

@@ -62,7 +62,10 @@ Reference = FromPath[str]
 Limit = Annotated[int, QueryParameter(name="limit", ge=1, le=PAGE_MAX)]
 Cursor = Annotated[int, QueryParameter(name="cursor", ge=0)]
 IfMatch = Annotated[str | None, HeaderParameter(name="If-Match")]
-Key = Annotated[str | None, HeaderParameter(name="Idempotency-Key", max_length=128)]
+Key = Annotated[
+    str | None,
+    HeaderParameter(name="Idempotency-Key", min_length=1, max_length=128, pattern="^[!-~]+$"),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +112,14 @@ def parse_if_match(header: str | None) -> int | None:
     """Read a version from If-Match: `3` or `"3"`; `*` and no header match any."""
     if header is None or header == "*":
         return None
-    version = read_id(header.strip().strip('"'))
+    text = header[1:-1] if len(header) > 2 and header[0] == header[-1] == '"' else header
+    version = read_id(text)
     if version is None:
-        raise CallerError(Code.INVALID, f"If-Match is {header[:32]!r}; send the object's version")
+        raise CallerError(
+            Code.INVALID,
+            f"If-Match is {header[:32]!r}",
+            next_step='send the version of the object: 3 or "3"',
+        )
     return version
 
 
@@ -384,13 +392,14 @@ async def list_jobs(
     return page(list(view.jobs.items()), cursor=cursor, limit=limit, show=states.job_view)
 
 
-@get("/v1/jobs/{job_id:int}")
-async def show_job(conductor: Leader, job_id: FromPath[int]) -> JobView:
+# A text, and not the framework's number: that would also read `1_0` and digits of other scripts.
+@get("/v1/jobs/{job_id:str}")
+async def show_job(conductor: Leader, job_id: Reference) -> JobView:
     """Show a job."""
-    job = conductor.view().jobs.get(job_id)
+    job = conductor.view().jobs.get(read_id(job_id) or 0)
     if job is None:
         raise CallerError(
-            Code.NOT_FOUND, f"there is no job {job_id}", next_step="see `pf job list`"
+            Code.NOT_FOUND, f"there is no job {job_id[:96]!r}", next_step="see `pf job list`"
         )
     return states.job_view(job)
 
@@ -404,8 +413,13 @@ async def follow_events(
     last_event_id: Annotated[str | None, HeaderParameter(name="Last-Event-ID")] = None,
 ) -> ServerSentEvent:
     """Stream events; with Last-Event-ID those after it that are still kept, else new ones."""
-    resumed = None if last_event_id is None else read_id(last_event_id)
-    after = conductor.events.newest_id if resumed is None else resumed
+    after = conductor.events.newest_id if last_event_id is None else read_id(last_event_id)
+    if after is None:
+        raise CallerError(
+            Code.INVALID,
+            f"Last-Event-ID is {(last_event_id or '')[:32]!r}",
+            next_step="send the id of an event, or no such header for new ones only",
+        )
 
     async def stream() -> AsyncIterator[ServerSentEventMessage]:
         async for event in conductor.events.follow(after):

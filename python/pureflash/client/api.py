@@ -33,6 +33,7 @@ from pureflash.errors import (
     from_code,
 )
 from pureflash.model.messages import VolumeSpec
+from pureflash.model.outside import UNREADABLE
 from pureflash.model.rest import (
     Alive,
     AttachVolume,
@@ -286,7 +287,7 @@ class Api:
         )
         try:
             return msgspec.json.decode(answer.content, type=kind)
-        except msgspec.MsgspecError as cause:
+        except UNREADABLE as cause:
             raise SoftwareError(
                 Code.UNSUPPORTED, f"{self.address} gave an answer that this version cannot read"
             ) from cause
@@ -351,7 +352,7 @@ class Api:
             found = ""  # it does not even speak HTTP
         except httpx2.TransportError as cause:
             raise self._unreachable(cause) from cause
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             found = ""
         if found != self._cluster_id:
             what = f"cluster {found[:32]!r}" if found else "another program"
@@ -419,7 +420,7 @@ def _error_of(answer: httpx2.Response) -> PureFlashError:
     try:
         problem = msgspec.json.decode(answer.content, type=Problem)
         code = int(Code[problem.code])
-    except (msgspec.MsgspecError, KeyError):
+    except (*UNREADABLE, KeyError):
         return SoftwareError(
             Code.INTERNAL, f"the server answered {answer.status_code} without an explanation"
         )

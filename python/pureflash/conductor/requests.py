@@ -17,7 +17,6 @@ from pureflash.errors import (
     ClusterError,
     Code,
     MediaError,
-    SoftwareError,
 )
 from pureflash.model.domain import (
     REPLICAS_MAX,
@@ -246,12 +245,14 @@ def new_export(
 ) -> Export:
     """Judge a wish for an export; gives the record, or the existing one when it is the same.
 
-    Errors: UNSUPPORTED kind, INVALID transport, IN_USE, UNAVAILABLE without a gateway.
+    Errors: INVALID kind or transport, IN_USE, UNAVAILABLE without a gateway.
     """
     if kind not in set(ExportKind):
-        raise SoftwareError(Code.UNSUPPORTED, f"no front end {kind!r}", next_step="use nbd")
+        raise CallerError(Code.INVALID, f"no front end {kind[:32]!r}", next_step="use nbd")
     if transport not in set(Transport):
-        raise CallerError(Code.INVALID, f"no transport {transport!r}", next_step="use unix or tcp")
+        raise CallerError(
+            Code.INVALID, f"no transport {transport[:32]!r}", next_step="use unix or tcp"
+        )
     if volume.intent is not VolumeIntent.PRESENT:
         raise CallerError(Code.IN_USE, f"{volume.name} is being deleted")
     for export in view.exports_of(volume.id):

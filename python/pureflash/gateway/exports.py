@@ -3,21 +3,24 @@
 Theory of operation. The conductor sends the whole list; `apply` compares it with what is open and
 closes, opens or updates volumes. An export's id is its handle in `_core`. The list is also kept in
 a file, so that a gateway that starts while no conductor is there offers what it offered before; the
-conductor's list replaces it.
+conductor's list replaces it. What a handshake looks at (a `Table` by transport, handles by name) is
+made once per list, so a connection costs the same with ten thousand exports as with one.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import msgspec
 
 from pureflash.errors import PureFlashError
 from pureflash.gateway.core import Gateway
-from pureflash.gateway.nbd import Export
+from pureflash.gateway.nbd import Export, Table
 from pureflash.model.core import core_spec
 from pureflash.model.domain import Transport
 from pureflash.model.messages import ExportReport, ExportSpec
+from pureflash.model.outside import UNREADABLE
 from pureflash.process.lifecycle import write_whole
 from pureflash.process.logs import Log
 
@@ -33,6 +36,8 @@ class Exports:
         self.specs: dict[int, ExportSpec] = {}
         self.failures: dict[int, str] = {}
         self._opened: set[int] = set()
+        self._tables: dict[Transport, Table] = {}
+        self._handles: dict[tuple[str, str], int] = {}
         self.connections: dict[int, int] = {}
         """Export by connection number."""
 
@@ -42,7 +47,7 @@ class Exports:
             kept = msgspec.json.decode(self._path.read_bytes(), type=tuple[ExportSpec, ...])
         except FileNotFoundError:
             return
-        except msgspec.MsgspecError as problem:
+        except UNREADABLE as problem:
             self._log.error("exports.unreadable", f"{self._path}: {problem}")
             return
         self.apply(kept)
@@ -60,24 +65,27 @@ class Exports:
         for handle, spec in now.items():
             if self.specs.get(handle) != spec:
                 self._open(handle, spec)
+        self._tables.clear()
+        self._handles = {(spec.transport, spec.name): handle for handle, spec in now.items()}
         write_whole(self._path, msgspec.json.encode(wanted))
 
-    def named(self, transport: Transport) -> dict[str, Export]:
-        """Give what the negotiation may offer on a transport, by name."""
-        return {
-            spec.name: Export(spec.name, spec.volume.size_bytes, is_read_only=spec.is_read_only)
-            for spec in self.specs.values()
-            if spec.transport == transport and spec.id not in self.failures
-        }
+    def table(self, transport: Transport) -> Table:
+        """Give what a negotiation may offer on a transport; the same object until a list comes."""
+        if transport not in self._tables:
+            self._tables[transport] = Table(
+                Export(spec.name, spec.volume.size_bytes, is_read_only=spec.is_read_only)
+                for spec in self.specs.values()
+                if spec.transport == transport and spec.id not in self.failures
+            )
+        return self._tables[transport]
 
-    def handle_of(self, name: str) -> int | None:
+    def handle_of(self, name: str, transport: Transport) -> int | None:
         """Give the handle of an export that is still offered."""
-        found = (spec.id for spec in self.specs.values() if spec.name == name)
-        return next(found, None)
+        return self._handles.get((transport, name))
 
     def reports(self, uris: dict[Transport, str]) -> tuple[ExportReport, ...]:
         """Say how each export is; `uris` has, by transport, a format with {name}."""
-        users = list(self.connections.values())
+        users = Counter(self.connections.values())
         reports: list[ExportReport] = []
         for handle, spec in sorted(self.specs.items()):
             form = uris.get(Transport(spec.transport))
@@ -88,7 +96,7 @@ class Exports:
                     is_ready=not reason,
                     uri=form.format(name=spec.name) if form and not reason else "",
                     reason=reason,
-                    connections=users.count(handle),
+                    connections=users[handle],
                 )
             )
         return tuple(reports)

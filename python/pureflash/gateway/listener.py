@@ -1,9 +1,11 @@
 """Accept NBD clients: run the handshake with a deadline, then hand the socket to Rust.
 
-One task per client that has not finished its handshake, at most `HANDSHAKES_MAX`; 5 s and 64 KiB
-per handshake (the machine counts the bytes). One client more ends the oldest handshake, not its
-own: an honest one takes milliseconds, so whoever holds many open cannot keep others out. Without a
-free descriptor the listener waits for one. After `Adopt` Python has no part in the connection.
+One task per client that has not finished its handshake, at most `HANDSHAKES_MAX`. An option and its
+answer have 5 s, and so has a whole handshake, with 10 ms more for each export that is offered: a
+client that lists them asks about each (the machine counts the bytes). One client more ends the
+oldest handshake, not its own: one that chooses an export takes milliseconds, so whoever holds many
+open cannot keep others out. Without a free descriptor the listener waits for one. After `Adopt`
+Python has no part in the connection.
 """
 
 from __future__ import annotations
@@ -22,10 +24,21 @@ from pureflash.model.domain import Transport
 from pureflash.process.logs import Log
 
 HANDSHAKE_S: Final = 5.0
+"""For one option and its answer, and for a handshake with a gateway that offers nothing."""
+EXPORT_S: Final = 0.01
+"""More for a handshake, for each export: two or three options, far more than they take."""
 HANDSHAKES_MAX: Final = 128
 RECEIVE_BYTES: Final = 4_096
 ACCEPT_PAUSE_S: Final = 0.1
 """Before another try when a client could not be accepted: mostly for want of a descriptor."""
+
+
+def patience(*, now_s: float, began_s: float, exports: int) -> float:
+    """Give the time until which a client that just had an answer may take for its next option.
+
+    Times are in seconds of one clock; `exports` is how many the handshake may ask about.
+    """
+    return min(now_s + HANDSHAKE_S, began_s + HANDSHAKE_S + EXPORT_S * exports)
 
 
 class NbdListener:
@@ -89,10 +102,14 @@ class NbdListener:
         """Shake hands and hand over; the socket is closed here in every other outcome."""
         with client:
             try:
-                async with asyncio.timeout(HANDSHAKE_S):
-                    outcome = await self._shake_hands(client)
+                async with asyncio.timeout(HANDSHAKE_S) as deadline:
+                    outcome = await self._shake_hands(client, deadline)
             except TimeoutError:
-                self._log.info("nbd.slow", f"no export chosen in {HANDSHAKE_S:g} s")
+                self._log.info(
+                    "nbd.slow",
+                    f"no option in {HANDSHAKE_S:g} s, or no export chosen in {EXPORT_S:g} s more"
+                    " for each that is offered",
+                )
                 return
             except OSError as problem:
                 self._log.info("nbd.lost", f"the client left: {problem}")
@@ -102,20 +119,33 @@ class NbdListener:
                 return
             self._adopt(client, outcome)
 
-    async def _shake_hands(self, client: socket.socket) -> Adopt | Closed:
+    async def _shake_hands(
+        self, client: socket.socket, deadline: asyncio.Timeout
+    ) -> Adopt | Closed:
+        """Drive the machine; `deadline` moves with each answered option, up to the whole's end."""
         loop = asyncio.get_running_loop()
-        machine = Negotiation(self._exports.named(self._transport))
+        table = self._exports.table(self._transport)
+        machine = Negotiation(table)
+        began_s, answered = loop.time(), 0
         while True:
-            await loop.sock_sendall(client, machine.data_to_send())
+            await self._send_all(client, machine)
+            if machine.answered > answered:
+                answered = machine.answered
+                exports = len(table.by_name)
+                deadline.reschedule(patience(now_s=loop.time(), began_s=began_s, exports=exports))
             data = await loop.sock_recv(client, RECEIVE_BYTES)
             events = machine.receive_data(data) if data else machine.receive_eof()
             if events:
                 with contextlib.suppress(ConnectionError):
-                    await loop.sock_sendall(client, machine.data_to_send())
+                    await self._send_all(client, machine)
                 return events[-1]
 
+    async def _send_all(self, client: socket.socket, machine: Negotiation) -> None:
+        while piece := machine.data_to_send():
+            await asyncio.get_running_loop().sock_sendall(client, piece)
+
     def _adopt(self, client: socket.socket, outcome: Adopt) -> None:
-        handle = self._exports.handle_of(outcome.export.name)
+        handle = self._exports.handle_of(outcome.export.name, self._transport)
         if handle is None:
             self._log.info("nbd.closed", f"{outcome.export.name} was taken away in the handshake")
             return

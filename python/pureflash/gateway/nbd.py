@@ -4,11 +4,14 @@ Theory of operation. One `Negotiation` per connection, driven in h11's style: `r
 whatever bytes came and returns events, `data_to_send` gives what to send back. It ends in exactly
 one final event: `Adopt`, when the client has chosen an export (the socket and the leftover bytes
 then go to a Rust lane, which speaks the transmission phase), or `Closed` with a reason. The machine
-owns no socket, clock or export; the gateway gives it a mapping of exports and enforces the time
+owns no socket, clock or export; the gateway gives it a `Table` of exports and enforces the time
 limit. Any bytes give events, never an exception; calling it after its final event is our bug.
 
-An unknown client costs at most `HANDSHAKE_BYTES_MAX` of memory: a length is judged before its bytes
-are kept, and what will be refused anyway is skipped, not stored.
+A client that lists exports asks two or three options about each, so options are not counted. What
+is bounded is the bytes of both directions: `HANDSHAKE_BYTES_MAX`, and `EXPORT_BYTES_MAX` more for
+each export that is offered. An unknown client costs at most `HANDSHAKE_BYTES_MAX` of memory: a
+length is judged before its bytes are kept, what will be refused anyway is skipped, not stored, and
+the long answer to LIST is one object that all handshakes share.
 
 Clauses quoted below are from the NBD protocol document (NetworkBlockDevice/nbd, doc/proto.md), by
 section title. All integers are big-endian.
@@ -24,14 +27,17 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 HANDSHAKE_BYTES_MAX: Final = 64 * 1024
-"""Bytes of a whole handshake: everything a client may send before it is known."""
-OPTIONS_MAX: Final = 64
-"""Options of one handshake; a client needs about five. Bounds what LIST can make us send."""
+"""Bytes of one option; and of a handshake, in both directions together, if nothing is offered."""
+EXPORT_BYTES_MAX: Final = 2 * 1024
+"""Bytes that a handshake may have more for each export that is offered. To name one of 96 bytes,
+and to ask for all that is told of it and for its contexts, takes less than half of that."""
 NAME_BYTES_MAX: Final = 4096
 """ "Conventions": a string "MUST be no longer than 4096 bytes"."""
 BLOCK_BYTES_MIN: Final = 512
@@ -112,6 +118,29 @@ class Export:
     description: str = ""
 
 
+class Table:
+    """The exports of one transport, as they were when a handshake began.
+
+    The gateway makes a table anew when an export changes. All handshakes in between share it, and
+    with it the answer to LIST, which is encoded for the first that asks.
+    """
+
+    def __init__(self, exports: Iterable[Export]) -> None:
+        """Offer `exports`, whose names differ."""
+        self.by_name: Mapping[str, Export] = {export.name: export for export in exports}
+        self.handshake_bytes_max = HANDSHAKE_BYTES_MAX + EXPORT_BYTES_MAX * len(self.by_name)
+
+    @cached_property
+    def listing(self) -> bytes:
+        """All replies to one LIST."""
+        names = [name.encode() for name in self.by_name]
+        replies = [
+            encode_reply(Option.LIST, Reply.SERVER, struct.pack(">I", len(name)) + name)
+            for name in names
+        ]
+        return b"".join((*replies, encode_reply(Option.LIST, Reply.ACK)))
+
+
 @dataclass(frozen=True, slots=True)
 class Adopt:
     """The handshake is done; give the socket and these to a lane.
@@ -163,15 +192,18 @@ class _BrokenError(Exception):
 class Negotiation:
     """One connection's handshake; see the module's head."""
 
-    def __init__(self, exports: Mapping[str, Export], *, default: str | None = None) -> None:
-        """Offer `exports`; `default` is the name that an empty name stands for."""
+    def __init__(self, table: Table, *, default: str | None = None) -> None:
+        """Offer `table`; `default` is the name that an empty name stands for.
+
+        `answered` counts the options that are done: the sign that a client gets on.
+        """
         self.state = State.FLAGS
-        self._exports = exports
+        self.answered = 0
+        self._table = table
         self._default = default
         self._is_shutting_down = False
         self._buffer = bytearray()
-        self._consumed = 0
-        self._options = 0
+        self._spent = 0
         self._option = 0
         self._left = 0
         self._to_skip = 0
@@ -179,13 +211,15 @@ class Negotiation:
         self._is_structured = False
         # "Newstyle negotiation": the server speaks first.
         offered = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
-        self._out = bytearray(struct.pack(">QQH", NBDMAGIC, IHAVEOPT, offered))
+        self._out: deque[bytes | bytearray] = deque()
+        self._send(struct.pack(">QQH", NBDMAGIC, IHAVEOPT, offered))
 
     def data_to_send(self) -> bytes:
-        """Take everything that is to be sent now."""
-        data = bytes(self._out)
-        self._out.clear()
-        return data
+        """Take the next piece that is to be sent; empty when there is none.
+
+        The answer to a LIST is a piece of its own: nobody's copy of it waits for a slow client.
+        """
+        return bytes(self._out.popleft()) if self._out else b""
 
     def shut_down(self) -> None:
         """Refuse further options with ERR_SHUTDOWN (the gateway stops)."""
@@ -227,8 +261,24 @@ class Negotiation:
             return None
         taken = bytes(self._buffer[:count])
         del self._buffer[:count]
-        self._consumed += count
+        self._spend(count)
         return taken
+
+    def _spend(self, count: int) -> None:
+        """Count bytes of either direction against what this handshake may have."""
+        self._spent += count
+        if self._spent > self._table.handshake_bytes_max:
+            raise _BrokenError(
+                f"the handshake would be longer than {self._table.handshake_bytes_max} bytes"
+            )
+
+    def _send(self, data: bytes) -> None:
+        """Queue a copy of a short piece."""
+        self._spend(len(data))
+        if self._out and isinstance(self._out[-1], bytearray):
+            self._out[-1] += data
+        else:
+            self._out.append(bytearray(data))
 
     def _read_flags(self) -> bool:
         taken = self._take(4)
@@ -252,13 +302,11 @@ class Negotiation:
         if taken is None:
             return False
         _, self._option, self._left = _OPTION_HEADER.unpack(taken)
-        self._options += 1
-        if self._options > OPTIONS_MAX:
-            raise _BrokenError(f"more than {OPTIONS_MAX} options")
-        if self._consumed + self._left > HANDSHAKE_BYTES_MAX:
+        limit = min(HANDSHAKE_BYTES_MAX, self._table.handshake_bytes_max - self._spent)
+        if self._left > limit:
             raise _BrokenError(
-                f"option {self._option} of {self._left} bytes: the handshake would be longer "
-                f"than {HANDSHAKE_BYTES_MAX} bytes"
+                f"option {self._option} of {self._left} bytes: it would be longer than the {limit} "
+                f"bytes that are left to it"
             )
         is_fixed = HandshakeFlag.FIXED_NEWSTYLE in self._client_flags
         if not is_fixed and self._option != Option.EXPORT_NAME:
@@ -286,6 +334,7 @@ class Negotiation:
                 return False
             data = taken
         self.state = State.OPTION
+        self.answered += 1
         try:
             event = self._handle(data)
         except _RefusedError as refused:
@@ -313,10 +362,8 @@ class Negotiation:
             return self._info(data)
         if self._option == Option.LIST:
             self._refuse_data("LIST")
-            for name in self._exports:
-                encoded = name.encode()
-                self._reply(Reply.SERVER, struct.pack(">I", len(encoded)) + encoded)
-            self._reply(Reply.ACK)
+            self._spend(len(self._table.listing))
+            self._out.append(self._table.listing)
         elif self._option == Option.STRUCTURED_REPLY:
             self._refuse_data("STRUCTURED_REPLY")
             self._is_structured = True
@@ -344,9 +391,8 @@ class Negotiation:
         except _RefusedError as refused:
             raise _BrokenError(refused.message) from refused
         flags = self._flags(export)
-        self._out += struct.pack(">QH", export.size_bytes, flags)
-        if HandshakeFlag.NO_ZEROES not in self._client_flags:
-            self._out += ZEROES
+        has_zeroes = HandshakeFlag.NO_ZEROES not in self._client_flags
+        self._send(struct.pack(">QH", export.size_bytes, flags) + (ZEROES if has_zeroes else b""))
         return self._adopt(export, flags, has_asked_block_size=False)
 
     def _info(self, data: bytes) -> Event | None:
@@ -383,7 +429,7 @@ class Negotiation:
         if not text and self._default is not None:
             # "A special, 'empty', name [...] is reserved for a 'default' export".
             text = self._default
-        export = self._exports.get(text)
+        export = self._table.by_name.get(text)
         if export is None:
             raise _RefusedError(Reply.ERR_UNKNOWN, f"there is no export {text!r}")
         return export
@@ -416,7 +462,12 @@ class Negotiation:
         )
 
     def _reply(self, reply: Reply, data: bytes = b"") -> None:
-        self._out += struct.pack(">QIII", REPLY_MAGIC, self._option, reply, len(data)) + data
+        self._send(encode_reply(self._option, reply, data))
+
+
+def encode_reply(option: int, reply: Reply, data: bytes = b"") -> bytes:
+    """Write one reply to an option; the layout is of "Option haggling"."""
+    return struct.pack(">QIII", REPLY_MAGIC, option, reply, len(data)) + data
 
 
 def _parse_info(data: bytes) -> tuple[bytes, frozenset[int]]:

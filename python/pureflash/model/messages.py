@@ -18,6 +18,7 @@ import msgspec
 from pureflash.errors import CallerError, Code, SoftwareError
 from pureflash.model.conf import Admit, Cancel, Promote, Remove, Transfer
 from pureflash.model.domain import Disk, ShardConf
+from pureflash.model.outside import UNREADABLE
 
 VERSION: Final = 1
 HEARTBEAT_MS: Final = 500
@@ -426,7 +427,7 @@ def _checked(decoder: msgspec.json.Decoder[_M], frame: str | bytes) -> _M:
         raise CallerError(Code.LIMIT, f"an agent message of {len(frame)} bytes")
     try:
         message = decoder.decode(frame)
-    except (msgspec.MsgspecError, RecursionError) as cause:
+    except UNREADABLE as cause:
         # An unknown field is ignored, but what is nested a thousand deep in it is still read.
         text = f"not an agent message: {cause}"[:PROBLEM_CHARS_MAX]
         raise CallerError(Code.INVALID, text) from cause

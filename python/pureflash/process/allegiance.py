@@ -21,6 +21,7 @@ import msgspec
 
 from pureflash.errors import ClusterError, Code, MediaError
 from pureflash.model.messages import Message, Registered
+from pureflash.model.outside import UNREADABLE
 from pureflash.process.lifecycle import write_whole
 
 LINEAGE_DIGITS: Final = 16
@@ -113,7 +114,7 @@ def _read(path: Path) -> Known:
         return msgspec.json.decode(path.read_bytes(), type=Known)
     except FileNotFoundError:
         return Known()
-    except (OSError, msgspec.MsgspecError) as cause:
+    except (OSError, *UNREADABLE) as cause:
         raise MediaError(
             Code.DISK_FAILED,
             f"{path} cannot be read: {cause}",

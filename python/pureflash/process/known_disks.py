@@ -11,11 +11,13 @@ after it moved aside whatever lies where the disk was.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from pureflash.model.domain import Disk
 from pureflash.model.layout import known_disk_file
+from pureflash.model.outside import UNREADABLE
 from pureflash.process.lifecycle import write_whole
 
 
@@ -28,18 +30,18 @@ class KnownDisk(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int = 0
 
 
-UNREADABLE = KnownDisk(path="", disk_uuid="", format_uuid="")
+UNKNOWN: Final = KnownDisk(path="", disk_uuid="", format_uuid="")
 """What is known of a disk whose record is there and cannot be read: that there was one."""
 
 
 def recall(data: Path, index: int) -> KnownDisk | None:
-    """Give what disk `index` was; None when there was none, `UNREADABLE` with a damaged record."""
+    """Give what disk `index` was; None when there was none, `UNKNOWN` with a damaged record."""
     try:
         return msgspec.json.decode(known_disk_file(data, index).read_bytes(), type=KnownDisk)
     except FileNotFoundError:
         return None
-    except msgspec.MsgspecError:
-        return UNREADABLE
+    except UNREADABLE:
+        return UNKNOWN
 
 
 def is_same(known: KnownDisk, disk: Disk) -> bool:

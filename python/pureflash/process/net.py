@@ -16,6 +16,7 @@ import msgspec
 import psutil
 
 from pureflash.errors import CallerError, ClusterError, Code, SoftwareError
+from pureflash.model.outside import UNREADABLE
 from pureflash.model.rest import Alive
 
 BIND_TIMEOUT_S: Final = 5.0
@@ -94,7 +95,7 @@ async def cluster_at(address: str) -> str:
         return ""
     try:
         return msgspec.json.decode(rest.partition(b"\r\n\r\n")[2], type=Alive).cluster_id
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         return ""
 
 

@@ -92,7 +92,7 @@ class Probe:
             format_uuid=found["format_uuid"],
             size_bytes=found["size_bytes"],
         )
-        is_told = known is not None and known is not known_disks.UNREADABLE
+        is_told = known is not None and known is not known_disks.UNKNOWN
         if known is not None and is_told and not known_disks.is_same(known, disk):
             return Fault(
                 code=DISK_FAILED,
@@ -103,7 +103,7 @@ class Probe:
         return disk
 
     def _missing(self, path: Path, index: int, known: KnownDisk | None) -> Fault:
-        if known is None or known is known_disks.UNREADABLE:
+        if known is None or known is known_disks.UNKNOWN:
             was = f"which one, its record disk{index}.json does not say"
         else:
             was = f"disk {known.disk_uuid[:8]}, last seen at {known.path}"
@@ -150,7 +150,7 @@ def prepare_disks(probe: Probe, settings: Settings, log: Log) -> tuple[PreparedD
             prepared.append(PreparedDisk(disk=found, setting=wanted, fault=None))
             continue
         log.warning("disk.failed", f"disk {index}: {found.reason}", code=found.code, disk=index)
-        was = known_disks.recall(probe.data, index) or known_disks.UNREADABLE
+        was = known_disks.recall(probe.data, index) or known_disks.UNKNOWN
         disk = Disk(
             index=index,
             path=str(wanted.path),

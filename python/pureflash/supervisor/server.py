@@ -37,6 +37,7 @@ from pureflash.client.directory import check_directory, take_lock
 from pureflash.errors import CallerError, ClusterError, Code, PureFlashError
 from pureflash.model.exits import Exit, exit_of_code
 from pureflash.model.layout import CONDUCTOR, GATEWAY, Layout
+from pureflash.model.outside import UNREADABLE
 from pureflash.model.rest import ClusterView
 from pureflash.process.lifecycle import Ready, write_whole
 from pureflash.process.logs import JsonLog, Log
@@ -431,7 +432,7 @@ def _await_lock(layout: Layout) -> int | None:
             report = msgspec.json.decode(layout.supervisor_file.read_bytes(), type=SupervisorReport)
             if report.state == Stage.RUNNING:
                 return None
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, *UNREADABLE):
             pass  # it has just begun, or removed its report on its way out
         pause.wait(LOOK_S)
         if (lock := take_lock(layout)) is not None:

@@ -134,6 +134,7 @@ fn explore(config: Config, setup: &[Action], workload: &[Action], stats: &mut St
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "two halves of the cases on two cores")]
 fn every_workload_of_one_or_two_operations_survives_every_crash() {
     let setups: [&[Action]; 2] = [&[], &[Action::Write(0, 18)]];
     // Two threads share the work: every other configuration each.
@@ -344,6 +345,7 @@ fn rot_anywhere_is_refused_or_harmless() {
 const TRIALS: u64 = 4_000;
 
 /// Which seeds to try: PF_CRASH_SEED is the first (alone: the only one), PF_CRASH_TRIALS how many.
+#[expect(clippy::disallowed_methods, reason = "whoever runs the explorer chooses its seeds")]
 fn seeds() -> std::ops::Range<u64> {
     let number = |name| -> Option<u64> {
         let text = std::env::var(name).ok()?;

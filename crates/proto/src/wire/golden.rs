@@ -93,6 +93,7 @@ fn describe(name: &str, bytes: &[u8]) -> String {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the golden bytes are files of the source tree")]
 fn golden_bytes_are_what_the_codec_writes_and_reads() {
     let samples: Vec<(String, Sample)> = samples::all();
     let objects: Vec<String> =
