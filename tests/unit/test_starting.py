@@ -319,3 +319,42 @@ async def test_an_agent_shows_its_token_to_no_stranger(answer: bytes) -> None:
     assert b"GET /healthz" in heard[0]
     assert not any(b"secret" in words for words in heard)
     assert "not the conductor of this cluster" in log.lines[0][2]
+
+
+@pytest.mark.parametrize("way", ["back", "given up", "new disk"])
+def test_a_deletion_frees_the_name_at_once_and_ends_when_the_last_store_can(way: str) -> None:
+    async def story() -> None:
+        world = await begun()
+        store = world.stores[3]
+        await world.conductor.store_exited(3, incarnation=store.incarnation)
+        store.session = None
+        store.incarnation += 1
+        await world.pump()
+        old = world.conductor.view().names["r3-0"].volume_id
+        job = await world.conductor.delete_volume("r3-0", if_version=None)
+        await world.pump()
+        view = world.conductor.view()
+        shown = states.volume_view(view, view.volumes[old])
+        assert (shown.state, shown.io) == ("deleting", "none")
+        assert "its name is free; space on s3 is freed when that is back" in shown.reason
+        assert view.jobs[job.id].reason == "waiting for s3"
+        assert not any(subject.startswith("r3-0") for _, subject in codes_of(world))
+        await world.conductor.create_volume(
+            name="r3-0", size_bytes=GIB, replicas=2, shard_size_bytes=GIB
+        )
+        await world.pump()
+        if way == "given up":
+            await recover(world, "s3")
+            for number in (1, 2):
+                await world.join(number)
+        else:
+            if way == "new disk":
+                store.disk_uuid, store.sizes, store.confs = "ff" * 16, {}, {}
+            await world.join(3)
+        await world.pump()
+        view = world.conductor.view()
+        assert old not in view.volumes
+        assert view.jobs[job.id].state == "succeeded"
+        assert states.volume_view(view, view.volumes[view.names["r3-0"].volume_id]).size_bytes
+
+    run(story())

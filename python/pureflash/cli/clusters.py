@@ -94,8 +94,8 @@ def up(
     if outcome["is_running"]:
         typer.echo(f"already running in {place.directory}")
     seen = _show_status(Output.TABLE, None, place.directory)
-    served = {"healthy", "degraded", "single_copy"}
-    if seen.volumes_by_state and not served.intersection(seen.volumes_by_state):
+    wanted = seen.volumes_by_state.keys() - {"deleting"}
+    if wanted and not wanted.intersection({"healthy", "degraded", "single_copy"}):
         raise typer.Exit(Exit.OK if seen.state == "amnesia" else Exit.NOT_SERVED)
 
 
@@ -141,15 +141,17 @@ def status(
 def _show_status(output: Output, server: str | None, data: Path | None) -> ClusterView:
     from pureflash.cli.render import print_object
     from pureflash.cli.status import status_lines
-    from pureflash.client.context import resolve_data
+    from pureflash.client.context import resolve_data, resolve_server
     from pureflash.model.layout import Layout
 
     with connected(server, data) as api:
         seen = api.cluster()
         address = api.address
     if output in (Output.TABLE, Output.WIDE):
-        place = resolve_data(data)
-        typer.echo("\n".join(status_lines(seen, address, _children(Layout(place.directory)))))
+        children: list[dict[str, Any]] = []
+        if resolve_server(server, data).is_of_directory:
+            children = _children(Layout(resolve_data(data).directory))
+        typer.echo("\n".join(status_lines(seen, address, children)))
     else:
         print_object(seen, [], name=seen.state, output=output)
     return seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -77,18 +78,23 @@ def show(
     print_job(found, output)
 
 
-def wait_for_job(api: Api, job: JobView) -> JobView:
-    """Wait until a job has finished, with progress. Errors: CommandProblem when it failed."""
+def wait_for_job(
+    api: Api, job: JobView, *, is_enough: Callable[[JobView], bool] = lambda _: False
+) -> JobView:
+    """Wait until a job has finished, or is enough, with progress.
+
+    Errors: CommandProblem when it failed.
+    """
     from pureflash.cli.progress import Progress
 
     pause = threading.Event()  # never set: its wait is a pause that Ctrl-C ends at once
     with Progress(f"{job.kind} {job.target}", total=job.total, unit=job.unit) as progress:
-        while job.state not in FINISHED:
+        while job.state not in FINISHED and not is_enough(job):
             progress.update(job.done)
             pause.wait(POLL_S)
             job = _look_again(api, job)
         progress.update(job.done)
-    if job.state != "succeeded":
+    if job.state in FINISHED and job.state != "succeeded":
         raise CommandProblem(
             f"job {job.id} {job.state}: {job.reason}",
             exit_status=Exit.FAILED,

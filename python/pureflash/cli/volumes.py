@@ -161,8 +161,10 @@ def delete(
         confirm(plan, found.name, is_agreed=yes)
         job = api.delete_volume(str(found.id), if_version=found.version)
         if wait:
-            job = wait_for_job(api, job)
+            job = wait_for_job(api, job, is_enough=lambda now: bool(now.reason))
     print_job(job, output)
+    if wait and job.reason:  # a store is away, perhaps for days: the rest needs nobody
+        typer.echo(f"{found.name} is deleted and its name is free; space: {job.reason}")
 
 
 @app.command()

@@ -91,6 +91,8 @@ class Server:
     source: str
     cluster_id: str = ""
     """Whose token it is; empty: not known."""
+    is_of_directory: bool = False
+    """Whether the data directory named it: then its processes are those of this machine."""
 
 
 def resolve_server(
@@ -123,7 +125,8 @@ def resolve_server(
                 f"cannot read the token {layout.token}: {cause.strerror}",
                 next_step="name the cluster's directory with --data, or set PF_TOKEN",
             ) from cause
-    return Server(address, token, source, cluster_id)
+    is_named = server is not None or bool(variables.get("PF_SERVER"))
+    return Server(address, token, source, cluster_id, is_of_directory=not is_named)
 
 
 def remember(directory: Path, environment: Mapping[str, str]) -> None:

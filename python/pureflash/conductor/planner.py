@@ -27,7 +27,8 @@ from pureflash.conductor.force import FORCE_JOB
 from pureflash.conductor.placement import home_of, place_shard, rooms
 from pureflash.conductor.requests import DELETE_JOB
 from pureflash.conductor.slow import plan_moves
-from pureflash.conductor.standing import has_heard_most, is_proven
+from pureflash.conductor.standing import has_heard_most, is_given_up, is_proven
+from pureflash.conductor.states import waiting_stores
 from pureflash.conductor.tell import Tell
 from pureflash.conductor.verify import plan_verify
 from pureflash.conductor.view import View
@@ -160,17 +161,11 @@ def _plan_delete_job(view: View, job: Job) -> Iterator[Write]:
     else:
         left = len(view.shards_of(volume))
         state = next_job_state(job.state, JobState.RUNNING)
-        waiting = _waiting_stores(view, volume)
+        waiting = waiting_stores(view, volume)
         reason = f"waiting for {', '.join(waiting)}" if waiting else ""
         now = replace(job, state=state, done=job.total - left, reason=reason)
         if now != job:
             yield Write(key, now, "progress")
-
-
-def _waiting_stores(view: View, volume: Volume) -> list[str]:
-    """Name the stores that hold replicas of a volume and are not online."""
-    ids = {member.store for conf in view.shards_of(volume) for member in conf.members}
-    return sorted(view.stores[i].name for i in ids if i in view.stores and not view.is_online(i))
 
 
 def _plan_names(view: View) -> Iterator[Write]:
@@ -298,12 +293,7 @@ def _plan_ends(view: View) -> Iterator[Write]:
         if volume is not None and volume.intent is VolumeIntent.PRESENT:
             continue
         left.add(volume_id)
-        is_empty = all(
-            view.is_online(member.store)
-            and (volume_id, index) not in view.observation(member.store).replicas
-            and not _has_command(view, member.store, volume_id, index)
-            for member in conf.members
-        )
+        is_empty = all(_is_empty(view, member, conf) for member in conf.members)
         if is_empty:
             yield Write(keys.shard(volume_id, index), None, "no store has a replica of it")
     for volume_id, index in view.differing.keys() - view.shards.keys():
@@ -313,6 +303,15 @@ def _plan_ends(view: View) -> Iterator[Write]:
         is_deleting = volume.intent is VolumeIntent.DELETING
         if is_deleting and volume.id not in left and volume.id not in named:
             yield Write(keys.volume(volume.id), None, "nothing of it is left")
+
+
+def _is_empty(view: View, member: Member, conf: ShardConf) -> bool:
+    """Whether a member's store holds nothing of a shard any more, or is lost for good."""
+    store, key = view.stores.get(member.store), (conf.volume_id, conf.index)
+    if store is not None and is_given_up(view.cluster, store):
+        return True
+    is_gone = view.is_online(member.store) and key not in view.observation(member.store).replicas
+    return is_gone and not _has_command(view, member.store, *key)
 
 
 def _has_command(view: View, store: int, volume_id: int, index: int) -> bool:

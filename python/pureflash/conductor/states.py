@@ -13,6 +13,7 @@ others, and everything that people read is put together from these two.
 | single_copy | served from the only copy in sync | the conductor |
 | parked | I/O or writes wait for something that comes by itself | what is named |
 | offline | the primary is not there and nobody can take over | a person, who brings it back |
+| deleting | its deletion frees its space; its name is free already | the conductor |
 | amnesia | stores follow newer records than the conductor has | a person, who has them rebuilt |
 """
 
@@ -29,7 +30,7 @@ from pureflash.conductor.disk_states import disk_views
 from pureflash.conductor.failover import GATHER_MS
 from pureflash.conductor.placement import home_of, place_shard, rooms
 from pureflash.conductor.slow import is_held_out, place_of, trial
-from pureflash.conductor.standing import RECOVER, failed_disk
+from pureflash.conductor.standing import RECOVER, failed_disk, is_given_up
 from pureflash.conductor.view import View
 from pureflash.errors import ClusterError, MediaError
 from pureflash.metastore.records import Record
@@ -367,7 +368,11 @@ def _why_not_placed(view: View, volume: Volume, index: int) -> str:
 def judge_volume(view: View, volume: Volume) -> Verdict:
     """Give the worst of a volume's shards."""
     if volume.intent is VolumeIntent.DELETING:
-        return Verdict(HealthState.OFFLINE, "it is being deleted", "none", "its deletion")
+        waiting = waiting_stores(view, volume)
+        cause = "it is being deleted, and its name is free"
+        if waiting:
+            cause += f"; space on {', '.join(waiting)} is freed when that is back"
+        return Verdict(HealthState.DELETING, cause, "none", "its deletion")
     verdicts = [judge_shard(view, volume, index) for index in range(volume.shard_count)]
     state = worst([verdict.state for verdict in verdicts])
     causes = [f"shard {i}: {it.cause}" for i, it in enumerate(verdicts) if it.state is state]
@@ -375,6 +380,17 @@ def judge_volume(view: View, volume: Volume) -> Verdict:
     first = next(verdict for verdict in verdicts if verdict.state is state)
     cause = causes[0] + more if first.cause else ""
     return Verdict(state, cause, first.io, first.leaves_by)
+
+
+def waiting_stores(view: View, volume: Volume) -> list[str]:
+    """Name the stores that hold replicas of a volume, are not online and not given up."""
+    ids = {member.store for conf in view.shards_of(volume) for member in conf.members}
+    known = [view.stores[number] for number in sorted(ids) if number in view.stores]
+    return [
+        store.name
+        for store in known
+        if not view.is_online(store.id) and not is_given_up(view.cluster, store)
+    ]
 
 
 def volume_state(view: View, volume: Volume) -> tuple[HealthState, str]:

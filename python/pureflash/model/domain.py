@@ -287,6 +287,7 @@ def next_store_state(now: StoreState, event: StoreEvent) -> StoreState:
 class HealthState(StrEnum):
     """State of a volume or a shard, worst last; each comes with a cause."""
 
+    DELETING = "deleting"
     HEALTHY = "healthy"
     DEGRADED = "degraded"
     SINGLE_COPY = "single_copy"
