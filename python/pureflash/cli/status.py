@@ -32,10 +32,11 @@ def status_lines(
         shown = (f"{g.name} {g.state}, {g.connections} client(s)" for g in seen.gateways)
         lines.append(f"gateway: {'; '.join(shown)}")
     lines += ["", *_store_table(seen.stores)]
+    if children:
+        pids = (f"{child['name']} {child['pid'] or '-'}" for child in children)
+        lines += ["", f"processes of this machine, with their pids: {', '.join(pids)}"]
     trouble = [child for child in children if child["state"] not in ("running", "starting")]
-    if trouble:
-        lines += ["", "processes:"]
-        lines += [f"  {child['name']}: {_fate(child)}" for child in trouble]
+    lines += [f"  {child['name']}: {_fate(child)}" for child in trouble]
     if seen.running_jobs:
         lines += ["", "jobs:"]
         lines += [
