@@ -186,12 +186,6 @@ def test_a_lock_names_no_registry_but_crates_io() -> None:
     assert list(tidy.findings("README.md", "https://packages.example/simple", checkout)) == []
 
 
-def test_a_file_longer_than_a_chapter_is_named() -> None:
-    checkout = Path("/srv/git/pureflash")
-    assert list(tidy.findings("a.py", "x\n" * 600, checkout)) == []
-    assert len(list(tidy.findings("a.py", "x\n" * 601, checkout))) == 1
-
-
 def test_the_tally_adds_cargo_up_and_keeps_what_pytest_said() -> None:
     tally = suite.Tally()
     for line in (
