@@ -1,13 +1,15 @@
 """Check what no linter checks: nothing of one person's machine, and nothing longer than it may be.
 
 A path of the machine that wrote a file, or the host of a private package index in a lock, works
-for its author and for nobody else. How long files, functions and lines may be is in tools/sizes.py.
-Reads every tracked text file once; one sentence per finding; exit status 1 when there is one.
+for its author and for nobody else. A test that sleeps is slow or wrong. How long files, functions
+and lines may be is in tools/sizes.py. Reads every tracked text file once; one sentence per finding;
+exit status 1 when there is one.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import subprocess
 import sys
@@ -40,12 +42,29 @@ def lock_addresses(name: str, text: str) -> Iterator[str]:
                 yield match[0]
 
 
+def idle_tests(name: str, text: str) -> Iterator[str]:
+    """Give each line of a test that sleeps, but for a turn of others, or that brings in a mock."""
+    if not (name.startswith("tests/") and name.endswith(".py")):
+        return
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Call(ast.Attribute(ast.Name("time" | "asyncio"), "sleep"), [span]):
+                if ast.unparse(span) != "0":
+                    yield f"line {node.lineno}: a test waits for an event and does not sleep"
+            case ast.Import(names) | ast.ImportFrom(names=names):
+                module = getattr(node, "module", None) or ""
+                if any("mock" in f"{module}.{one.name}".split(".") for one in names):
+                    yield f"line {node.lineno}: a test has a fake that passes the real one's tests"
+
+
 def findings(name: str, text: str, checkout: Path) -> Iterator[str]:
     """Say what is wrong with one tracked file."""
     for path in machine_paths(text, checkout):
         yield f"{name}: holds the path of a machine: {path}"
     for address in lock_addresses(name, text):
         yield f"{name}: a lock names packages, not where one machine got them: {address}"
+    for problem in idle_tests(name, text):
+        yield f"{name}: {problem}"
 
 
 def main() -> int:

@@ -66,8 +66,11 @@ def test_a_library_that_does_io_stays_above_the_machines() -> None:
 
 def test_a_machine_without_its_fence_is_named() -> None:
     fenced = "//! Head.\n#![forbid(unsafe_code)]\n"
-    roots = {"proto": fenced, "lane": "// #![forbid(unsafe_code)]\n", "runtime": ""}
-    assert arrows.unfenced_crates(roots) == ["lane: its root must say #![forbid(unsafe_code)]"]
+    roots = {"proto": fenced, "lane": "// #![forbid(unsafe_code)]\n", "runtime": "", "node": ""}
+    assert arrows.unfenced_crates(roots) == [
+        "lane: its root must say #![forbid(unsafe_code)]",
+        "node: its root must say #![forbid(unsafe_code)]",
+    ]
 
 
 def test_a_machine_without_the_link_to_what_it_may_not_name_is_named(tmp_path: Path) -> None:
@@ -184,6 +187,29 @@ def test_a_lock_names_no_registry_but_crates_io() -> None:
         text = "--index-url https://packages.example/simple"
         assert len(list(tidy.findings(name, text, checkout))) == 1
     assert list(tidy.findings("README.md", "https://packages.example/simple", checkout)) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import time\n\ntime.sleep(1)\n",
+        "async def f() -> None:\n    await asyncio.sleep(0.01)\n",
+        "from unittest.mock import Mock\n",
+        "import unittest.mock\n",
+        "from unittest import mock\n",
+    ],
+)
+def test_a_test_that_sleeps_or_mocks_is_named(text: str) -> None:
+    checkout = Path("/srv/git/pureflash")
+    assert len(list(tidy.findings("tests/unit/test_x.py", text, checkout))) == 1
+    assert list(tidy.findings("python/pureflash/x.py", text, checkout)) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["await asyncio.sleep(0)\n", "# time.sleep(1)\n", 'run("import time; time.sleep(9)")\n']
+)
+def test_a_test_that_gives_others_a_turn_or_only_speaks_of_sleep_does_not(text: str) -> None:
+    assert list(tidy.findings("tests/unit/test_x.py", text, Path("/srv/git/pureflash"))) == []
 
 
 def test_the_tally_adds_cargo_up_and_keeps_what_pytest_said() -> None:
