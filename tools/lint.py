@@ -39,7 +39,7 @@ CHECKS = (
     Job("stubtest", (PYTHON, "-m", "mypy.stubtest", "pureflash._core")),
     Job("mypy", ("mypy",)),
     Job("rustfmt", ("cargo", "fmt", "--all", "--check")),
-    Job("tidy", (PYTHON, "tools/tidy.py")),
+    Job("tidy", (PYTHON, "-m", "tools.tidy")),
     Job("ruff check", ("ruff", "check", "--quiet", ".")),
     Job("ruff format", ("ruff", "format", "--check", "--quiet", ".")),
     Job("crate arrows", (PYTHON, "tools/arrows.py")),

@@ -1,19 +1,22 @@
-"""Check what no linter checks: nothing of one person's machine is in a tracked file.
+"""Check what no linter checks: nothing of one person's machine, and nothing longer than it may be.
 
 A path of the machine that wrote a file, or the host of a private package index in a lock, works
-for its author and for nobody else. Also: no Python file longer than a chapter. Reads every tracked
-text file once (a few ms per MiB); one sentence per finding; exit status 1 when there is one.
+for its author and for nobody else. A test that sleeps is slow or wrong. How long files, functions
+and lines may be is in tools/sizes.py. Reads every tracked text file once; one sentence per finding;
+exit status 1 when there is one.
 """
 
 from __future__ import annotations
 
+import argparse
+import ast
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-PYTHON_LINES_MAX = 600
+from tools import sizes
 
 _HOME = re.compile(r"(?<![\w.$}~])/(?:home|Users)/[a-z][\w.-]*/|(?<![\w.$}~])/roo[t]/")
 _ADDRESS = re.compile(r"[a-z+]+://[^\s\"']+")
@@ -39,21 +42,40 @@ def lock_addresses(name: str, text: str) -> Iterator[str]:
                 yield match[0]
 
 
+def idle_tests(name: str, text: str) -> Iterator[str]:
+    """Give each line of a test that sleeps, but for a turn of others, or that brings in a mock."""
+    if not (name.startswith("tests/") and name.endswith(".py")):
+        return
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Call(ast.Attribute(ast.Name("time" | "asyncio"), "sleep"), [span]):
+                if ast.unparse(span) != "0":
+                    yield f"line {node.lineno}: a test waits for an event and does not sleep"
+            case ast.Import(names) | ast.ImportFrom(names=names):
+                module = getattr(node, "module", None) or ""
+                if any("mock" in f"{module}.{one.name}".split(".") for one in names):
+                    yield f"line {node.lineno}: a test has a fake that passes the real one's tests"
+
+
 def findings(name: str, text: str, checkout: Path) -> Iterator[str]:
     """Say what is wrong with one tracked file."""
     for path in machine_paths(text, checkout):
         yield f"{name}: holds the path of a machine: {path}"
     for address in lock_addresses(name, text):
         yield f"{name}: a lock names packages, not where one machine got them: {address}"
-    if name.endswith(".py") and (lines := text.count("\n")) > PYTHON_LINES_MAX:
-        yield f"{name}: {lines} lines; a file is a chapter of at most {PYTHON_LINES_MAX}"
+    for problem in idle_tests(name, text):
+        yield f"{name}: {problem}"
 
 
 def main() -> int:
     """Check this checkout; print what is wrong."""
+    parser = argparse.ArgumentParser(description="Check tracked files.")
+    parser.add_argument("--shrink", action="store_true", help=f"bring {sizes.ALLOWED} to the truth")
+    is_shrinking: bool = parser.parse_args().shrink
     listing = subprocess.run(["git", "ls-files", "-z"], check=True, capture_output=True)
     checkout = Path.cwd()
     problems: list[str] = []
+    long: list[sizes.Offender] = []
     for name in listing.stdout.decode().split("\0"):
         path = checkout / name
         if not name or not path.is_file():
@@ -63,6 +85,11 @@ def main() -> int:
         except UnicodeDecodeError:
             continue  # an image or a golden file: bytes, not text
         problems.extend(findings(name, text, checkout))
+        long.extend(sizes.offenders(name, text))
+    if is_shrinking:
+        shrunk = sizes.shrink(long, sizes.read_allowed(sizes.ALLOWED))
+        sizes.ALLOWED.write_text(sizes.write_allowed(shrunk))
+    problems.extend(sizes.judge(long, sizes.read_allowed(sizes.ALLOWED)))
     for problem in problems:
         print(f"tidy: {problem}", file=sys.stderr)
     return 1 if problems else 0

@@ -81,6 +81,9 @@ def test_the_settings_of_a_process_are_shown_by_its_name(
     assert shown["nbd.socket"] == {"value": "/s", "source": str(tmp_path / "config/g1.toml")}
     assert pf("config", "show", "--config", tmp_path / "none.toml") == Exit.NOT_FOUND
     assert "what to do: " in capsys.readouterr().err
+    (tmp_path / "bytes.toml").write_bytes(b"[node]\nid = '\xff'\n")
+    assert pf("config", "show", "--config", tmp_path / "bytes.toml") == Exit.FAILED
+    assert "it is not UTF-8\n  what to do: name a settings file" in capsys.readouterr().err
 
 
 def test_a_path_that_leads_nowhere_is_named_with_a_next_step(

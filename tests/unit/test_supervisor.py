@@ -263,7 +263,7 @@ async def test_a_report_that_cannot_be_written_is_tried_again_and_stops_nobody(
     folder.mkdir()
     async with asyncio.timeout(30):
         while not layout.supervisor_file.exists():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
     report = json.loads(layout.supervisor_file.read_text())
     assert {child["state"] for child in report["children"]} == {ChildState.WAITING}
     assert [event for _, event, _ in log.lines].count("report.unwritten") == 1

@@ -66,8 +66,11 @@ def test_a_library_that_does_io_stays_above_the_machines() -> None:
 
 def test_a_machine_without_its_fence_is_named() -> None:
     fenced = "//! Head.\n#![forbid(unsafe_code)]\n"
-    roots = {"proto": fenced, "lane": "// #![forbid(unsafe_code)]\n", "runtime": ""}
-    assert arrows.unfenced_crates(roots) == ["lane: its root must say #![forbid(unsafe_code)]"]
+    roots = {"proto": fenced, "lane": "// #![forbid(unsafe_code)]\n", "runtime": "", "node": ""}
+    assert arrows.unfenced_crates(roots) == [
+        "lane: its root must say #![forbid(unsafe_code)]",
+        "node: its root must say #![forbid(unsafe_code)]",
+    ]
 
 
 def test_a_machine_without_the_link_to_what_it_may_not_name_is_named(tmp_path: Path) -> None:
@@ -186,10 +189,27 @@ def test_a_lock_names_no_registry_but_crates_io() -> None:
     assert list(tidy.findings("README.md", "https://packages.example/simple", checkout)) == []
 
 
-def test_a_file_longer_than_a_chapter_is_named() -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import time\n\ntime.sleep(1)\n",
+        "async def f() -> None:\n    await asyncio.sleep(0.01)\n",
+        "from unittest.mock import Mock\n",
+        "import unittest.mock\n",
+        "from unittest import mock\n",
+    ],
+)
+def test_a_test_that_sleeps_or_mocks_is_named(text: str) -> None:
     checkout = Path("/srv/git/pureflash")
-    assert list(tidy.findings("a.py", "x\n" * 600, checkout)) == []
-    assert len(list(tidy.findings("a.py", "x\n" * 601, checkout))) == 1
+    assert len(list(tidy.findings("tests/unit/test_x.py", text, checkout))) == 1
+    assert list(tidy.findings("python/pureflash/x.py", text, checkout)) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["await asyncio.sleep(0)\n", "# time.sleep(1)\n", 'run("import time; time.sleep(9)")\n']
+)
+def test_a_test_that_gives_others_a_turn_or_only_speaks_of_sleep_does_not(text: str) -> None:
+    assert list(tidy.findings("tests/unit/test_x.py", text, Path("/srv/git/pureflash"))) == []
 
 
 def test_the_tally_adds_cargo_up_and_keeps_what_pytest_said() -> None:

@@ -125,11 +125,14 @@ def present(problem: BaseException) -> Exit:
     return exit_status_of(problem)
 
 
-def unreadable(file: Path, cause: OSError, *, next_step: str) -> CommandProblem:
+def unreadable(
+    file: Path, cause: OSError | UnicodeDecodeError, *, next_step: str
+) -> CommandProblem:
     """Say that a file of the user's cannot be read; one that is not there is NOT_FOUND."""
     is_missing = isinstance(cause, FileNotFoundError)
+    reason = cause.strerror if isinstance(cause, OSError) else "it is not UTF-8"
     return CommandProblem(
-        f"cannot read {file}: {cause.strerror}",
+        f"cannot read {file}: {reason}",
         exit_status=Exit.NOT_FOUND if is_missing else Exit.FAILED,
         next_step=next_step,
     )

@@ -124,7 +124,7 @@ def show(
         )
     try:
         text = config.read_text()
-    except OSError as cause:
+    except (OSError, UnicodeDecodeError) as cause:
         raise unreadable(
             config, cause, next_step="name a settings file that you may read"
         ) from cause

@@ -168,6 +168,14 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
 
+# The row is what it was, the column what it becomes; a test compares this with the table.
+#
+#            queued  running  succeeded  failed  cancelled
+# queued     .       x        .          .       x
+# running    .       .        x          x       x
+# succeeded  .       .        .          .       .
+# failed     .       .        .          .       .
+# cancelled  .       .        .          .       .
 JOB_TRANSITIONS: Final[Mapping[JobState, frozenset[JobState]]] = {
     JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
     JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}),
@@ -261,9 +269,13 @@ class StoreEvent(StrEnum):
     EXITED = "exited"
 
 
-# OFFLINE -registered-> ONLINE -silent-> SUSPECTED -gone-> OFFLINE
-#                       ONLINE <-heard-- SUSPECTED
-#         <-----exited------'----------------'
+# The row is the state, the column what is learned, and where they meet the state that it leads to;
+# a test compares this with the table.
+#
+#            registered  heard   silent     gone     exited
+# offline    online      .       .          .        offline
+# online     online      online  suspected  .        offline
+# suspected  online      online  .          offline  offline
 STORE_TRANSITIONS: Final[Mapping[tuple[StoreState, StoreEvent], StoreState]] = {
     (StoreState.OFFLINE, StoreEvent.REGISTERED): StoreState.ONLINE,
     (StoreState.OFFLINE, StoreEvent.EXITED): StoreState.OFFLINE,
