@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,57 @@ async def test_every_change_documents_its_key(tmp_path: Path) -> None:
         and "Idempotency-Key" not in [one["name"] for one in facts.get("parameters", [])]
     }
     assert without == {("post", "/v1/volumes/{reference}/renew")}, "which changes nothing"
+
+
+@asynccontextmanager
+async def losing_answers(address: str, *, count: int) -> AsyncIterator[str]:
+    """Stand before a server and drop the connection instead of its first `count` answers."""
+    host, _, port = address.rpartition(":")
+    left = [count]
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while part := await reader.read(1 << 16):
+            writer.write(part)
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(host, int(port))
+        asking = asyncio.create_task(forward(reader, back))
+        answer = await there.read(1 << 16)
+        if left[0]:
+            left[0] -= 1
+        else:
+            writer.write(answer)
+            await writer.drain()
+        asking.cancel()
+        back.close()
+        writer.close()
+
+    server = await asyncio.start_server(pump, "127.0.0.1", 0)
+    async with server:
+        yield "{}:{}".format(*server.sockets[0].getsockname())
+
+
+@pytest.mark.parametrize(("lost", "code"), [(0, None), (1, None), (2, Code.TIMED_OUT)])
+async def test_a_volume_whose_answer_is_lost_is_made_once(
+    tmp_path: Path, lost: int, code: Code | None
+) -> None:
+    wish = CreateVolume(name="v1", size_bytes=GIB)
+    async with (
+        serving(tmp_path) as served,
+        served.store(1),
+        losing_answers(served.address, count=lost) as address,
+    ):
+
+        def make() -> Code | None:
+            with Api(address, TOKEN) as api:
+                try:
+                    api.create_volume(wish)
+                except PureFlashError as problem:
+                    return problem.code
+            return None
+
+        assert await asyncio.to_thread(make) is code
+        assert [one.name for one in served.conductor.view().volumes.values()] == ["v1"]
 
 
 async def test_a_deletion_with_its_key_is_done_once_even_if_the_name_is_taken_again(
