@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,10 @@ def exchange(disk: Path) -> None:
     disk.write_bytes(bytes(4096))
 
 
+def note(told: list[str], index: int, reason: str) -> None:
+    told.append(f"{index}: {reason}")
+
+
 def never(index: int, path: Path) -> bool:
     raise AssertionError(f"disk {index} at {path} is served: nobody waits for it")
 
@@ -232,7 +237,7 @@ def test_what_happens_to_a_file_in_use_is_noticed_once(tmp_path: Path) -> None:
                     fault=None,
                 )
             ],
-            fail=lambda index, reason, to=failed: to.append(f"{index}: {reason}"),  # type: ignore[misc]
+            fail=partial(note, failed),
             is_back=never,
             restart=failed.append,
         )

@@ -118,8 +118,8 @@ fn shard_id(volume_id: u64, index: u32) -> ShardId {
 
 #[pymethods]
 impl StoreNode {
-    /// Open the disks, recovering what a crash left, and serve. A disk that cannot be opened, or that
-    /// comes with a "failure", is listed as failed by `stats`; the others are served.
+    /// Open the disks, recovering what a crash left, and serve. A disk that cannot be opened, or
+    /// that comes with a "failure", is listed as failed by `stats`; the others are served.
     #[new]
     #[pyo3(signature = (*, store_id, incarnation, cluster_id, cluster_key, listen, disks))]
     fn new(

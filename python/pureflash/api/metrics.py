@@ -63,8 +63,7 @@ class ViewCollector(Collector):
                     seen_us = getattr(disk, f"{operation}_{statistic}_us")
                     if seen_us is not None:
                         latency.add_metric([*at, operation, statistic], seen_us / 1e6)
-        yield from (up, total, free, latency, slow)
-        yield from _data_families(view)
+        yield from (up, total, free, latency, slow, *_data_families(view))
         volumes = GaugeMetricFamily("pureflash_volumes", "Volumes by state", labels=["state"])
         now = [states.volume_state(view, volume)[0] for volume in view.volumes.values()]
         for state in HealthState:

@@ -74,25 +74,10 @@ def up(
     command = [sys.executable, "-m", "pureflash.supervisor", "--data", str(place.directory)]
     command += ["--restart-delay-ms", str(delay_ms)]
     command += _wishes(stores=stores, disk=disk, journal=journal, new_disks=new_disk or [])
-    ports = {
-        "--conductor-port": conductor_port,
-        "--store-port": store_port,
-        "--nbd-port": nbd_port,
-    }
-    command += [f"{flag}={port}" for flag, port in ports.items() if port is not None]
+    command += _port_words(conductor=conductor_port, store=store_port, nbd=nbd_port)
     if not detach:
         os.execv(sys.executable, command)  # noqa: S606 - our own interpreter and module
-    outcome = _start_detached(command)
-    for warning in outcome["warnings"]:
-        typer.echo(f"warning: {warning}", err=True)
-    if outcome["error"]:
-        for line in outcome["log_tail"]:
-            typer.echo(line, err=True)
-        from pureflash.errors import from_code
-
-        raise from_code(outcome["code"], outcome["error"], next_step=outcome["next_step"])
-    if outcome["is_running"]:
-        typer.echo(f"already running in {place.directory}")
+    _tell_outcome(_start_detached(command), place.directory)
     seen = _show_status(Output.TABLE, None, place.directory)
     wanted = seen.volumes_by_state.keys() - {"deleting"}
     if wanted and not wanted.intersection({"healthy", "degraded", "single_copy"}):
@@ -185,6 +170,24 @@ def logs(
     positions = print_logs(paths, lines)
     if follow:
         follow_logs(positions)
+
+
+def _tell_outcome(outcome: dict[str, Any], directory: Path) -> None:
+    """Print what the supervisor said when it came up. Errors: PureFlashError when it did not."""
+    from pureflash.errors import from_code
+
+    for warning in outcome["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
+    if outcome["error"]:
+        for line in outcome["log_tail"]:
+            typer.echo(line, err=True)
+        raise from_code(outcome["code"], outcome["error"], next_step=outcome["next_step"])
+    if outcome["is_running"]:
+        typer.echo(f"already running in {directory}")
+
+
+def _port_words(**ports: int | None) -> list[str]:
+    return [f"--{whose}-port={port}" for whose, port in ports.items() if port is not None]
 
 
 def _wishes(

@@ -136,18 +136,8 @@ def plan_recovery(
     """
     known = _known_stores(view, held, expected)
     gone = _gone(known, held, without)
-    if missing := [
-        store.name
-        for store in known.values()
-        if store.id not in held and store.id not in gone and not is_given_up(view.cluster, store)
-    ]:
-        raise ClusterError(
-            Code.UNAVAILABLE,
-            f"{', '.join(missing)} not connected: a store that is missing may hold what the others"
-            " know nothing of",
-            next_step=f"start it; or, when it is lost for good, say so with --without {missing[0]}",
-        )
-    check_disks(view, held, without)
+    _check_stores(view, held, known, gone)
+    _check_disks(view, held, without)
     confs = _newest(view, held)
     lost = _deleted(view, held, confs, gone)
     volumes = {volume.id: volume for volume in _volumes(view, held, confs) if volume.id not in lost}
@@ -161,10 +151,10 @@ def plan_recovery(
         writes.append(write)
         if name:
             found.append(RecoveredObject(subject=name, change=write.reason))
-    disks = [reference for reference in without if _disk_named(held, reference) is not None]
+    disks = {name: disk for name in without if (disk := _disk_named(held, name)) is not None}
     cluster = _cluster(view, held, known, gone, lineage=lineage, volumes=volumes)
-    given = {disk.format_uuid for name in disks if (disk := _disk_named(held, name)) is not None}
-    cluster = replace(cluster, given_up=tuple(sorted({*cluster.given_up, *given} - {""})))
+    given = {disk.format_uuid for disk in disks.values()} - {""}
+    cluster = replace(cluster, given_up=tuple(sorted({*cluster.given_up, *given})))
     names = (*(known[store].name for store in sorted(gone)), *disks)
     job = _job(view, cluster, found=len(found), by=by, gone=names)
     writes = [
@@ -254,7 +244,24 @@ def _disk_named(held: Mapping[int, Held], reference: str) -> Disk | None:
     return None
 
 
-def check_disks(view: View, held: Mapping[int, Held], without: Sequence[str]) -> None:
+def _check_stores(
+    view: View, held: Mapping[int, Held], known: Mapping[int, Store], gone: frozenset[int]
+) -> None:
+    """Refuse to go on without a store that is not given up. Errors: ClusterError UNAVAILABLE."""
+    if missing := [
+        store.name
+        for store in known.values()
+        if store.id not in held and store.id not in gone and not is_given_up(view.cluster, store)
+    ]:
+        raise ClusterError(
+            Code.UNAVAILABLE,
+            f"{', '.join(missing)} not connected: a store that is missing may hold what the others"
+            " know nothing of",
+            next_step=f"start it; or, when it is lost for good, say so with --without {missing[0]}",
+        )
+
+
+def _check_disks(view: View, held: Mapping[int, Held], without: Sequence[str]) -> None:
     """Refuse to go on while a disk is not served that may hold what the others know nothing of.
 
     Errors: ClusterError UNAVAILABLE, which names it.

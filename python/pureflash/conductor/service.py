@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from pureflash.conductor import detector, planner, requests, states
 from pureflash.conductor.agents import Session, Sessions
@@ -104,25 +104,13 @@ class Conductor:
         self._news = asyncio.Condition()
         self._lead = Lead(records.metastore, owner=identity.owner)
         self._writer = Writer(records, self.observations, self.events, clock=clock, log=log)
-        self.forcing = Forcing(
-            view=self.view,
-            lock=self._lock,
-            writer=self._writer,
-            end_store=self.store_exited,
-            kick=self.kick,
-        )
+        own: Any = {"view": self.view, "lock": self._lock, "writer": self._writer}
+        self.forcing = Forcing(**own, end_store=self.store_exited, kick=self.kick)
         self.attaching = Attaching(
-            view=self.view,
-            lock=self._lock,
-            writer=self._writer,
-            settled=self._settled,
-            specs=self._specs,
-            draw=identity.draw,
+            **own, settled=self._settled, specs=self._specs, draw=identity.draw
         )
         self.recovering = Recovering(
-            view=self.view,
-            lock=self._lock,
-            writer=self._writer,
+            **own,
             records=records,
             sessions=self._sessions,
             expected=identity.stores,

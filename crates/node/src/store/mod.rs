@@ -297,8 +297,8 @@ pub enum StoreProblem {
 
 /// Disks that are open and recovered, before anything is served.
 ///
-/// A disk that cannot be opened is no reason not to serve the others: it is listed as failed, with the
-/// text of what was wrong, has no lanes, and its replicas are not there.
+/// A disk that cannot be opened is no reason not to serve the others: it is listed as failed, with
+/// the text of what was wrong, has no lanes, and its replicas are not there.
 pub struct OpenStore {
     config: StoreConfig,
     disks: Vec<Result<OpenDisk, String>>,
@@ -512,8 +512,8 @@ impl StoreNode {
         self.handle.try_send(Command::HoldGrowth(disk, is_held)).is_ok()
     }
 
-    /// Stop a disk (by its place in the store) for good: what is behind it is not what it was. False:
-    /// the queue is full, or the store has stopped.
+    /// Stop a disk (by its place in the store) for good: what is behind it is not what it was.
+    /// False: the queue is full, or the store has stopped.
     #[must_use]
     pub fn fail_disk(&self, disk: usize, reason: String) -> bool {
         self.handle.try_send(Command::FailDisk(disk, reason)).is_ok()

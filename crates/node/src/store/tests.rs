@@ -305,10 +305,8 @@ fn the_limits_are_those_of_the_protocol() {
     assert_eq!((thread_ms, device_ms), (500, 5_000));
 }
 
-/// A disk that cannot be read is one failure, not the end of its store.
-#[test]
-fn a_store_serves_the_disks_that_it_can_and_says_what_is_wrong_with_the_others() {
-    let folder = Folder::new();
+/// A store with one good disk, in the third place, among bad ones of each kind.
+fn among_bad_disks(folder: &Folder) -> StoreConfig {
     let format = |name: &str, cluster_id| {
         let options = FormatOptions {
             size_bytes: Some(256 << 20),
@@ -331,7 +329,7 @@ fn a_store_serves_the_disks_that_it_can_and_says_what_is_wrong_with_the_others()
         engine: EngineChoice::Auto,
         failure: failure.map(str::to_owned),
     };
-    let config = StoreConfig {
+    StoreConfig {
         store_id: 1,
         incarnation: 10,
         cluster_id: CLUSTER,
@@ -345,8 +343,14 @@ fn a_store_serves_the_disks_that_it_can_and_says_what_is_wrong_with_the_others()
             named("foreign.img", None),
             named("unmounted.img", Some("it is not mounted")),
         ],
-    };
-    let mut node = OpenStore::open(config).start().expect("started");
+    }
+}
+
+/// A disk that cannot be read is one failure, not the end of its store.
+#[test]
+fn a_store_serves_the_disks_that_it_can_and_says_what_is_wrong_with_the_others() {
+    let folder = Folder::new();
+    let mut node = OpenStore::open(among_bad_disks(&folder)).start().expect("started");
     let disks = node.facts().expect("it runs").disks;
     let said: Vec<&str> =
         disks.iter().map(|disk| disk.failure.as_deref().unwrap_or("served")).collect();
