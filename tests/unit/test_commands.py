@@ -455,8 +455,12 @@ def status_of(stores: int, findings: int) -> list[str]:
         health=[finding] * findings,
     )  # fmt: skip
     children = [
-        {"name": "s1", "state": "running", "reason": ""},
-        {"name": "s2", "state": "waiting", "reason": "it ended by SIGKILL"},
+        {"name": "s1", "state": "running", "reason": "", "pid": 4711},
+        {"name": "s2", "state": "waiting", "reason": "it ended by SIGKILL", "pid": None},
+        *(
+            {"name": f"s{n}", "state": "running", "reason": "", "pid": 4_194_304}
+            for n in range(3, 17)
+        ),
     ]
     return status_lines(seen, "127.0.0.1:7180", children)
 
@@ -469,6 +473,7 @@ def test_the_status_tells_space_disks_and_processes_apart() -> None:
     ) in lines
     (store,) = (line for line in lines if line.startswith("  s1 "))
     assert store.endswith("  ok, 9 GiB free of 10 GiB")
+    assert any("with their pids: s1 4711, s2 -, s3 4194304," in line for line in lines)
     assert [line for line in lines if line.startswith("  s2: ")] == [
         "  s2: to be started again: it ended by SIGKILL"
     ]

@@ -49,7 +49,6 @@ from pureflash.model.rest import (
     RecoveryView,
     RenewAttach,
     StoreView,
-    VerifyVolume,
     VolumeView,
 )
 
@@ -236,14 +235,13 @@ async def verify_volume(
     conductor: Leader,
     once: Once,
     reference: Reference,
-    data: JSONBody[VerifyVolume | None] = None,
+    repair: Annotated[bool, QueryParameter(name="repair")] = True,
 ) -> JobView:
     """Compare all in-sync replicas of a volume, block by block; gives the job that does it.
 
     What one copy cannot read is mended where another one has it, unless `repair` is false.
     """
-    is_repairing = data is None or data.repair
-    job = await once(lambda: conductor.verify_volume(reference, is_repairing=is_repairing))
+    job = await once(lambda: conductor.verify_volume(reference, is_repairing=repair))
     return states.job_view(job)
 
 

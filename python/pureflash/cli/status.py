@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ from pureflash.model.rest import CapacityView, ClusterView, HealthView, StoreVie
 from pureflash.units import format_size
 
 FINDINGS_SHOWN: Final = 8
+LINE_CHARS: Final = 100
 STORES_SHOWN: Final = 16
 """More would leave the screen; `pf store list` has them all."""
 
@@ -33,8 +35,9 @@ def status_lines(
         lines.append(f"gateway: {'; '.join(shown)}")
     lines += ["", *_store_table(seen.stores)]
     if children:
-        pids = (f"{child['name']} {child['pid'] or '-'}" for child in children)
-        lines += ["", f"processes of this machine, with their pids: {', '.join(pids)}"]
+        pids = (f"{child['name']} {child.get('pid') or '-'}" for child in children)
+        text = f"processes of this machine, with their pids: {', '.join(pids)}"
+        lines += ["", *textwrap.wrap(text, LINE_CHARS, subsequent_indent="  ")]
     trouble = [child for child in children if child["state"] not in ("running", "starting")]
     lines += [f"  {child['name']}: {_fate(child)}" for child in trouble]
     if seen.running_jobs:

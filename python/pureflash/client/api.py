@@ -55,7 +55,6 @@ from pureflash.model.rest import (
     RecoveryView,
     RenewAttach,
     StoreView,
-    VerifyVolume,
     VolumeView,
 )
 
@@ -169,8 +168,8 @@ class Api:
         `is_repairing`: what one copy cannot read is mended where another one has it.
         """
         path = f"/v1/volumes/{_quoted(reference)}/verify"
-        body = VerifyVolume(repair=is_repairing)
-        return self._call("POST", path, JobView, body=body, look="`pf job list` shows it")
+        query = {} if is_repairing else {"repair": "false"}
+        return self._call("POST", path, JobView, query=query, look="`pf job list` shows it")
 
     def force_accept(self, reference: str, wish: ForceAccept) -> ForceAcceptView:
         """Let a copy count when no in-sync copy is left; with `dry_run` only say what that does."""

@@ -105,12 +105,6 @@ class PatchVolume(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     size_bytes: int
 
 
-class VerifyVolume(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/volumes/REF/verify; without `repair` it only looks."""
-
-    repair: bool = True
-
-
 class AttachVolume(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/volumes/REF/attach; answered with messages.VolumeSpec."""
 
