@@ -18,7 +18,13 @@ from typing import Any
 from pureflash.model.conf import decode
 from pureflash.model.domain import ShardConf
 
-UNDAMAGED: dict[str, Any] = {"damaged": [], "damaged_blocks": 0, "lost": [], "lost_blocks": 0}
+UNDAMAGED: dict[str, Any] = {
+    "damaged": [],
+    "damaged_blocks": 0,
+    "damage_found": 0,
+    "lost": [],
+    "lost_blocks": 0,
+}
 
 
 class _Events:

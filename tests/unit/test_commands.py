@@ -454,14 +454,13 @@ def status_of(stores: int, findings: int) -> list[str]:
         counters={},
         health=[finding] * findings,
     )  # fmt: skip
-    children = [
+    children: list[dict[str, object]] = [
         {"name": "s1", "state": "running", "reason": "", "pid": 4711},
         {"name": "s2", "state": "waiting", "reason": "it ended by SIGKILL", "pid": None},
-        *(
-            {"name": f"s{n}", "state": "running", "reason": "", "pid": 4_194_304}
-            for n in range(3, 17)
-        ),
     ]
+    for number in range(3, 17):
+        name = f"s{number}"
+        children.append({"name": name, "state": "running", "reason": "", "pid": 4_194_304})
     return status_lines(seen, "127.0.0.1:7180", children)
 
 

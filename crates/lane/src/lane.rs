@@ -539,6 +539,10 @@ impl Lane {
     pub(crate) fn suspect(&mut self, shard_ix: u32, block: u32) {
         let region = block / REGION_BLOCKS;
         let Some(shard) = self.tables.shard(shard_ix) else { return };
+        if shard.regions[region as usize] & 1 == 1 {
+            // It is remembered already; the same damage may be read again and again.
+            return;
+        }
         let value = shard.regions[region as usize] | 1;
         let op = self.control(None, shard_ix, Body::Region { region, value });
         self.start(op);

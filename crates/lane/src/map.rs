@@ -109,6 +109,16 @@ impl Extent {
         BlockState::parse((word >> (block % SLOT_BLOCKS * 2) & 3) as u8).expect("two bits")
     }
 
+    /// Blocks (0..1024) in the state `Poison`.
+    pub fn poisoned(&self) -> impl Iterator<Item = u32> + '_ {
+        // Both bits of a state are set only in `Poison`.
+        let words = self.states.iter().flat_map(|states| states.iter()).enumerate();
+        words.filter(|&(_, word)| word & word >> 1 & ALL_DATA != 0).flat_map(|(position, word)| {
+            let first = position as u32 * SLOT_BLOCKS;
+            (0..SLOT_BLOCKS).filter(move |at| word >> (at * 2) & 3 == 3).map(move |at| first + at)
+        })
+    }
+
     /// Give `position` a slot; its blocks keep their states.
     ///
     /// Panics when the position has another slot: two owners of one position are our own bug.
@@ -344,6 +354,14 @@ mod tests {
                     prop_assert_eq!(freed, expected);
                 }
             }
+            let poisoned: Vec<u32> = oracle
+                .states
+                .iter()
+                .filter(|&(_, &state)| state == BlockState::Poison)
+                .map(|(&block, _)| block)
+                .collect();
+            prop_assert_eq!(extent.poisoned().collect::<std::collections::BTreeSet<u32>>(),
+                poisoned.into_iter().collect());
             for block in 0..EXTENT_BLOCKS {
                 let expected = oracle.states.get(&block).copied().unwrap_or(BlockState::Inherit);
                 prop_assert_eq!(extent.state(block), expected);

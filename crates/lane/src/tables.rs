@@ -188,6 +188,16 @@ impl Tables {
             && !shard.unplaced.iter().any(is_in)
     }
 
+    /// The blocks of a shard that are known to be lost, ascending: a look at each extent that has
+    /// states of blocks, 4 bytes for 16 of them.
+    pub fn poisoned(&self, ix: u32) -> impl Iterator<Item = u32> + '_ {
+        let layer = self.shard(ix).and_then(|shard| self.layers.get(shard.head as usize)?.as_ref());
+        let extents = layer.into_iter().flat_map(|layer| &layer.extents).enumerate();
+        extents
+            .flat_map(|(at, extent)| extent.poisoned().map(move |b| at as u32 * EXTENT_BLOCKS + b))
+            .filter(move |&block| self.is_poisoned(ix, block))
+    }
+
     /// Slots that a write of these blocks could need: one for each position without.
     #[must_use]
     pub fn slots_needed(&self, ix: u32, first: u32, count: u32) -> u32 {

@@ -179,7 +179,7 @@ impl StoreNode {
                 StoreEvent::Verified { request_id, report } => {
                     let (regions, copies) = (report.regions, report.copies);
                     let (different, unreadable) = (report.different, report.unreadable);
-                    let mended = 0;
+                    let mended = report.mended_blocks;
                     ("verified", request_id, regions, copies, different, unreadable, mended)
                         .into_pyobject(py)?
                         .into_any()
@@ -251,15 +251,13 @@ impl StoreNode {
         index: u32,
         is_repairing: bool,
     ) -> PyResult<()> {
-        // What repairs is in the commits after this one; a verification that only looks is right too.
-        let _ = is_repairing;
-        self.control(request_id, ControlOp::Verify(shard_id(volume_id, index)))
+        self.control(request_id, ControlOp::Verify(shard_id(volume_id, index), is_repairing))
     }
 
     /// Read runs (first block, blocks) of a replica again, to learn whether they are damaged.
     fn check_blocks(&self, volume_id: u64, index: u32, runs: Vec<(u32, u32)>) -> PyResult<()> {
-        let _ = (volume_id, index, runs);
-        self.with(|_| ())
+        let shard = shard_id(volume_id, index);
+        self.accepted(self.with(|node| node.check_blocks(shard, runs))?)
     }
 
     /// As primary, give the reign to another member of the ISR; done when it was passed on.
@@ -317,7 +315,8 @@ impl StoreNode {
 
     /// The replicas: volume_id, index, copy, size_bytes, disk, lane, epoch, promised, complete_seq,
     /// role, resyncs, verifying (regions done, of how many; or None), commit_seq, used_bytes, and
-    /// what is known to be unreadable: damaged, damaged_blocks, and as primary lost, lost_blocks.
+    /// what is known to be unreadable: damaged, damaged_blocks, damage_found (blocks in this life,
+    /// mended or not), and as primary lost, lost_blocks.
     fn replicas<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let out = PyList::empty(py);
         for found in self.facts(py)?.replicas {
@@ -343,10 +342,11 @@ impl StoreNode {
             }
             entry.set_item("resyncs", resyncs)?;
             entry.set_item("verifying", found.verifying)?;
-            for (runs, blocks) in [("damaged", "damaged_blocks"), ("lost", "lost_blocks")] {
-                entry.set_item(runs, PyList::empty(py))?;
-                entry.set_item(blocks, 0)?;
-            }
+            entry.set_item("damaged", found.damaged.runs)?;
+            entry.set_item("damaged_blocks", found.damaged.blocks)?;
+            entry.set_item("damage_found", found.damage_found)?;
+            entry.set_item("lost", found.lost.runs)?;
+            entry.set_item("lost_blocks", found.lost.blocks)?;
             entry.set_item("commit_seq", found.commit)?;
             entry.set_item("used_bytes", found.used_bytes)?;
             out.append(entry)?;
@@ -367,6 +367,7 @@ impl StoreNode {
         let facts = self.facts(py)?;
         let (out, disks, counters) = (PyDict::new(py), PyList::empty(py), PyDict::new(py));
         counters.set_item("sessions", facts.sessions)?;
+        counters.set_item("blocks_mended", facts.blocks_mended)?;
         for (name, hop) in hops(&facts.hops) {
             counters.set_item(format!("{name}_hops"), hop.count)?;
             counters.set_item(format!("{name}_nanos"), hop.nanos)?;

@@ -64,11 +64,17 @@ pub enum Mutant {
     CreditIgnored,
     /// A primary that has given back what it was promised goes on serving.
     ReleasedGoesOn,
+    /// Of the damaged blocks of a read only the first is written again.
+    HealFirstOnly,
+    /// What another member could not read is not written again.
+    MemberDamageForgotten,
+    /// A read with damaged blocks is asked as a whole from one member after the other.
+    WholeRangeAsk,
 }
 
 impl Mutant {
     /// Every seeded bug.
-    pub const ALL: [Mutant; 26] = [
+    pub const ALL: [Mutant; 29] = [
         Mutant::SettleOwnTailOnly,
         Mutant::NoQuiesceAtPromise,
         Mutant::PromiseNotPersisted,
@@ -95,6 +101,9 @@ impl Mutant {
         Mutant::NoPathFencing,
         Mutant::CreditIgnored,
         Mutant::ReleasedGoesOn,
+        Mutant::HealFirstOnly,
+        Mutant::MemberDamageForgotten,
+        Mutant::WholeRangeAsk,
     ];
 
     /// Those that random worlds catch soon and surely (crates/sim/tests/mutants.rs). Each of the others

@@ -6,7 +6,7 @@
 //!
 //! Where which invariant is checked: I2, I4, I6, I8, I9, I10, I13, I20, I21 here, with every fact;
 //! I3, I15, I20, I27 in `history`; I7 here with every stored configuration; I1, I5, I14, I16, I17,
-//! I22 and I23 by the world at marked points, with what `history` allows; I12 by the world, which
+//! I22, I23, I29 and I30 by the world at marked points, with what `history` allows; I12 by the world, which
 //! knows the connections; I19 here, when a primary
 //! compares a region with what a learner made of it; I28 is the trace's hash.
 
@@ -275,7 +275,10 @@ impl Check {
                 let why = format!("I1: at {now} ns {place:?} says that nobody has block {block}");
                 self.fail(why);
             }
-            Note::Copied { .. } | Note::CaughtUp { .. } | Note::Healing { .. } => {}
+            Note::Copied { .. }
+            | Note::CaughtUp { .. }
+            | Note::Healing { .. }
+            | Note::Mended { .. } => {}
         }
     }
 

@@ -183,8 +183,11 @@ impl World {
         }
         let open = self.check.history.open().find(|(key, _)| **key == (id, number));
         if let Some((_, open)) = open.filter(|(_, open)| open.kind == Kind::Read) {
-            let first = open.first;
+            let (first, count) = (open.first, open.values.len() as u64);
             self.check.read(self.now, first, &values);
+            if result.is_err() {
+                self.check_failed_read(first, count);
+            }
         }
         // Refused before anything was logged: it must never be seen.
         let refused = |status| matches!(status, proto::Status::NoSpace | proto::Status::OutOfRange);

@@ -83,6 +83,20 @@ impl Disk {
         }
     }
 
+    /// Damage a page for good: one bit is wrong from now on. False: it is being written.
+    pub fn rot(&mut self, offset: u64, random: &mut Random) -> bool {
+        let page = page_of(offset);
+        let covers = |write: &Write| {
+            (write.first_page..write.first_page + write.pages.len()).contains(&page)
+        };
+        if self.writes.iter().any(covers) {
+            return false;
+        }
+        let good = self.page(page).clone();
+        self.durable[page] = Some(self.flip(&good, random));
+        true
+    }
+
     /// Take a request; it completes when `complete` names its ticket.
     pub fn submit(&mut self, request: DiskRequest) -> u64 {
         self.next_ticket += 1;

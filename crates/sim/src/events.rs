@@ -37,6 +37,8 @@ pub enum Nemesis {
     Attach,
     /// Asks a primary to give its reign to another member.
     Transfer,
+    /// Copies of blocks are damaged.
+    Rot,
     /// Leaves a member out of an ISR whose store is well, as one with a slow disk is.
     Demote,
     /// Takes every member of an ISR away for good, as far as anybody can tell.

@@ -38,6 +38,7 @@ impl World {
             Nemesis::Client => self.options.client_every_ms,
             Nemesis::Attach => self.options.attach_every_ms,
             Nemesis::Transfer => self.options.transfer_every_ms,
+            Nemesis::Rot => self.options.rot_every_ms,
             Nemesis::Demote => self.options.demote_every_ms,
             Nemesis::Lose => self.options.lose_every_ms,
         }
@@ -58,6 +59,7 @@ impl World {
             Nemesis::Transfer,
             Nemesis::Demote,
             Nemesis::Lose,
+            Nemesis::Rot,
         ] {
             self.plan(nemesis);
         }
@@ -121,6 +123,7 @@ impl World {
             Nemesis::Transfer => self.transfer(),
             Nemesis::Demote => self.demote(),
             Nemesis::Lose => self.lose(),
+            Nemesis::Rot => self.rot(),
         }
     }
 

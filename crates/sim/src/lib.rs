@@ -31,6 +31,7 @@ pub mod network;
 pub mod options;
 mod phases;
 pub mod random;
+mod rot;
 pub mod store;
 pub mod trace;
 mod world;

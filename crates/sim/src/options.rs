@@ -159,6 +159,8 @@ options! {
     lose_every_ms,
     /// Chance that a disk read brings a flipped bit.
     bit_flip,
+    /// Mean time between damages to copies of some blocks, for good.
+    rot_every_ms,
     /// Percent of the crashes after which recovery is run twice and compared.
     twice_percent,
     /// Seeded bug of `shard`, by its place in `Mutant::ALL` from 1; 0 none.
@@ -213,7 +215,39 @@ impl Options {
         options.pause_ms = *random.pick(&[100, 400, 1_000]);
         options.transfer_every_ms = *random.pick(&[0, 500, 2_000]);
         options.demote_every_ms = *random.pick(&[0, 0, 1_000]);
+        if random.below(8) == 0 {
+            options.rot_every_ms = *random.pick(&[100, 400, 1_500]);
+            options.keep_members();
+        }
         options
+    }
+
+    /// Without the faults that take a member out of an ISR: a copy that is damaged must not become the
+    /// last one.
+    fn keep_members(&mut self) {
+        for fault in [
+            &mut self.partition_every_ms,
+            &mut self.crash_every_ms,
+            &mut self.crash_all_every_ms,
+            &mut self.crash_in_recovery,
+            &mut self.pause_every_ms,
+            &mut self.stuck_disk_every_ms,
+            &mut self.slow_disk_every_ms,
+            &mut self.eio_write,
+            &mut self.ambush,
+            &mut self.demote_every_ms,
+            // A second longer than a member may be silent.
+            &mut self.slow_message,
+            &mut self.clock_permille,
+            // What one device fails to read for a moment all of them may: no request would be safe.
+            &mut self.eio_read,
+        ] {
+            *fault = 0;
+        }
+        self.drop = self.drop.min(100);
+        self.delay_us = self.delay_us.min(1_000);
+        // A part of the requests is read over several blocks; more of them meet several damages.
+        self.write_percent = 30;
     }
 
     /// A world in which nothing goes wrong.

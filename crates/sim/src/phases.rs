@@ -121,9 +121,13 @@ impl World {
                 }
             }
             Phase::ConductorlessDrain { until } => {
-                if self.is_answered() {
+                if self.is_answered() && self.known_damage().is_none() {
                     self.is_conductor_up = true;
+                    self.verify_all();
                     self.enter(Phase::Rest { until: now + REST });
+                } else if now >= until && self.is_answered() {
+                    let known = self.known_damage().unwrap_or_default();
+                    self.check.fail(format!("I30: known to its primary and not mended: {known}"));
                 } else if now >= until {
                     self.fail_unanswered("I22");
                 }
@@ -136,6 +140,7 @@ impl World {
             Phase::Looking => {
                 if self.audits.is_empty() {
                     self.compare();
+                    self.check_rot();
                     self.enter(Phase::Over);
                 }
             }

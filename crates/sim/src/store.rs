@@ -95,6 +95,11 @@ pub enum Input {
         /// The member that it goes to.
         to: CopyId,
     },
+    /// Somebody asks for a verification that repairs.
+    Verify {
+        /// The shard.
+        shard: u32,
+    },
     /// A life of another store is over.
     Dead {
         /// The store.
@@ -554,6 +559,10 @@ impl Up {
                 self.work.push_back(Work::Replica(shard, replica::Event::Transfer { to }));
                 self.run(now, out);
             }
+            Input::Verify { shard } => {
+                let event = replica::Event::Verify { token: 0, is_repairing: true };
+                self.work.push_back(Work::Replica(shard, event));
+            }
             Input::Audit { token, shard, block } => self.audit(now, token, shard, block, out),
             Input::Timer => self.timer(now),
         }
@@ -690,7 +699,7 @@ impl Up {
             replica::Effect::Verified { .. } => {}
             replica::Effect::Note(note) => {
                 if let replica::Note::Role { role: replica::Role::Active, .. } = note {
-                    let event = replica::Event::Verify { token: 0 };
+                    let event = replica::Event::Verify { token: 0, is_repairing: true };
                     self.work.push_back(Work::Replica(shard, event));
                 }
                 out.push(Output::Note { shard, note });

@@ -18,6 +18,7 @@ use crate::network::{self, Network, Quality};
 use crate::options::{Options, OptionsProblem};
 use crate::phases::Phase;
 use crate::random::Random;
+use crate::rot::Rotten;
 use crate::store::{Input, Output, Process, Settings, shard_id};
 use crate::trace::Trace;
 use lane::format::{DiskHeader, Durability};
@@ -112,6 +113,7 @@ pub struct World {
     pub(crate) hot: Vec<u64>,
     pub(crate) phase: Phase,
     pub(crate) audits: BTreeMap<u64, Audit>,
+    pub(crate) rotten: Vec<Rotten>,
     pub(crate) next_audit: u64,
     /// What the lanes hold at rest: block, then store and value.
     pub(crate) found: BTreeMap<u64, Vec<(StoreId, Option<u64>)>>,
@@ -172,6 +174,7 @@ impl World {
             hot,
             phase: Phase::Safety,
             audits: BTreeMap::new(),
+            rotten: Vec::new(),
             next_audit: 0,
             found: BTreeMap::new(),
             opening: BTreeMap::new(),
@@ -543,6 +546,7 @@ impl World {
             | Note::Assigned { .. }
             | Note::Durable { .. }
             | Note::Committed { .. }
+            | Note::Mended { .. }
             | Note::Copied { .. }
             | Note::CaughtUp { .. }
             | Note::Different { .. }
@@ -593,6 +597,7 @@ impl World {
                     self.events.push(at, What::Ambush(store, *to));
                 }
             }
+            Note::Mended { .. } => self.count("mended"),
             // The checker has refused them; the world ends here.
             Note::Different { .. } | Note::Lost { .. } => {}
             // Told by what the clients read.

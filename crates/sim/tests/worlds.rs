@@ -102,3 +102,20 @@ fn worlds_of_one_two_and_five_stores_are_whole() {
         assert!(world.counts()["committed"] > 10, "{options}");
     }
 }
+
+/// Rot on several copies, and on several blocks of one read: no request is failed whose blocks are good
+/// somewhere, and in the end every copy is good.
+#[test]
+fn copies_that_rot_are_mended() {
+    let mut totals = std::collections::BTreeMap::new();
+    let has_rot = |seed: &u64| sim::options::Options::of_seed(*seed).rot_every_ms > 0;
+    for seed in (0..).filter(has_rot).take(12) {
+        let world = run(seed, "{}");
+        assert_eq!(world.violation(), None, "seed {seed}: {}", world.options());
+        for (name, value) in world.counts() {
+            *totals.entry(name).or_insert(0) += value;
+        }
+    }
+    let of = |name: &str| totals.get(name).copied().unwrap_or(0);
+    assert!(of("fault.rot") > 200 && of("mended") > 50, "{totals:?}");
+}

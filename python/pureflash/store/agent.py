@@ -4,12 +4,13 @@ Theory of operation. A command of the conductor becomes one call of the node wit
 id; the node's event with that id becomes the answer. The tables here say which question an id
 belongs to; they are lost with the connection's owner, never needed across a restart. Heartbeats
 carry the disks and totals each time, and the replicas whenever they differ from what was sent
-last. What other stores' PINGs say of the conductor goes into the allegiance with each heartbeat.
+last. Damaged blocks are told and kept by `damage.py`, which looks at the same replicas. What other
+stores' PINGs say of the conductor goes into the allegiance with each heartbeat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final
@@ -53,6 +54,7 @@ from pureflash.model.messages import (
 from pureflash.process.allegiance import Allegiance, Known
 from pureflash.process.logs import Log
 from pureflash.store.core import StoreNode
+from pureflash.store.damage import Damage, damage_in
 from pureflash.store.disks import DISK_FAILED, Fault
 from pureflash.store.latency import Meters
 
@@ -91,8 +93,13 @@ class StoreAgent:
         log: Log,
         held: Mapping[int, str] = MappingProxyType({}),
         allegiance: Allegiance | None = None,
+        damage: Damage | None = None,
     ) -> None:
-        """Speak for `node`; `held` are the disks that their host has no room for, and why."""
+        """Speak for `node`; `held` are the disks that their host has no room for, and why.
+
+        `damage` is where damaged blocks are told and kept; without it they are only logged.
+        """
+        self._damage = damage or damage_in(None, log)
         self._allegiance = allegiance or Allegiance()
         self._node = node
         self._held = held
@@ -292,10 +299,25 @@ class StoreAgent:
         )
 
     def _replicas(self) -> tuple[ReplicaReport, ...]:
-        return tuple(replica_report(found) for found in self._node.replicas())
+        return tuple(self._report(found) for found in self.look())
+
+    def look(self) -> Sequence[Mapping[str, Any]]:
+        """Look at the node's replicas, also while no conductor asks: damage is told and kept."""
+        replicas = self._node.replicas()
+        self._damage.look(replicas)
+        return replicas
+
+    def check_kept_damage(self) -> None:
+        """Let the node read the blocks again that were damaged before the start."""
+        for volume_id, index, runs in self._damage.to_check():
+            self._node.check_blocks(volume_id, index, runs)
+
+    def _report(self, found: Mapping[str, Any]) -> ReplicaReport:
+        since = self._damage.since_ms(found["volume_id"], found["index"])
+        return replica_report(found, damaged_since_ms=since)
 
 
-def replica_report(found: Mapping[str, Any]) -> ReplicaReport:
+def replica_report(found: Mapping[str, Any], *, damaged_since_ms: int = 0) -> ReplicaReport:
     """Turn one of `StoreNode.replicas()` into a report."""
     return ReplicaReport(
         volume_id=found["volume_id"],
@@ -315,6 +337,7 @@ def replica_report(found: Mapping[str, Any]) -> ReplicaReport:
         damaged_blocks=found["damaged_blocks"],
         lost=tuple(found["lost"]),
         lost_blocks=found["lost_blocks"],
+        damaged_since_ms=damaged_since_ms,
     )
 
 

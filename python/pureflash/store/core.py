@@ -98,8 +98,9 @@ class StoreNode(Protocol):
 
         And promised, complete_seq, applied_seq of each,
         "resyncs": [{to, regions_left, regions_copied}], and what is known to be unreadable:
-        "damaged": [(first block, blocks)], at most 64 runs, "damaged_blocks", and as primary "lost"
-        and "lost_blocks": what cannot be read anywhere.
+        "damaged": [(first block, blocks)], at most 64 runs, "damaged_blocks", "damage_found" (all
+        blocks that were damaged in this life, mended or not), and as primary "lost" and
+        "lost_blocks": what cannot be read anywhere.
         """
 
     def confs(self) -> Sequence[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pureflash.model.domain import Disk
@@ -17,6 +18,8 @@ from pureflash.process.net import check_loopback, split_address
 from pureflash.process.secrets import read_key
 from pureflash.store.agent import StoreAgent, StoreFacts
 from pureflash.store.core import StoreCore, StoreNode, load_core
+from pureflash.store.damage import LOOK_S as DAMAGE_LOOK_S
+from pureflash.store.damage import damage_in
 from pureflash.store.disks import DISK_FAILED, DiskWatch, Probe, prepare_disks
 from pureflash.store.host_space import LOOK_S, HostSpace
 
@@ -97,8 +100,16 @@ async def _serve(
     host = HostSpace(paths, hold=node.hold_growth, log=log)
     host.look()
     allegiance = Allegiance(allegiance_file(Path(settings.text("node.data"))))
-    agent = StoreAgent(node, facts=facts, log=log, held=host.held, allegiance=allegiance)
+    agent = StoreAgent(
+        node,
+        facts=facts,
+        log=log,
+        held=host.held,
+        allegiance=allegiance,
+        damage=damage_in(Path(settings.text("node.data")), log),
+    )
     agent.led(allegiance.known)
+    agent.check_kept_damage()
     token = Path(settings.text("node.token_file")).read_text().strip()
     link = AgentLink(
         address=settings.text("node.conductors"),
@@ -110,7 +121,13 @@ async def _serve(
     )
     loop = asyncio.get_running_loop()
     loop.add_reader(node.fileno(), agent.drain)
-    coroutines = (link.run(), stop.wait(), _watch(host, watch))
+    coroutines = (
+        link.run(),
+        stop.wait(),
+        _repeat(watch.look, LOOK_S),
+        _repeat(host.look, LOOK_S),
+        _repeat(agent.look, DAMAGE_LOOK_S),
+    )
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         announce(settings.path("node.ready"), incarnation=facts.incarnation, address=facts.address)
@@ -124,8 +141,7 @@ async def _serve(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _watch(host: HostSpace, disks: DiskWatch) -> None:
+async def _repeat(look: Callable[[], object], every_s: float) -> None:
     while True:
-        await asyncio.sleep(LOOK_S)
-        disks.look()
-        host.look()
+        await asyncio.sleep(every_s)
+        look()

@@ -35,7 +35,7 @@ use shard::conf::{Incarnation, ShardConf, StoreId};
 use shard::exchange::reply_to;
 use shard::heartbeat::Event as HeartEvent;
 use shard::paths::Paths;
-use shard::replica::{Effect, Event, Pace, Replica, View};
+use shard::replica::{Effect, Event, Note, Pace, Replica, View};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -54,6 +54,7 @@ pub(super) enum Command {
     HoldGrowth(usize, bool),
     /// A disk is not what it was, and why.
     FailDisk(usize, String),
+    CheckBlocks(ShardId, Vec<(u32, u32)>),
     Close(Sender<()>),
 }
 
@@ -121,6 +122,8 @@ pub(super) struct StoreApp {
     /// Requests of other stores that a replica works on.
     asked: Asks<ConnId>,
     hops: Hops,
+    /// Damaged blocks that primaries here have written again.
+    blocks_mended: u64,
     links: Links,
     identity: Identity,
     booted: Tick,
@@ -177,6 +180,7 @@ impl StoreApp {
             pending: IdMap::default(),
             asked: Asks::new(),
             hops: Hops::default(),
+            blocks_mended: 0,
             links: Links::new(Kind::Peer, identity.clone()),
             identity,
             booted: outlets.booted,
@@ -290,6 +294,7 @@ impl StoreApp {
                     let message = format!("shard {shard} was not compared: {status}");
                     self.event(StoreEvent::Failed { request_id, status, message });
                 }
+                Effect::Note(Note::Mended { .. }) => self.blocks_mended += 1,
                 // The roles are in the facts that the control plane asks for.
                 Effect::Note(_) => {}
             }
@@ -344,6 +349,9 @@ impl Application for StoreApp {
                 for lane in lanes.into_iter().flatten() {
                     self.lanes.fail(ctx, lane, reason.clone());
                 }
+            }
+            Command::CheckBlocks(shard, runs) => {
+                self.step(ctx, shard, Event::CheckBlocks { runs });
             }
             Command::Close(waiter) => {
                 self.closing = Some((waiter, self.lanes.count()));

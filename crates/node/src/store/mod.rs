@@ -38,7 +38,7 @@ use shard::conf::transition::Transition;
 use shard::conf::{CopyId, ShardConf};
 use shard::heartbeat::{Heartbeats, Timing};
 use shard::mutant::Mutant;
-use shard::replica::{ResyncFacts, Role, Stored, VerifyReport};
+use shard::replica::{DamageFacts, ResyncFacts, Role, Stored, VerifyReport};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
@@ -111,6 +111,12 @@ pub struct ReplicaFacts {
     pub resyncs: Vec<ResyncFacts>,
     /// As primary: regions compared of a verification under way, and of how many.
     pub verifying: Option<(u32, u32)>,
+    /// Blocks that are known to be unreadable here.
+    pub damaged: DamageFacts,
+    /// Blocks that were found so in this life, mended or not.
+    pub damage_found: u64,
+    /// As primary: blocks of which no copy is left that can be read.
+    pub lost: DamageFacts,
     /// Commit watermark.
     pub commit: u64,
     /// Bytes of the slots that it uses.
@@ -201,6 +207,8 @@ pub struct StoreFacts {
     pub sessions: usize,
     /// Where the time of requests goes.
     pub hops: Hops,
+    /// Damaged blocks that primaries here have written again since the start.
+    pub blocks_mended: u64,
 }
 
 /// What the control plane asks; the answer is an event with the same id.
@@ -223,8 +231,9 @@ pub enum ControlOp {
     Resize(ShardId, u32),
     /// Follow a newer configuration.
     SetConf(ShardConf),
-    /// As primary, compare all in-sync replicas; answered by `StoreEvent::Verified`.
-    Verify(ShardId),
+    /// As primary, compare all in-sync replicas; answered by `StoreEvent::Verified`. True: write
+    /// damaged blocks again wherever a good copy exists.
+    Verify(ShardId, bool),
     /// As primary, give the reign to this member of the ISR (T5) as soon as what is under way has
     /// ended. Done when it was passed on: what became of it is seen in the configurations.
     Transfer(ShardId, CopyId),
@@ -517,6 +526,13 @@ impl StoreNode {
     #[must_use]
     pub fn fail_disk(&self, disk: usize, reason: String) -> bool {
         self.handle.try_send(Command::FailDisk(disk, reason)).is_ok()
+    }
+
+    /// Read runs (first block, blocks) of a replica again, to learn whether they are damaged. False:
+    /// the queue is full, or it has stopped.
+    #[must_use]
+    pub fn check_blocks(&self, shard: ShardId, runs: Vec<(u32, u32)>) -> bool {
+        self.handle.try_send(Command::CheckBlocks(shard, runs)).is_ok()
     }
 
     /// A snapshot; `None` when it has stopped.

@@ -3,8 +3,8 @@
 //! **What it owns.** Everything that a replica decides: which configuration it follows and what it
 //! has promised (`adopt.rs`, `stored.rs`), what it accepts from a primary as secondary or learner
 //! (`follower.rs`), and as primary the order of operations and their commitment (`reign.rs`), clients
-//! (`serve.rs`), the beginning of a reign (`settle.rs`), its transfer (`transfer.rs`) and learners
-//! (`resync.rs`, and how fast: `pace.rs`). It has no clock, disk or socket: events in, effects out,
+//! (`serve.rs`), reads and mending of damaged blocks (`repair.rs`), the beginning of a reign (`settle.rs`), its transfer (`transfer.rs`) and learners
+//! (`resync.rs`, and how fast: `pace.rs`); and which blocks are unreadable (`damage.rs`). It has no clock, disk or socket: events in, effects out,
 //! and a look at what its lane and its store's leases know.
 //!
 //! **What it guarantees** is docs/internals/replication.md; the comments cite its sections. Messages
@@ -15,9 +15,11 @@
 //! configuration with a greater epoch has been read" (section 2).
 
 mod adopt;
+mod damage;
 mod follower;
 mod pace;
 mod reign;
+mod repair;
 mod resync;
 mod serve;
 mod settle;
@@ -34,6 +36,8 @@ use crate::heartbeat::{Leases, Timing};
 use crate::mutant::Mutant;
 use crate::table::Table;
 use adopt::Adopting;
+pub use damage::DamageFacts;
+use damage::{Damage, Probe, Touch};
 use follower::Follower;
 use lane::tables::Tables;
 use lane::{Lane, Op, Outcome, Problem};
@@ -135,6 +139,14 @@ pub enum Event {
     Verify {
         /// Comes back with the answer.
         token: u64,
+        /// Write damaged blocks again wherever a good copy exists.
+        is_repairing: bool,
+    },
+    /// Read these blocks (first, number) here again, to learn whether they are damaged. What lies
+    /// outside the shard is left out.
+    CheckBlocks {
+        /// Runs of them.
+        runs: Vec<(u32, u32)>,
     },
     /// Give the reign to this member of the ISR (T5), if it is one's own and nothing stands against it.
     Transfer {
@@ -283,8 +295,13 @@ pub enum Note {
         /// Which region.
         region: u32,
     },
-    /// As primary: this block is damaged here and is written again from another member's copy.
+    /// As primary: a copy of this block is damaged, here or at a member, and it is written again.
     Healing {
+        /// Which block.
+        block: u32,
+    },
+    /// As primary: a damaged block was written again, at every member.
+    Mended {
         /// Which block.
         block: u32,
     },
@@ -357,6 +374,10 @@ enum Work {
     ReadFor { asked: Asked },
     /// A region is read to compare it with all in-sync replicas.
     VerifyRead { reign: Epoch, number: u32 },
+    /// A part of a read that the lane could not do as a whole.
+    Piece { reign: Epoch, number: u32 },
+    /// Blocks are read again, to know which of them are damaged.
+    Probe(Probe),
     /// Bookkeeping that nobody waits for.
     Unwatched,
 }
@@ -379,7 +400,8 @@ pub struct Replica {
     promised: Epoch,
     is_promise_told: bool,
     adopting: Option<Adopting>,
-    work: Table<Work>,
+    work: Table<(Work, Touch)>,
+    damage: Damage,
     /// Slots that the lane has for new data, at the last event.
     free_slots: u32,
     /// Outstanding lane operations that change content.
@@ -438,6 +460,7 @@ impl Replica {
             is_promise_told: false,
             adopting: None,
             work: Table::new(),
+            damage: Damage::of_poisoned(view.tables.poisoned(options.shard_ix)),
             free_slots: view.free_slots,
             changes_open: 0,
             held: VecDeque::new(),
@@ -484,7 +507,8 @@ impl Replica {
             Event::Conf(conf) => self.learn(&mut ctx, conf),
             Event::Dead { store, incarnation } => self.died(&mut ctx, store, incarnation),
             Event::Newer { epoch } => self.nacked(&mut ctx, epoch, None),
-            Event::Verify { token } => self.verify(&mut ctx, token),
+            Event::Verify { token, is_repairing } => self.verify(&mut ctx, token, is_repairing),
+            Event::CheckBlocks { runs } => self.check_blocks(&mut ctx, &runs),
             Event::Transfer { to } => self.begin_transfer(&mut ctx, to),
             Event::Grown => {
                 let shard = view.tables.shard(self.options.shard_ix);
@@ -560,13 +584,14 @@ impl Replica {
 
     fn lane(&mut self, ctx: &mut Ctx<'_, '_>, work: Work, request: Op) {
         self.changes_open += u32::from(work.is_change());
-        let op = self.work.insert(work);
+        let op = self.work.insert((work, Touch::of(&request)));
         ctx.out.push(Effect::Lane { op, request });
     }
 
     fn lane_done(&mut self, ctx: &mut Ctx<'_, '_>, op: u32, result: Result<Outcome, Problem>) {
-        let work = self.work.take(op).expect("the lane answers once");
+        let (work, touch) = self.work.take(op).expect("the lane answers once");
         self.changes_open -= u32::from(work.is_change());
+        self.seen(ctx, &work, touch, &result);
         match work {
             Work::Persist => self.persisted(ctx, result),
             Work::Prepare(lsn) => self.prepared(ctx, lsn, result),
@@ -584,6 +609,7 @@ impl Replica {
             | Work::CopyRead { reign, .. }
             | Work::DigestRead { reign, .. }
             | Work::VerifyRead { reign, .. }
+            | Work::Piece { reign, .. }
                 if self.reign.as_ref().is_none_or(|present| present.epoch != reign) => {}
             Work::Client { task, first, count, .. } => {
                 self.client_read(ctx, (task, first, count), result);
@@ -592,6 +618,8 @@ impl Replica {
             Work::CopyRead { store, job, .. } => self.copy_read(ctx, store, job, result),
             Work::DigestRead { store, job, .. } => self.digest_read(ctx, store, job, result),
             Work::VerifyRead { number, .. } => self.verify_read(ctx, number, result),
+            Work::Piece { number, .. } => self.piece_read(ctx, number, result),
+            Work::Probe(probe) => self.probed(ctx, probe, result),
             Work::Unwatched => {}
         }
         self.settle_adoption(ctx);
@@ -724,7 +752,7 @@ impl Replica {
                 self.content_came(ctx, number, Some(content));
             }
             Ok(ReplyOp::Read(content)) if kind == Kind::Repair => {
-                self.read_elsewhere(ctx, (from, number), Some(content));
+                self.read_elsewhere(ctx, (from, number), Ok(content));
             }
             Ok(op) => self.acknowledged(ctx, from, kind, number, op),
             Err(failure) if failure.status == Status::StaleEpoch => {

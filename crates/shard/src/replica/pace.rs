@@ -27,6 +27,9 @@
 //! and keep to their share one by one: a learner that clients wait for is to be admitted, or given up,
 //! soon.
 //!
+//! **Verifications** of all shards of a lane take turns too, apart from those of copies: they keep to
+//! the same share of the time by themselves, so that neither waits for the other.
+//!
 //! Time comes in with events; nothing here measures it.
 
 use proto::Tick;
@@ -101,6 +104,8 @@ pub struct Pace {
     copies: Turns,
     /// Of shards with one copy.
     urgent_copies: Turns,
+    /// Of verifications (`verify.rs`).
+    verifies: Turns,
 }
 
 impl Pace {
@@ -112,6 +117,11 @@ impl Pace {
     /// Whether clients are there.
     pub(super) fn is_busy(&self, now: Tick) -> bool {
         self.client_at.get().is_some_and(|at| now < at.after_millis(IDLE_MS))
+    }
+
+    /// The turns in which regions are compared for people.
+    pub(super) fn verifies(&self) -> &Turns {
+        &self.verifies
     }
 
     /// The turns in which regions are copied.

@@ -7,6 +7,7 @@
 //! began, so that an acknowledgement of another reign cannot be taken for one of this.
 
 use super::follower::{Body, regions_of};
+use super::repair::is_media;
 use super::resync::Resync;
 use super::serve::Clients;
 use super::settle::Settling;
@@ -39,6 +40,9 @@ const READ_TRIES: u32 = 20;
 pub(super) enum Owner {
     /// A client's task.
     Task(u32),
+    /// A task that writes a damaged block again. It changes nothing that a client could see, so it
+    /// goes on below min_write too: a new copy may wait for it, and min_write for that.
+    Heal(u32),
     /// The beginning of the reign.
     Settling,
 }
@@ -290,16 +294,17 @@ impl Replica {
         let shard_ix = self.options.shard_ix;
         let is_solo = self.is_alone();
         let reign = self.reign();
-        let is_client = matches!(owner, Owner::Task(_));
+        let (is_client, is_settle) = (matches!(owner, Owner::Task(_)), owner == Owner::Settling);
         let is_held =
             !no_hold && regions_of(first, count).any(|region| reign.holds.contains_key(&region));
         // The watermark of a reign that settles is the last one's: the window would close for good
         // when a forced history began far above it. What settles has its own bound.
-        let is_far = is_client && reign.next_seq - reign.commit.0 > SEQ_WINDOW;
+        let is_far = !is_settle && reign.next_seq - reign.commit.0 > SEQ_WINDOW;
         let is_full = reign.open.len() >= OPEN_MAX || is_far;
         if reign.is_suspended
             || is_full
-            || (is_client && (is_held || !has_min_write || !reign.is_serving()))
+            || (!is_settle && (is_held || !reign.is_serving()))
+            || (is_client && !has_min_write)
         {
             return Err(body);
         }
@@ -312,7 +317,6 @@ impl Replica {
         let (local, began, sent) = (Local::Running, ctx.now, ctx.now);
         let open = Open { lsn, body, owner, local, is_solo, acked, began, sent };
         reign.open.insert(seq, open);
-        let is_settle = owner == Owner::Settling;
         ctx.out.push(Effect::Note(Note::Assigned { lsn, first, count, is_settle }));
         self.lane(ctx, Work::Local(seq), request);
         for to in self.receivers() {
@@ -334,11 +338,11 @@ impl Replica {
         let command_id = Command { kind: Kind::Prepare, number: seq.0 }.id();
         let body = &open.body;
         self.send(ctx, to, command_id, open.lsn, |peer| match (open.owner, body) {
-            (Owner::Task(_), Body::Write { crcs, data: bytes, .. }) => {
+            (Owner::Task(_) | Owner::Heal(_), Body::Write { crcs, data: bytes, .. }) => {
                 let op = PrepareOp::Write(data(crcs, bytes));
                 RequestOp::Prepare(Box::new(Prepare { peer, op }))
             }
-            (Owner::Task(_), Body::Discard { .. }) => {
+            (Owner::Task(_) | Owner::Heal(_), Body::Discard { .. }) => {
                 let op = PrepareOp::Discard(range(count));
                 RequestOp::Prepare(Box::new(Prepare { peer, op }))
             }
@@ -350,7 +354,7 @@ impl Replica {
                 let content = Content::Inherit(range(count));
                 RequestOp::Settle(Box::new(Settle { peer, layer_snap_seq: 0, content }))
             }
-            (Owner::Settling | Owner::Task(_), Body::Poison { .. }) => {
+            (Owner::Settling | Owner::Task(_) | Owner::Heal(_), Body::Poison { .. }) => {
                 let content = Content::Poison(range(count));
                 RequestOp::Settle(Box::new(Settle { peer, layer_snap_seq: 0, content }))
             }
@@ -457,7 +461,11 @@ impl Replica {
         if self.reign.is_none() {
             return;
         }
-        let is_media = matches!(status, Status::MediaError | Status::BadChecksum);
+        let is_media = is_media(status);
+        if kind == Kind::Digest && is_media {
+            // A learner that cannot read what it was given is given it again.
+            return self.learner_unreadable(ctx, from, number);
+        }
         if kind == Kind::Verify {
             // Unreadable there; whatever else it is, the region is tried again.
             if is_media {
@@ -475,9 +483,7 @@ impl Replica {
                 | Status::OutOfRange
         );
         if is_its_own && matches!(kind, Kind::Prepare | Kind::Copy | Kind::Digest) {
-            self.reign().failed.insert(from);
-            self.proposed_at = None;
-            self.tick_reign(ctx);
+            self.member_failed(ctx, from);
         } else if kind == Kind::Prepare {
             let conf = self.stored.conf.as_ref();
             let life = conf.and_then(|conf| conf.on_store(from)).map(|m| (from, m.incarnation));
@@ -487,10 +493,17 @@ impl Replica {
         } else if kind == Kind::Read {
             self.content_came(ctx, number, None);
         } else if kind == Kind::Repair {
-            self.read_elsewhere(ctx, (from, number), None);
+            self.read_elsewhere(ctx, (from, number), Err(status));
         } else if matches!(kind, Kind::Copy | Kind::Digest) {
             self.abandon_job(ctx, from, number);
         }
+    }
+
+    /// A replica has an error of its own: it is proposed to go.
+    pub(super) fn member_failed(&mut self, ctx: &mut Ctx<'_, '_>, from: StoreId) {
+        self.reign().failed.insert(from);
+        self.proposed_at = None;
+        self.tick_reign(ctx);
     }
 
     /// Commit an operation if all that must have it do.
@@ -523,7 +536,7 @@ impl Replica {
             open.acked.contains(life) || is_any_life
         };
         let is_acked = alone || required.iter().all(has);
-        let is_enough = has_min_write || open.owner == Owner::Settling;
+        let is_enough = has_min_write || !matches!(open.owner, Owner::Task(_));
         if open.local != Local::Durable || !is_acked || !is_enough {
             return;
         }
@@ -558,7 +571,7 @@ impl Replica {
 
     fn operation_over(&mut self, ctx: &mut Ctx<'_, '_>, open: &Open, result: Result<Seq, Status>) {
         match open.owner {
-            Owner::Task(task) => self.change_over(ctx, task, result),
+            Owner::Task(task) | Owner::Heal(task) => self.change_over(ctx, task, result),
             Owner::Settling => self.settled(ctx, open.body.range(), result.is_ok()),
         }
     }
@@ -621,6 +634,7 @@ impl Replica {
     /// Another primary reigns, or none: nothing of this reign is answered with success any more.
     pub(super) fn end_reign(&mut self, ctx: &mut Ctx<'_, '_>) {
         let mut reign = self.reign.take().expect("only a reign ends");
+        self.damage.end_reign();
         ctx.out.push(Effect::Unclaim);
         if let Some(verify) = reign.verify.take() {
             let (token, result) = (verify.into_token(), Err(Status::NotPrimary));

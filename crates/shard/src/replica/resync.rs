@@ -81,6 +81,8 @@ pub(super) struct Resync {
     waits: Option<Tick>,
     copied: u32,
     mismatches: u32,
+    /// Times that a region which was copied could not be read there.
+    unreadable: BTreeMap<u32, u32>,
     /// Admission was proposed in this configuration.
     is_proposed: bool,
 }
@@ -198,6 +200,7 @@ impl Replica {
                 waits: None,
                 copied: 0,
                 mismatches: 0,
+                unreadable: BTreeMap::new(),
                 is_proposed: false,
             });
             resync.is_proposed = false;
@@ -294,9 +297,16 @@ impl Replica {
                 // What was committed without it is still on its way.
                 return;
             }
-            let next = if is_digest { resync.unverified.first() } else { resync.dirty.first() };
-            let Some(&region) = next else {
+            let left = if is_digest { &resync.unverified } else { &resync.dirty };
+            if left.is_empty() {
                 return self.caught_up(ctx, store);
+            }
+            let (damage, repairs) = (&self.damage, &reign.clients.repairs);
+            let is_mending = |region: u32| damage.is_probing(region) || repairs.is_mending(region);
+            let Some(&region) = left.iter().find(|&&region| !is_mending(region)) else {
+                // The learner is asked for nothing until they can be read, and not silent for it.
+                resync.heard = now;
+                return;
             };
             let turns = if is_digest { &resync.compares } else { pace.copies(is_single) };
             let turn = match turns.begin(now, pace.is_busy(now), is_digest || is_single) {
@@ -398,9 +408,9 @@ impl Replica {
         let (data, crcs) = match result {
             Ok(Outcome::Read { data, crcs }) => (data, crcs),
             Ok(Outcome::Done | Outcome::Created { .. }) => unreachable!("a read brings data"),
-            Err(problem) => {
-                // Unreadable here: it is healed if it can be, stays needed, and is tried again.
-                self.heal(ctx, &problem);
+            Err(_) => {
+                // Unreadable here: what is damaged is being looked for and mended (`seen`). The region
+                // stays needed, and is tried again.
                 return self.abandon_job(ctx, store, u64::from(job) << PART_BITS);
             }
         };
@@ -492,10 +502,8 @@ impl Replica {
     ) {
         match result {
             Ok(outcome) => self.digest_known(ctx, store, job, Some(digest_of(&outcome)), None),
-            Err(problem) => {
-                self.heal(ctx, &problem);
-                self.abandon_job(ctx, store, u64::from(job));
-            }
+            // As in `copy_read`.
+            Err(_) => self.abandon_job(ctx, store, u64::from(job)),
         }
     }
 
@@ -538,6 +546,26 @@ impl Replica {
         }
         self.unhold_job(ctx, region);
         self.poke(ctx, store);
+    }
+
+    /// The learner cannot read a region that it was given: it is copied again, a few times.
+    pub(super) fn learner_unreadable(&mut self, ctx: &mut Ctx<'_, '_>, from: StoreId, number: u64) {
+        let Some(resync) = self.reign().resyncs.get_mut(&from) else { return };
+        let job = resync.job.as_ref().filter(|job| job.is_digest);
+        let Some(job) = job.filter(|job| u64::from(job.number) == number) else { return };
+        let (region, turn) = (job.region, job.turn);
+        resync.compares.end(ctx.now, turn);
+        resync.heard = ctx.now;
+        resync.job = None;
+        resync.dirty.insert(region);
+        let times = resync.unreadable.entry(region).or_default();
+        *times += 1;
+        let is_hopeless = *times >= MISMATCHES_MAX;
+        self.unhold_job(ctx, region);
+        if is_hopeless {
+            return self.member_failed(ctx, from);
+        }
+        self.poke(ctx, from);
     }
 
     /// Nothing is needed and everything was compared: propose admission, until the outcome is read.

@@ -7,17 +7,16 @@
 
 use super::follower::Body;
 use super::reign::Owner;
-use super::{Command, Ctx, Effect, Kind, Mutant, Note, PARKED_MAX, RESEND_MS, Replica, Work};
-use crate::client::{Answer, ClientRequest, Found, Step, Task, status_of};
-use crate::conf::StoreId;
+use super::repair::Repairs;
+use super::{Ctx, Effect, Mutant, PARKED_MAX, Replica, Work};
+use crate::client::{Answer, ClientRequest, Found, Step, Task};
 use crate::table::Table;
 use lane::locks::RangeLocks;
 use lane::{Op, Outcome, Problem};
 use proto::disk::BufList;
-use proto::wire::CheckedData;
-use proto::{BLOCK_BYTES, Seq, Status, Tick};
+use proto::{Seq, Status};
 use smallvec::SmallVec;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 /// A read that has no lease.
 enum Pending {
@@ -35,22 +34,8 @@ pub(super) struct Clients {
     waiting: VecDeque<(u32, Body)>,
     /// Reads that wait for the lease.
     reads: VecDeque<(u32, Pending)>,
-    /// Reads that are done elsewhere, because the blocks here are damaged.
-    repairs: BTreeMap<u32, Repair>,
-    /// Blocks that are being written again.
-    healing: BTreeSet<u32>,
-}
-
-/// A read that another member does.
-struct Repair {
-    /// Told by its number, an answer cannot be taken for that to another read.
-    number: u32,
-    first: u32,
-    count: u32,
-    problem: Problem,
-    /// Members asked so far.
-    asked: Vec<StoreId>,
-    since: Tick,
+    /// Reads that met damage, and blocks that are written again.
+    pub(super) repairs: Repairs,
 }
 
 impl Default for Clients {
@@ -60,8 +45,7 @@ impl Default for Clients {
             locks: RangeLocks::default(),
             waiting: VecDeque::new(),
             reads: VecDeque::new(),
-            repairs: BTreeMap::new(),
-            healing: BTreeSet::new(),
+            repairs: Repairs::default(),
         }
     }
 }
@@ -135,13 +119,29 @@ impl Replica {
             return ctx.out.push(Effect::Reply { token, result });
         };
         let is_free = !is_exclusive && self.mutant(Mutant::DirtyRead);
-        let clients = &mut self.reign().clients;
-        let task = clients.tasks.insert(task);
         // Seeded bug: a lock on nothing.
         let blocks = if is_free { 0..0 } else { blocks };
+        self.begin_task(ctx, task, blocks, is_exclusive);
+    }
+
+    /// Let a task begin when it has its lock.
+    pub(super) fn begin_task(
+        &mut self,
+        ctx: &mut Ctx<'_, '_>,
+        task: Task,
+        blocks: std::ops::Range<u32>,
+        is_exclusive: bool,
+    ) {
+        let clients = &mut self.reign().clients;
+        let task = clients.tasks.insert(task);
         if clients.locks.acquire(task, blocks, is_exclusive) {
             self.advance(ctx, task);
         }
+    }
+
+    /// Whether a task is one of `Task::heal`.
+    pub(super) fn is_heal(&mut self, task: u32) -> bool {
+        self.task(task).token.is_none()
     }
 
     fn task(&mut self, task: u32) -> &mut Task {
@@ -180,11 +180,12 @@ impl Replica {
         self.lane(ctx, work, Op::Read { shard_ix, first, count, with_poison: false });
     }
 
-    fn change(&mut self, ctx: &mut Ctx<'_, '_>, task: u32, body: Body) {
+    pub(super) fn change(&mut self, ctx: &mut Ctx<'_, '_>, task: u32, body: Body) {
         if self.lacks_space(ctx, &body) {
             return self.finish(ctx, task, Err(Status::NoSpace));
         }
-        match self.assign(ctx, Owner::Task(task), body) {
+        let owner = if self.is_heal(task) { Owner::Heal(task) } else { Owner::Task(task) };
+        match self.assign(ctx, owner, body) {
             Ok(seq) => self.task(task).last_seq = seq,
             Err(body) => self.reign().clients.waiting.push_back((task, body)),
         }
@@ -203,8 +204,7 @@ impl Replica {
         }
     }
 
-    /// The lane has read for a task. What it cannot read another member can: committed content is
-    /// the same on all of them, and no write of these blocks is under way (section 8).
+    /// The lane has read for a task. What it cannot read another member can (section 8).
     pub(super) fn client_read(
         &mut self,
         ctx: &mut Ctx<'_, '_>,
@@ -214,17 +214,11 @@ impl Replica {
         match result {
             Ok(Outcome::Read { data, crcs }) => self.read_over(ctx, task, crcs, data),
             Ok(Outcome::Done | Outcome::Created { .. }) => unreachable!("a read brings data"),
-            Err(problem) => {
-                let (asked, since) = (Vec::new(), ctx.now);
-                let number = self.next_job();
-                let repair = Repair { number, first, count, problem, asked, since };
-                self.reign().clients.repairs.insert(task, repair);
-                self.ask_elsewhere(ctx, task);
-            }
+            Err(problem) => self.begin_repair(ctx, task, (first, count), problem),
         }
     }
 
-    fn read_over(
+    pub(super) fn read_over(
         &mut self,
         ctx: &mut Ctx<'_, '_>,
         task: u32,
@@ -241,95 +235,6 @@ impl Replica {
             Found::Complete(answer) => {
                 self.reign().clients.reads.push_back((task, Pending::Answer(answer)));
             }
-        }
-    }
-
-    // --------------------------------------------------------------------------------- repair --
-
-    /// Ask the next member for blocks that are damaged here; with nobody left it is an error. A
-    /// block that was to be healed, and cannot be, is poisoned in the end, so that it is the same
-    /// everywhere and does not stand against new copies.
-    fn ask_elsewhere(&mut self, ctx: &mut Ctx<'_, '_>, task: u32) {
-        let required = self.required(false);
-        let reign = self.reign.as_mut().expect("a primary reigns");
-        let Some(repair) = reign.clients.repairs.get_mut(&task) else { return };
-        let next = required.iter().find(|(store, _)| !repair.asked.contains(store));
-        let Some(&(to, _)) = next else {
-            let repair = reign.clients.repairs.remove(&task).expect("looked at above");
-            let is_healing = self.task(task).token.is_none();
-            let block = repair.first;
-            if is_healing && self.reign().is_lost(block, &repair.problem, required.is_empty()) {
-                ctx.out.push(Effect::Note(Note::Lost { block }));
-                return self.change(ctx, task, Body::Poison { first: block, count: 1 });
-            }
-            return self.finish(ctx, task, Err(status_of(&repair.problem)));
-        };
-        repair.asked.push(to);
-        repair.since = ctx.now;
-        let (number, first, count) = (repair.number, repair.first, repair.count);
-        let command = Command { kind: Kind::Repair, number: u64::from(number) };
-        self.ask_blocks(ctx, to, command, first, count);
-    }
-
-    /// A member has read what is damaged here, or could not either.
-    pub(super) fn read_elsewhere(
-        &mut self,
-        ctx: &mut Ctx<'_, '_>,
-        (from, number): (StoreId, u64),
-        content: Option<CheckedData>,
-    ) {
-        let Some(reign) = &mut self.reign else { return };
-        let mut repairs = reign.clients.repairs.iter();
-        let found = repairs.find(|(_, repair)| u64::from(repair.number) == number);
-        let Some((&task, repair)) = found else { return };
-        if repair.asked.last() != Some(&from) {
-            return;
-        }
-        let bytes = u64::from(repair.count) * BLOCK_BYTES as u64;
-        match content.filter(|content| u64::from(content.length()) == bytes) {
-            Some(content) => {
-                let repair = reign.clients.repairs.remove(&task).expect("looked at above");
-                let (crcs, data) = content.into_parts();
-                self.heal(ctx, &repair.problem);
-                self.read_over(ctx, task, crcs, data);
-            }
-            None => self.ask_elsewhere(ctx, task),
-        }
-    }
-
-    /// Write a damaged block again, under its exclusive lock and with an lsn of its own.
-    pub(super) fn heal(&mut self, ctx: &mut Ctx<'_, '_>, problem: &Problem) {
-        let (Problem::BadChecksum { block }
-        | Problem::Poisoned { block }
-        | Problem::Media { block, .. }) = *problem
-        else {
-            return;
-        };
-        let clients = &mut self.reign().clients;
-        if clients.healing.insert(block) {
-            ctx.out.push(Effect::Note(Note::Healing { block }));
-            let task = clients.tasks.insert(Task::heal(block));
-            if clients.locks.acquire(task, block..block + 1, true) {
-                self.advance(ctx, task);
-            }
-        }
-    }
-
-    /// Ask again for what was not answered: the member may be gone.
-    pub(super) fn tick_repairs(&mut self, ctx: &mut Ctx<'_, '_>) {
-        let now = ctx.now;
-        let late: Vec<u32> = self
-            .reign()
-            .clients
-            .repairs
-            .iter()
-            .filter(|(_, repair)| now >= repair.since.after_millis(RESEND_MS))
-            .map(|(&task, _)| task)
-            .collect();
-        for task in late {
-            let repair = self.reign().clients.repairs.get_mut(&task).expect("just listed");
-            repair.asked.clear();
-            self.ask_elsewhere(ctx, task);
         }
     }
 
@@ -365,16 +270,21 @@ impl Replica {
         }
     }
 
-    fn finish(&mut self, ctx: &mut Ctx<'_, '_>, task: u32, result: Result<Answer, Status>) {
+    pub(super) fn finish(
+        &mut self,
+        ctx: &mut Ctx<'_, '_>,
+        task: u32,
+        result: Result<Answer, Status>,
+    ) {
         let clients = &mut self.reign().clients;
-        clients.repairs.remove(&task);
+        clients.repairs.end(task);
         let over = clients.tasks.take(task).expect("the task runs");
-        match over.token {
-            Some(token) => ctx.out.push(Effect::Reply { token, result }),
-            None => drop(clients.healing.remove(&over.healed())),
-        }
         let mut ready = Vec::new();
         clients.locks.release(task, &mut ready);
+        match over.token {
+            Some(token) => ctx.out.push(Effect::Reply { token, result }),
+            None => self.heal_over(ctx, over.healed(), result.is_ok()),
+        }
         ready.into_iter().for_each(|task| self.advance(ctx, task));
     }
 }

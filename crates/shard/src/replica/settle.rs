@@ -285,6 +285,7 @@ impl Replica {
                 let Unreadable { problem, .. } =
                     settling.unreadable.remove(&block).expect("looked at above");
                 if self.reign().is_lost(block, &problem, required.is_empty()) {
+                    self.damage.lose(block);
                     ctx.out.push(Effect::Note(Note::Lost { block }));
                     self.settle(ctx, Body::Poison { first: block, count: 1 });
                 } else {
@@ -338,6 +339,7 @@ impl Replica {
         reign.phase = Phase::Active;
         self.set_role(ctx, Role::Active);
         self.unpark(ctx);
+        self.mend_known(ctx);
     }
 
     /// Whether nobody else may still be serving (section 4): own promises have ended, and those of an

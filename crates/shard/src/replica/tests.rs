@@ -3,6 +3,7 @@
 //! the one schedule in which breaking it shows. `rules` are the ones that a seeded bug breaks.
 
 mod bench;
+mod damage;
 mod history;
 mod pace;
 mod roles;

@@ -15,7 +15,7 @@ use runtime::reactor::{Context, DiskIndex};
 use shard::conf::ShardConf;
 use shard::heartbeat::{Event as HeartEvent, Timing};
 use shard::mutant::Mutant;
-use shard::replica::{Event, Options, Replica, View};
+use shard::replica::{DamageFacts, Event, Options, Replica, View};
 
 impl StoreApp {
     pub(super) fn control(&mut self, ctx: &mut Context, request_id: u64, op: ControlOp) {
@@ -37,15 +37,15 @@ impl StoreApp {
                 (Op::Resize { shard_ix: ix, blocks }, Then::Grow(shard))
             }),
             ControlOp::SetConf(conf) => self.set_conf(ctx, request_id, conf),
-            ControlOp::Verify(shard) if self.shards.contains_key(&shard) => {
-                self.step(ctx, shard, Event::Verify { token: request_id });
+            ControlOp::Verify(shard, is_repairing) if self.shards.contains_key(&shard) => {
+                self.step(ctx, shard, Event::Verify { token: request_id, is_repairing });
                 Ok(false)
             }
             ControlOp::Transfer(shard, to) if self.shards.contains_key(&shard) => {
                 self.step(ctx, shard, Event::Transfer { to });
                 Ok(true)
             }
-            ControlOp::Verify(shard) | ControlOp::Transfer(shard, _) => {
+            ControlOp::Verify(shard, _) | ControlOp::Transfer(shard, _) => {
                 Err((Status::NotFound, format!("no replica of shard {shard} on this store")))
             }
         };
@@ -245,6 +245,9 @@ impl StoreApp {
                         applied: shard.applied.seq.0,
                         role: served.map(|served| served.replica.role()),
                         resyncs: served.map_or(Vec::new(), |served| served.replica.resyncs()),
+                        damaged: served.map_or(DamageFacts::default(), |s| s.replica.damaged()),
+                        damage_found: served.map_or(0, |s| s.replica.damage_found()),
+                        lost: served.map_or(DamageFacts::default(), |s| s.replica.lost()),
                         verifying: served.and_then(|served| served.replica.verifying()),
                         replica: shard.replica,
                         blocks: shard.blocks,
@@ -258,7 +261,8 @@ impl StoreApp {
             disks.push(facts);
         }
         let sessions = self.clients();
-        StoreFacts { replicas, disks, sessions, hops: self.hops }
+        let (hops, blocks_mended) = (self.hops, self.blocks_mended);
+        StoreFacts { replicas, disks, sessions, hops, blocks_mended }
     }
 
     /// Tell of each disk once that it has stopped.

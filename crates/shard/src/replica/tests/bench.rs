@@ -105,6 +105,8 @@ pub(crate) struct Bench {
     /// Stores of the newest claim; `None`: nothing is claimed.
     pub(crate) claimed: Option<Vec<StoreId>>,
     pub(crate) notes: Vec<Note>,
+    /// What verifications have found.
+    pub(crate) verified: Vec<Result<VerifyReport, Status>>,
 }
 
 impl Bench {
@@ -148,6 +150,7 @@ impl Bench {
             proposals: Vec::new(),
             claimed: None,
             notes: Vec::new(),
+            verified: Vec::new(),
         }
     }
 
@@ -213,7 +216,8 @@ impl Bench {
                 Effect::Unclaim | Effect::Release => self.claimed = None,
                 Effect::Note(note) => self.notes.push(note),
                 Effect::Wake(at) => self.wake = Some(self.wake.map_or(at, |wake| wake.min(at))),
-                Effect::FetchConf { .. } | Effect::Promise { .. } | Effect::Verified { .. } => {}
+                Effect::Verified { result, .. } => self.verified.push(result),
+                Effect::FetchConf { .. } | Effect::Promise { .. } => {}
             }
         }
     }
@@ -271,7 +275,7 @@ impl Bench {
         self.lane.values().any(is_wanted)
     }
 
-    fn perform(&mut self, op: Op) -> Outcome {
+    pub(crate) fn perform(&mut self, op: Op) -> Outcome {
         let shard_ix = 0;
         let (flags, lsn, commit, body) = match op {
             Op::Read { count, .. } => return nothing(count, &self.options.pool),
@@ -341,8 +345,18 @@ impl Bench {
     }
 
     pub(crate) fn read(&mut self, token: u64, block: u32) {
-        let (offset, length) = place(block);
-        self.client(token, ClientOp::Read { offset, length });
+        self.read_run(token, block, 1);
+    }
+
+    pub(crate) fn read_run(&mut self, token: u64, first: u32, count: u32) {
+        let (offset, length) = place(first);
+        self.client(token, ClientOp::Read { offset, length: length * count });
+    }
+
+    /// The lane holds a block that is known to be lost.
+    pub(crate) fn poisons(&mut self, lsn: Lsn, block: u32) {
+        let body = Body::Range { layer: 0, kind: RangeKind::Poison, first: block, count: 1 };
+        self.record(Record { flags: 0, shard_ix: 0, lsn, commit: Seq(0), body });
     }
 
     /// Whether a client has been told of success.
@@ -465,7 +479,7 @@ pub(crate) fn range(block: u32) -> ByteRange {
 }
 
 /// Zeros, as the lane reads them.
-fn nothing(count: u32, pool: &Pool) -> Outcome {
+pub(crate) fn nothing(count: u32, pool: &Pool) -> Outcome {
     let data = proto::block::single(pool.zeroed(count as usize * BLOCK_BYTES).freeze());
     let crc = proto::checksum::crc32c(&[0; BLOCK_BYTES]);
     Outcome::Read { data, crcs: smallvec::SmallVec::from_elem(crc, count as usize) }
@@ -496,7 +510,7 @@ pub(crate) fn copy(peer: PeerContext, resync_id: u64, block: u32) -> RequestOp {
 }
 
 /// The answer of a store in this life that has done what it was asked for, with nothing in its tail.
-fn done(request: &Request, incarnation: Incarnation, credit: u64, pool: &Pool) -> Reply {
+pub(crate) fn done(request: &Request, incarnation: Incarnation, credit: u64, pool: &Pool) -> Reply {
     let peer = context_of(&request.op).expect("replicas ask with a context");
     let (history_id, lsn_epoch) = (peer.history_id, peer.lsn.epoch);
     let ack = |resync_id| Ack { incarnation, history_id, lsn_epoch, resync_id, credit };

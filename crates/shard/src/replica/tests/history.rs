@@ -34,6 +34,7 @@ fn assigned(bench: &Bench) -> Vec<u64> {
         | Note::CaughtUp { .. }
         | Note::Different { .. }
         | Note::Healing { .. }
+        | Note::Mended { .. }
         | Note::Lost { .. } => None,
     };
     bench.notes.iter().filter_map(seq).collect()

@@ -2,6 +2,7 @@
 //! went wrong with it (`crate::seeded` asserts both).
 
 use super::bench::{B, Bench, C, FOREVER, ME, conf, context, life, lsn, prepare};
+use super::damage::{at_a_member, every_block, other_blocks};
 use crate::conf::transition::Transition;
 use crate::mutant::Mutant;
 use crate::replica::follower::blocks_of;
@@ -12,7 +13,7 @@ use proto::wire::{Opcode, Request, RequestOp};
 use proto::{Epoch, Status, Tick};
 
 /// Every rule of this file with the seeded bug that breaks it.
-pub(crate) const RULES: [Rule; 13] = [
+pub(crate) const RULES: [Rule; 16] = [
     Rule::new(Mutant::NackedGoesOn, "replica: a NACK ends the epoch", nack),
     Rule::new(Mutant::NoQuiesceAtPromise, "replica: a promise waits for operations", quiesce),
     Rule::new(Mutant::LeaseIgnored, "replica: a read needs the lease twice", lease),
@@ -26,6 +27,9 @@ pub(crate) const RULES: [Rule; 13] = [
     Rule::new(Mutant::LateCopied, "replica: a late COPIED cleans nothing", late_copied),
     Rule::new(Mutant::CreditIgnored, "replica: a full disk is an answer, no failure", full),
     Rule::new(Mutant::ReleasedGoesOn, "replica: who has given back serves nothing", transfer),
+    Rule::new(Mutant::WholeRangeAsk, "replica: each block of a read is asked for", other_blocks),
+    Rule::new(Mutant::HealFirstOnly, "replica: all damage of a read is mended", every_block),
+    Rule::new(Mutant::MemberDamageForgotten, "replica: a member's damage is mended", at_a_member),
 ];
 
 const SECOND: u64 = 1_000;

@@ -1,0 +1,169 @@
+//! Bit rot: blocks whose content on one disk is wrong from now on.
+//!
+//! **The budget.** A run of adjacent blocks, as one request reads it, loses some of its copies at once:
+//! each block on a member of the ISR of its own choosing, so that often no copy has all of the run, or
+//! all on one member. All others keep the block, and the ISR is whole then. Worlds with rot have no faults that take members out of the ISR:
+//! the last good copy must not go by itself.
+//!
+//! **What is checked.** A request is not failed while each of its blocks has a good copy (I29). What a
+//! primary knows to be damaged is mended within seconds, and at rest, after a verification that repairs,
+//! no copy is damaged or told to be (I30).
+
+use crate::check::Place;
+use crate::phases::Phase;
+use crate::store::{Input, shard_id};
+use crate::world::World;
+use lane::map::BlockState;
+use proto::{BLOCK_BYTES, Buf};
+use shard::conf::StoreId;
+
+/// Blocks that one stroke damages, at most: as many as a request of a client has.
+const RUN_MAX: u64 = 4;
+
+/// One copy of a block that was damaged.
+pub(crate) struct Rotten {
+    store: StoreId,
+    shard: u32,
+    block: u32,
+    offset: u64,
+    /// What the disk holds there since.
+    bytes: Buf,
+}
+
+impl World {
+    /// Damage some copies of a run of blocks that clients use.
+    pub(crate) fn rot(&mut self) {
+        let at = self.random.below(self.hot.len() as u64) as usize;
+        let run = self.hot[at..].iter().zip(self.hot[at]..);
+        let run = run.take_while(|&(&block, next)| block == next).take(RUN_MAX as usize);
+        let blocks: Vec<u64> = run.map(|(&block, _)| block).collect();
+        let size = self.options.regions * crate::client::REGION_BLOCKS;
+        // Half of them are of one disk: a read there meets several damages at once.
+        let one = (self.random.below(2) == 0).then(|| self.random.number());
+        for block in blocks {
+            let (shard, block) = ((block / size) as u32, (block % size) as u32);
+            let stores: Vec<StoreId> =
+                self.conductor.conf(shard).isr_members().map(|member| member.store).collect();
+            let good = stores.iter().filter(|&&store| !self.is_rotten(store, shard, block)).count();
+            let choice = one.unwrap_or_else(|| self.random.number());
+            let store = stores[(choice % stores.len() as u64) as usize];
+            let is_whole = stores.len() as u64 == self.options.rf && stores.len() > 1;
+            if is_whole && good == stores.len() {
+                self.rot_copy(store, shard, block);
+            }
+        }
+    }
+
+    /// Where a store has the content of a block, if it has any of its own.
+    fn offset_of(&self, store: StoreId, shard: u32, block: u32) -> Option<u64> {
+        let store = &self.stores[store as usize - 1];
+        let tables = store.process.as_ref()?.lane()?.tables();
+        let head = tables.shard(tables.find(shard_id(shard))?)?.head;
+        let (extent, within) = (block / lane::EXTENT_BLOCKS, block % lane::EXTENT_BLOCKS);
+        let entry = tables.extent(head, extent)?;
+        if entry.state(within) != BlockState::Data {
+            return None;
+        }
+        let geometry = lane::format::Geometry::new(&store.mount.entry).expect("it is open");
+        let slot = entry.slot(within / lane::SLOT_BLOCKS).expect("a block with data has a slot");
+        Some(geometry.slot(slot, within % lane::SLOT_BLOCKS))
+    }
+
+    fn rot_copy(&mut self, store: StoreId, shard: u32, block: u32) {
+        let Some(offset) = self.offset_of(store, shard, block) else { return };
+        let disk = &mut self.stores[store as usize - 1].disk;
+        if disk.rot(offset, &mut self.random) {
+            self.count("fault.rot");
+            let bytes = self.stores[store as usize - 1].disk.read(offset, BLOCK_BYTES as u32);
+            self.rotten.push(Rotten { store, shard, block, offset, bytes });
+        }
+    }
+
+    /// Whether this copy is damaged still: nothing was written there since.
+    fn is_rotten(&self, store: StoreId, shard: u32, block: u32) -> bool {
+        let mut of_block = self
+            .rotten
+            .iter()
+            .filter(|rotten| (rotten.store, rotten.shard, rotten.block) == (store, shard, block));
+        of_block.any(|rotten| self.is_there(rotten))
+    }
+
+    fn is_there(&self, rotten: &Rotten) -> bool {
+        let Rotten { store, shard, block, offset, ref bytes } = *rotten;
+        let disk = &self.stores[store as usize - 1].disk;
+        self.offset_of(store, shard, block) == Some(offset)
+            && disk.read(offset, BLOCK_BYTES as u32)[..] == bytes[..]
+    }
+
+    /// I29: a request was failed because of damage.
+    pub(crate) fn check_failed_read(&mut self, first: u64, count: u64) {
+        // What one device fails to read for a moment all of them may.
+        if self.options.rot_every_ms == 0 || self.options.eio_read + self.options.bit_flip > 0 {
+            return;
+        }
+        let size = self.options.regions * crate::client::REGION_BLOCKS;
+        let is_good = |block: u64| {
+            let (shard, block) = ((block / size) as u32, (block % size) as u32);
+            let conf = self.conductor.conf(shard);
+            conf.isr_members().any(|member| !self.is_rotten(member.store, shard, block))
+        };
+        if (first..first + count).all(is_good) {
+            let text = format!(
+                "I29: at {} ns a read of blocks {first}+{count} has failed; each of them has a good \
+                 copy",
+                self.now
+            );
+            self.check.fail(text);
+        }
+    }
+
+    /// What a primary knows to be damaged in its own copy, and has not mended.
+    pub(crate) fn known_damage(&self) -> Option<String> {
+        (0..self.options.shards as u32).find_map(|shard| {
+            let store = self.conductor.conf(shard).primary_member().store;
+            let replica = self.stores[store as usize - 1].process.as_ref()?.replica(shard)?;
+            let facts = replica.damaged();
+            let is_mendable = facts.blocks > replica.lost().blocks;
+            is_mendable.then(|| format!("shard {shard} on store {store}: {:?}", facts.runs))
+        })
+    }
+
+    /// Let every primary look for damage, and mend it, before everything is looked at.
+    pub(crate) fn verify_all(&mut self) {
+        if self.options.rot_every_ms == 0 {
+            return;
+        }
+        for shard in 0..self.options.shards as u32 {
+            let primary = self.conductor.conf(shard).primary_member().store;
+            self.tell(primary, Input::Verify { shard });
+        }
+    }
+
+    /// I30: what was damaged is mended.
+    pub(crate) fn check_rot(&mut self) {
+        assert!(self.phase == Phase::Looking, "at rest");
+        let left = self.rotten.iter().find(|rotten| self.is_there(rotten));
+        if let Some(&Rotten { store, shard, block, .. }) = left {
+            let place =
+                Place { shard, store, incarnation: self.stores[store as usize - 1].incarnation };
+            let replica =
+                self.stores[store as usize - 1].process.as_ref().and_then(|p| p.replica(shard));
+            let is_told = replica.is_some_and(|replica| replica.is_damaged(block));
+            let text = format!(
+                "I30: block {block} of {place:?} is damaged after a verification that repairs; told: \
+                 {is_told}"
+            );
+            self.check.fail(text);
+        }
+        let told: u64 = self
+            .stores
+            .iter()
+            .filter_map(|store| store.process.as_ref())
+            .flat_map(|process| (0..self.options.shards as u32).filter_map(|s| process.replica(s)))
+            .map(|replica| replica.damaged().blocks)
+            .sum();
+        if told > 0 {
+            self.check.fail(format!("I30: {told} blocks are told to be damaged, and none is"));
+        }
+    }
+}
