@@ -27,6 +27,7 @@ from pureflash.model.messages import Verified, VerifyReplica, decode_down
 from pureflash.model.rest import CapacityView, ClusterView, HealthView
 
 Key = tuple[int, int]
+Runs = tuple[tuple[int, int], ...]
 DATA: Final = frozenset({"DATA_DAMAGED", "DATA_LOST", "DATA_DIFFERS"})
 MARKS: Final = {
     "DATA_DAMAGED": "cannot be read",
@@ -39,9 +40,13 @@ MARKS: Final = {
 class Told:
     """What has been reported and not ended, by code: the truth that all faces are held to."""
 
-    damaged: dict[tuple[int, Key], int] = field(default_factory=dict)
+    damaged: dict[tuple[int, Key], Runs] = field(default_factory=dict)
     lost: dict[Key, int] = field(default_factory=dict)
     differing: set[Key] = field(default_factory=set)
+
+
+def blocks_of(runs: Runs) -> set[int]:
+    return {block for first, count in runs for block in range(first, first + count)}
 
 
 async def begun() -> World:
@@ -159,8 +164,10 @@ def check_data(world: World, told: Told, codes: dict[tuple[str, str], HealthView
     view = world.conductor.view()
     names = {volume.id: volume for volume in view.volumes.values()}
     expected: set[tuple[str, str]] = set()
-    for (store, key), count in told.damaged.items():
-        if view.is_online(store) and count:
+    for (store, key), runs in told.damaged.items():
+        leader = world.stores[view.shards[key].member(view.shards[key].primary).store]
+        lost = blocks_of(leader.lost.get(key, ())) if view.is_online(leader.id) else set()
+        if view.is_online(store) and blocks_of(runs) - lost:
             expected.add(("DATA_DAMAGED", f"{names[key[0]].name}/{key[1]}/s{store}"))
     for key, count in told.lost.items():
         conf = view.shards[key]
@@ -187,7 +194,6 @@ def check_data(world: World, told: Told, codes: dict[tuple[str, str], HealthView
 
 
 Step = tuple[str, int, int]
-Runs = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -205,7 +211,7 @@ class Scene:
 async def damage(scene: Scene) -> None:
     if scene.key in scene.store.sizes:
         scene.store.damaged[scene.key] = scene.runs
-        scene.told.damaged[scene.store.id, scene.key] = sum(n for _, n in scene.runs)
+        scene.told.damaged[scene.store.id, scene.key] = scene.runs
 
 
 async def mend(scene: Scene) -> None:

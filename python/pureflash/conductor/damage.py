@@ -9,13 +9,12 @@ people see of the three is put together here, so that all faces say the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from pureflash.conductor.view import ShardKey, View
 from pureflash.model.domain import Differing, Volume
-from pureflash.model.messages import ReplicaReport
 from pureflash.model.rest import timestamp
 from pureflash.units import BLOCK_BYTES
 
@@ -48,32 +47,37 @@ class Damage:
 
 
 def damage_of(view: View, key: ShardKey) -> Damage:
-    """Put together what is known of one shard."""
+    """Put together what is known of one shard.
+
+    A block that is lost is damaged on every copy; it is counted as lost only.
+    """
     conf = view.shards.get(key)
-    copies: list[CopyDamage] = []
+    reports = {
+        member: report
+        for member in (conf.members if conf else ())
+        if view.is_online(member.store)
+        and (report := view.observation(member.store).replicas.get(key)) is not None
+    }
     lost = 0
     ranges: tuple[tuple[int, int], ...] = ()
-    for member in conf.members if conf else ():
-        report = view.observation(member.store).replicas.get(key)
-        if report is None or not view.is_online(member.store):
-            continue
-        if report.damaged_blocks:
-            copies.append(
-                CopyDamage(
-                    store=member.store,
-                    blocks=report.damaged_blocks,
-                    since_ms=report.damaged_since_ms,
-                )
-            )
+    for member, report in reports.items():
         if conf is not None and member.copy == conf.primary:
-            lost, ranges = _lost(report)
-    return Damage(
-        copies=tuple(copies), lost_blocks=lost, ranges=ranges, differing=view.differing.get(key)
+            lost, ranges = report.lost_blocks, report.lost[:RANGES_SHOWN]
+    copies = tuple(
+        CopyDamage(store=member.store, blocks=blocks, since_ms=report.damaged_since_ms)
+        for member, report in reports.items()
+        if (blocks := report.damaged_blocks - _shared(report.damaged, ranges)) > 0
     )
+    return Damage(copies=copies, lost_blocks=lost, ranges=ranges, differing=view.differing.get(key))
 
 
-def _lost(report: ReplicaReport) -> tuple[int, tuple[tuple[int, int], ...]]:
-    return report.lost_blocks, report.lost[:RANGES_SHOWN]
+def _shared(some: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> int:
+    """Count the blocks in both of two lists of (first block, count), each ascending."""
+    return sum(
+        max(0, min(first + count, start + length) - max(first, start))
+        for first, count in some
+        for start, length in others
+    )
 
 
 def damaged_shards(view: View) -> Iterator[tuple[ShardKey, Damage]]:
