@@ -19,9 +19,11 @@ from pureflash.errors import CallerError, ClusterError, Code
 from pureflash.gateway import listener as listener_module
 from pureflash.gateway.exports import Exports
 from pureflash.gateway.listener import patience
-from pureflash.gateway.server import bind_unix
+from pureflash.gateway.server import GatewayAgent, bind_unix
 from pureflash.model.core import core_spec
 from pureflash.model.domain import Transport
+from pureflash.model.messages import ExportsApplied
+from pureflash.process.link import AgentLink
 
 URIS = {Transport.UNIX: "nbd+unix:///{name}?socket=/x", Transport.TCP: "nbd://h:1/{name}"}
 
@@ -229,6 +231,30 @@ def test_an_export_that_cannot_be_opened_says_why_and_is_tried_again(tmp_path: P
     exports.apply((spec(1, "a", address="127.0.0.1:2"),))
     (report,) = exports.reports(URIS)
     assert (report.is_ready, report.uri) == (True, "nbd+unix:///a?socket=/x")
+    gateway.close()
+
+
+async def test_connections_that_come_and_go_together_make_one_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pureflash.gateway.server.TELL_S", 0)
+    gateway, log = FakeGateway(cluster_id=bytes(16)), ListLog()
+    agent = GatewayAgent(gateway, name="g1", cluster_id="00" * 16, incarnation=1, log=log)
+    agent.exports = Exports(gateway, path=tmp_path / "e", log=log)
+    agent.exports.apply((spec(1, "a"), spec(2, "b")))
+    agent.uris = URIS
+    agent.link = AgentLink(address="127.0.0.1:1", token="t", owner=agent, log=log)
+    agent.link.registered.set()
+    for number in range(100):
+        agent.exports.connections[number] = 1
+        agent.tell()
+    for connections in (100, 0):
+        told = await asyncio.wait_for(agent.link._outbox.get(), 10)
+        assert isinstance(told, ExportsApplied)
+        assert [report.connections for report in told.reports] == [connections, 0]
+        assert agent.link._outbox.empty()
+        agent.exports.connections.clear()
+        agent.tell()
     gateway.close()
 
 

@@ -31,6 +31,9 @@ from pureflash.process.logs import JsonLog, Log
 from pureflash.process.net import BACKLOG, bind_tcp
 
 SOCKET_PATH_BYTES_MAX: Final = 107
+TELL_S: Final = 0.1
+"""From a connection that came or went to the report of it, which is about all exports: whoever
+connects to ten thousand in a row must not make as many reports of ten thousand."""
 
 
 class GatewayAgent:
@@ -48,6 +51,7 @@ class GatewayAgent:
         self.exports: Exports
         self.uris: dict[Transport, str] = {}
         self.link: AgentLink | None = None
+        self._telling: asyncio.TimerHandle | None = None
 
     def registration(self) -> Message:
         """Introduce the gateway."""
@@ -81,7 +85,12 @@ class GatewayAgent:
         send(ExportsApplied(id=command.id, term=command.term, reports=reports))
 
     def tell(self) -> None:
-        """Send the reports again: a connection came or went."""
+        """Send the reports again in `TELL_S`: a connection came or went."""
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(TELL_S, self._tell_now)
+
+    def _tell_now(self) -> None:
+        self._telling = None
         if self.link is not None:
             reports = self.exports.reports(self.uris)
             self.link.send(ExportsApplied(id=0, term=self.link.term, reports=reports))
