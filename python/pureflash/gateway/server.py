@@ -18,6 +18,7 @@ from pureflash.model.domain import Transport
 from pureflash.model.messages import (
     Down,
     ExportsApplied,
+    ExportSpec,
     Heartbeat,
     Message,
     RegisterGateway,
@@ -52,6 +53,7 @@ class GatewayAgent:
         self.uris: dict[Transport, str] = {}
         self.link: AgentLink | None = None
         self._telling: asyncio.TimerHandle | None = None
+        self._coming: list[ExportSpec] = []
 
     def registration(self) -> Message:
         """Introduce the gateway."""
@@ -76,11 +78,18 @@ class GatewayAgent:
         """Nothing of a gateway depends on who leads."""
 
     def handle(self, command: Down, send: Callable[[Message], None]) -> None:
-        """Offer the exports of a list and answer how they are."""
+        """Offer the exports of a list, once all of it is there, and answer how they are."""
         if not isinstance(command, SetExports):
             self._log.error("agent.misled", f"a gateway was sent {type(command).__name__}")
             return
-        self.exports.apply(command.exports)
+        if command.is_first:
+            # What came of a list whose connection broke is said anew.
+            self._coming.clear()
+        self._coming += command.exports
+        if not command.is_last:
+            return
+        self.exports.apply(tuple(self._coming))
+        self._coming.clear()
         reports = self.exports.reports(self.uris)
         send(ExportsApplied(id=command.id, term=command.term, reports=reports))
 
