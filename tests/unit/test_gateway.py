@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from tests.support.fake_core import FakeGateway
 from tests.support.gateway import listening, spec
 from tests.support.world import ListLog
@@ -19,9 +20,18 @@ from pureflash.errors import CallerError, ClusterError, Code
 from pureflash.gateway import listener as listener_module
 from pureflash.gateway.exports import Exports
 from pureflash.gateway.listener import patience
-from pureflash.gateway.server import bind_unix
+from pureflash.gateway.server import GatewayAgent, bind_unix
 from pureflash.model.core import core_spec
-from pureflash.model.domain import Transport
+from pureflash.model.domain import SHARDS_PER_VOLUME_MAX, Transport
+from pureflash.model.messages import (
+    FRAME_BYTES_MAX,
+    ExportsApplied,
+    Message,
+    ShardRoute,
+    encode,
+    set_exports,
+)
+from pureflash.process.link import AgentLink
 
 URIS = {Transport.UNIX: "nbd+unix:///{name}?socket=/x", Transport.TCP: "nbd://h:1/{name}"}
 
@@ -230,6 +240,67 @@ def test_an_export_that_cannot_be_opened_says_why_and_is_tried_again(tmp_path: P
     (report,) = exports.reports(URIS)
     assert (report.is_ready, report.uri) == (True, "nbd+unix:///a?socket=/x")
     gateway.close()
+
+
+async def test_connections_that_come_and_go_together_make_one_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pureflash.gateway.server.TELL_S", 0)
+    gateway, log = FakeGateway(cluster_id=bytes(16)), ListLog()
+    agent = GatewayAgent(gateway, name="g1", cluster_id="00" * 16, incarnation=1, log=log)
+    agent.exports = Exports(gateway, path=tmp_path / "e", log=log)
+    agent.exports.apply((spec(1, "a"), spec(2, "b")))
+    agent.uris = URIS
+    agent.link = AgentLink(address="127.0.0.1:1", token="t", owner=agent, log=log)
+    agent.link.registered.set()
+    for number in range(100):
+        agent.exports.connections[number] = 1
+        agent.tell()
+    for connections in (100, 0):
+        told = await asyncio.wait_for(agent.link._outbox.get(), 10)
+        assert isinstance(told, ExportsApplied)
+        assert [report.connections for report in told.reports] == [connections, 0]
+        assert agent.link._outbox.empty()
+        agent.exports.connections.clear()
+        agent.tell()
+    gateway.close()
+
+
+def test_a_list_of_ten_thousand_exports_comes_in_frames_that_fit(tmp_path: Path) -> None:
+    specs = tuple(spec(1 + number, f"v{number}") for number in range(10_000))
+    parts = set_exports(specs)
+    assert sum((part.exports for part in parts), ()) == specs
+    assert len(parts) > 1
+    assert max(len(encode(part)) for part in parts) < FRAME_BYTES_MAX
+    assert [part.is_first for part in parts] == [True] + [False] * (len(parts) - 1)
+    assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
+    (nothing,) = set_exports(())
+    assert (nothing.exports, nothing.is_first, nothing.is_last) == ((), True, True)
+
+    gateway, log = FakeGateway(cluster_id=bytes(16)), ListLog()
+    agent = GatewayAgent(gateway, name="g1", cluster_id="00" * 16, incarnation=1, log=log)
+    agent.exports = Exports(gateway, path=tmp_path / "e", log=log)
+    answers: list[Message] = []
+    # The connection breaks in the middle, and the list is said anew.
+    for part in (*parts[:2], *parts):
+        assert not gateway.volumes, "half a list would take the other half away"
+        agent.handle(part, answers.append)
+    assert sorted(gateway.volumes) == [one.id for one in specs]
+    (answer,) = answers
+    assert isinstance(answer, ExportsApplied)
+    assert len(answer.reports) == len(specs)
+    gateway.close()
+
+
+def test_the_largest_volume_fits_into_a_frame_behind_a_full_part() -> None:
+    shards = tuple(
+        ShardRoute(index=index, epoch=2**53 - 1, address="255.255.255.255:65535")
+        for index in range(SHARDS_PER_VOLUME_MAX)
+    )
+    small = spec(1, "v")
+    large = replace(small, id=2, volume=replace(small.volume, shards=shards))
+    for part in set_exports((small,) * 1_500 + (large,) * 3):
+        assert len(encode(part)) < FRAME_BYTES_MAX
 
 
 def test_the_socket_is_private_and_replaces_one_that_was_left(tmp_path: Path) -> None:

@@ -293,6 +293,26 @@ async def test_an_export_reaches_its_gateway_and_is_offered_again_after_its_rest
         await stop(task)
 
 
+async def test_a_list_of_exports_that_takes_several_messages_is_offered_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pureflash.model.messages.EXPORTS_BYTES_MAX", 1)
+    async with serving(tmp_path) as served, served.store(1):
+        core = FakeCore()
+        settings = gateway_settings(tmp_path, served.address)
+        task = asyncio.create_task(run_gateway_on(core, settings))
+        assert await served.conductor.wait_for(lambda view: bool(view.gateways), timeout_s=10)
+        made = []
+        for name in ("v1", "v2", "v3"):
+            await served.call("create_volume", CreateVolume(name=name, size_bytes=GIB))
+            made.append(await served.call("create_export", CreateExport(kind="nbd", volume=name)))
+        assert [export.state for export in await served.call("exports")] == ["ready"] * 3
+        assert sorted(core.gateways[0].volumes) == [export.id for export in made]
+        await served.call("delete_export", "v2")
+        assert sorted(core.gateways[0].volumes) == [made[0].id, made[2].id]
+        await stop(task)
+
+
 async def test_a_gateway_offers_what_it_offered_while_no_conductor_is_there(
     tmp_path: Path,
 ) -> None:

@@ -58,11 +58,11 @@ from pureflash.model.messages import (
     RegisterGateway,
     RegisterStore,
     SetConf,
-    SetExports,
     SetPeers,
     TransferPrimary,
     Up,
     Verified,
+    set_exports,
 )
 from pureflash.process.logs import Log
 
@@ -559,8 +559,8 @@ class Conductor:
                 continue
             session.offered = (offer.plans, half_life)
             specs = self._specs()
-            exports = tuple(specs.export(plan) for plan in offer.plans)
-            self._sessions.send(session, SetExports(id=0, term=0, exports=exports))
+            for part in set_exports([specs.export(plan) for plan in offer.plans]):
+                self._sessions.send(session, part)
 
     async def _settled(self, is_told: Callable[[View], bool]) -> None:
         self.kick()

@@ -18,6 +18,7 @@ from pureflash.model.domain import Transport
 from pureflash.model.messages import (
     Down,
     ExportsApplied,
+    ExportSpec,
     Heartbeat,
     Message,
     RegisterGateway,
@@ -31,6 +32,9 @@ from pureflash.process.logs import JsonLog, Log
 from pureflash.process.net import BACKLOG, bind_tcp
 
 SOCKET_PATH_BYTES_MAX: Final = 107
+TELL_S: Final = 0.1
+"""From a connection that came or went to the report of it, which is about all exports: whoever
+connects to ten thousand in a row must not make as many reports of ten thousand."""
 
 
 class GatewayAgent:
@@ -48,6 +52,8 @@ class GatewayAgent:
         self.exports: Exports
         self.uris: dict[Transport, str] = {}
         self.link: AgentLink | None = None
+        self._telling: asyncio.TimerHandle | None = None
+        self._coming: list[ExportSpec] = []
 
     def registration(self) -> Message:
         """Introduce the gateway."""
@@ -72,16 +78,28 @@ class GatewayAgent:
         """Nothing of a gateway depends on who leads."""
 
     def handle(self, command: Down, send: Callable[[Message], None]) -> None:
-        """Offer the exports of a list and answer how they are."""
+        """Offer the exports of a list, once all of it is there, and answer how they are."""
         if not isinstance(command, SetExports):
             self._log.error("agent.misled", f"a gateway was sent {type(command).__name__}")
             return
-        self.exports.apply(command.exports)
+        if command.is_first:
+            # What came of a list whose connection broke is said anew.
+            self._coming.clear()
+        self._coming += command.exports
+        if not command.is_last:
+            return
+        self.exports.apply(tuple(self._coming))
+        self._coming.clear()
         reports = self.exports.reports(self.uris)
         send(ExportsApplied(id=command.id, term=command.term, reports=reports))
 
     def tell(self) -> None:
-        """Send the reports again: a connection came or went."""
+        """Send the reports again in `TELL_S`: a connection came or went."""
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(TELL_S, self._tell_now)
+
+    def _tell_now(self) -> None:
+        self._telling = None
         if self.link is not None:
             reports = self.exports.reports(self.uris)
             self.link.send(ExportsApplied(id=0, term=self.link.term, reports=reports))

@@ -11,6 +11,7 @@ connection.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -27,6 +28,10 @@ SILENT_MS: Final = 2_250
 BATCH_MAX: Final = 1_000
 FRAME_BYTES_MAX: Final = 4 << 20
 """A batch of 1,000 configurations of at most 1,024 bytes, encoded, fits."""
+
+EXPORTS_BYTES_MAX: Final = 1 << 20
+"""Of the exports in one message, before the last: one of a volume of 16,384 shards is about as much
+again, and both fit into a frame."""
 
 PROBLEM_CHARS_MAX: Final = 512
 """Of the text about a message that is none: it may quote what was sent."""
@@ -363,9 +368,28 @@ class ExportSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SetExports(Message, frozen=True, kw_only=True, tag="exports"):
-    """Down: offer exactly these; what is missing here is taken away."""
+    """Down, in parts from the first to the last: offer exactly these; what is missing goes away."""
 
     exports: tuple[ExportSpec, ...]
+    is_first: bool = True
+    is_last: bool = True
+
+
+def set_exports(exports: Sequence[ExportSpec]) -> list[SetExports]:
+    """Make the messages, at least one, that tell a gateway its exports; ids and terms are 0."""
+    parts: list[list[ExportSpec]] = [[]]
+    size = 0
+    for spec in exports:
+        if size >= EXPORTS_BYTES_MAX:
+            parts.append([])
+            size = 0
+        parts[-1].append(spec)
+        size += len(msgspec.json.encode(spec))
+    last = len(parts) - 1
+    return [
+        SetExports(id=0, term=0, exports=tuple(part), is_first=at == 0, is_last=at == last)
+        for at, part in enumerate(parts)
+    ]
 
 
 Up = (

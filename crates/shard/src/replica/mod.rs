@@ -21,6 +21,7 @@ mod pace;
 mod reign;
 mod repair;
 mod resync;
+mod role;
 mod serve;
 mod settle;
 mod stored;
@@ -48,6 +49,7 @@ use proto::wire::{
 use proto::{BLOCK_BYTES, Epoch, Lsn, Pool, Seq, ShardId, Status, Tick};
 use reign::Reign;
 pub use resync::ResyncFacts;
+pub use role::Role;
 use std::collections::{BTreeMap, VecDeque};
 pub use stored::Stored;
 pub use verify::VerifyReport;
@@ -312,27 +314,6 @@ pub enum Note {
     },
 }
 
-/// What a replica is at present.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Role {
-    /// Not named by its configuration, or by an earlier life's name.
-    Out,
-    /// Being made equal.
-    Learner,
-    /// In the ISR, not primary.
-    Secondary,
-    /// Named primary; not yet serving.
-    Settling,
-    /// Serving.
-    Active,
-    /// Was refused by a replica that has promised a newer epoch: waits for that configuration.
-    Suspended,
-    /// Has given its reign away: waits for the configuration that says so.
-    Leaving,
-    /// The configuration that it served in is over.
-    Fenced,
-}
-
 /// A request of another store that is not answered yet.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
@@ -577,6 +558,7 @@ impl Replica {
 
     fn set_role(&mut self, ctx: &mut Ctx<'_, '_>, role: Role) {
         if self.role != role {
+            assert!(self.role.may_become(role), "{:?} never becomes {role:?}", self.role);
             self.role = role;
             ctx.out.push(Effect::Note(Note::Role { epoch: self.epoch(), role }));
         }
