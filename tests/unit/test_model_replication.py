@@ -82,9 +82,10 @@ class Story:
         epoch: int = 1,
         count: int = 1,
         settle: bool = False,
+        heal: bool = False,
     ) -> Story:
         place = {"epoch": epoch, "seq": seq, "first": first, "count": count}
-        return self.replica("assigned", store, **place, settle=settle)
+        return self.replica("assigned", store, **place, settle=settle, heal=heal)
 
     def durable(self, seq: int, *stores: int, epoch: int = 1) -> Story:
         for store in stores:
@@ -159,6 +160,14 @@ def test_a_primary_that_slept_gives_lsns_of_a_reign_that_is_over() -> None:
     story.assign(2, store=2, epoch=2, settle=True)
     with pytest.raises(RefinementError, match="I9"):
         story.durable(2, 2, epoch=2).commit(2, 2, store=2, epoch=2)
+
+
+def test_a_damaged_block_is_written_again_below_min_write() -> None:
+    story = Story().start().store_conf("T1", by=1, isr=[0, 1]).promise(1, 2)
+    story.store_conf("T1", by=1, isr=[0]).promise(1, 3)
+    story.assign(1, 5, heal=True).durable(1, 1).commit(1, 1)
+    with pytest.raises(RefinementError, match="min_write"):
+        story.assign(2, 6).durable(2, 1).commit(2, 1)
 
 
 def test_a_single_member_gives_up_what_its_disk_refused() -> None:

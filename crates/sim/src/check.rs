@@ -248,7 +248,7 @@ impl Check {
                     *promised = *epoch;
                 }
             }
-            Note::Assigned { lsn, first, count, is_settle } => {
+            Note::Assigned { lsn, first, count, is_settle, .. } => {
                 if !is_settle {
                     let latest = &mut self.shard(place.shard).assigned;
                     latest.extend((*first..first + count).map(|block| (block, moment)));
@@ -457,7 +457,8 @@ mod tests {
     #[test]
     fn a_lawful_write_breaks_nothing() {
         let mut check = check();
-        let assigned = Note::Assigned { lsn: lsn(1, 1), first: 4, count: 1, is_settle: false };
+        let assigned =
+            Note::Assigned { lsn: lsn(1, 1), first: 4, count: 1, is_settle: false, is_heal: false };
         check.note(1, 1, place(1), &assigned);
         for store in 1..=3 {
             check.logged(1, place(store), lsn(1, 1), 4, &[77]);
@@ -569,7 +570,13 @@ mod tests {
     fn i13_two_open_operations_on_a_block() {
         let mut check = check();
         for seq in 1..=2 {
-            let note = Note::Assigned { lsn: lsn(1, seq), first: 4, count: 2, is_settle: false };
+            let note = Note::Assigned {
+                lsn: lsn(1, seq),
+                first: 4,
+                count: 2,
+                is_settle: false,
+                is_heal: false,
+            };
             check.note(1, 1, place(1), &note);
         }
         assert_fires(&check, "I13");

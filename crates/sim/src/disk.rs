@@ -358,6 +358,22 @@ mod tests {
     }
 
     #[test]
+    fn rot_stays_until_the_page_is_written() {
+        let (mut disk, mut random, pool) = disk(false);
+        let ticket = write(&mut disk, &pool, 4, 0);
+        assert!(!disk.rot(4 * BLOCK, &mut random), "it is being written");
+        disk.complete(ticket, Fate::Good, &mut random).expect("it is outstanding");
+        assert!(disk.rot(4 * BLOCK, &mut random));
+        let bits = |disk: &Disk| -> u32 {
+            disk.read(4 * BLOCK, 4096).iter().map(|byte| byte.count_ones()).sum()
+        };
+        assert_eq!((bits(&disk), bits(&disk)), (1, 1), "each time");
+        let ticket = write(&mut disk, &pool, 4, 0);
+        disk.complete(ticket, Fate::Good, &mut random).expect("it is outstanding");
+        assert_eq!(bits(&disk), 0);
+    }
+
+    #[test]
     fn failures_are_answered_and_leave_no_trace() {
         let (mut disk, mut random, pool) = disk(false);
         let ticket = write(&mut disk, &pool, 4, 9);

@@ -70,13 +70,16 @@ impl Trace {
         place: (u32, u64, u64),
         lsn: (u64, u64),
         range: (u32, u32),
-        settle: bool,
+        (settle, heal): (bool, bool),
     ) {
         self.begin(now, "assigned");
         self.place_and_lsn(place, lsn);
         self.number("first", range.0.into());
         self.number("count", range.1.into());
         let _ = write!(self.line, ",\"settle\":{settle}");
+        if heal {
+            self.line.push_str(",\"heal\":true");
+        }
         self.end();
     }
 
@@ -208,7 +211,7 @@ mod tests {
         for trace in &mut traces {
             trace.event(5, "boot", &[("store", 1), ("inc", 9)]);
             trace.committed(7, (0, 1, 9), (2, 3), &[1, 2]);
-            trace.assigned(8, (0, 1, 9), (2, 4), (10, 2), false);
+            trace.assigned(8, (0, 1, 9), (2, 4), (10, 2), (false, false));
             trace.invoke(9, (1, 4), "write", (3, 2), &[11, 12]);
             trace.mark(10, 1, 2);
         }

@@ -568,10 +568,10 @@ impl World {
                 let [a, b, c] = ids;
                 self.trace.event(self.now, "promised", &[a, b, c, ("epoch", epoch.0)]);
             }
-            Note::Assigned { lsn, first, count, is_settle } => {
+            Note::Assigned { lsn, first, count, is_settle, is_heal } => {
                 self.count(if *is_settle { "settled" } else { "assigned" });
                 let lsn = (lsn.epoch.0, lsn.seq.0);
-                self.trace.assigned(self.now, at, lsn, (*first, *count), *is_settle);
+                self.trace.assigned(self.now, at, lsn, (*first, *count), (*is_settle, *is_heal));
             }
             Note::Durable { lsn } => {
                 let [a, b, c] = ids;

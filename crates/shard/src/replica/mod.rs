@@ -263,6 +263,8 @@ pub enum Note {
         count: u32,
         /// SETTLE, not a client's.
         is_settle: bool,
+        /// It writes a damaged block again, which changes nothing that a client could see.
+        is_heal: bool,
     },
     /// An operation is durable here.
     Durable {

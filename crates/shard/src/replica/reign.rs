@@ -317,7 +317,8 @@ impl Replica {
         let (local, began, sent) = (Local::Running, ctx.now, ctx.now);
         let open = Open { lsn, body, owner, local, is_solo, acked, began, sent };
         reign.open.insert(seq, open);
-        ctx.out.push(Effect::Note(Note::Assigned { lsn, first, count, is_settle }));
+        let is_heal = matches!(owner, Owner::Heal(_));
+        ctx.out.push(Effect::Note(Note::Assigned { lsn, first, count, is_settle, is_heal }));
         self.lane(ctx, Work::Local(seq), request);
         for to in self.receivers() {
             self.send_open(ctx, seq, to);

@@ -65,6 +65,7 @@ class Operation:
     first: int
     count: int
     is_settle: bool
+    is_heal: bool = False
     primary_at: int | None = None
     durable: set[Life] = field(default_factory=set)
     committed_at: int | None = None
@@ -331,7 +332,7 @@ class Shard:
             reign.first_seq, reign.watermark = line.seq, line.seq - 1
         else:
             _require(line.seq == reign.next_seq, f"seqs are dense: {reign.next_seq} is next")
-        operation = Operation(line.first, line.count, line.settle)
+        operation = Operation(line.first, line.count, line.settle, line.heal)
         busy = {reign.open[block] for block in operation.blocks if block in reign.open}
         if busy or line.seq - reign.watermark > WINDOW:
             self._forget_failed(reign)
@@ -426,7 +427,10 @@ class Shard:
     def _check_enough(
         self, line: trace.Committed, operation: Operation, tenure: list[ShardConf]
     ) -> None:
-        """Check |ISR| >= min_write in a configuration that it may know; settling needs it not."""
+        """Check |ISR| >= min_write in a configuration that it may know.
+
+        Settling needs it not, nor does what writes a damaged block again.
+        """
         known = max(self.replicas[line.store, line.inc].epoch, self.promised.get(line.store, 0))
         is_enough = any(
             len(conf.isr) >= conf.min_write
@@ -434,7 +438,8 @@ class Shard:
             for conf in tenure
             if conf.epoch >= known
         )
-        _require(operation.is_settle or is_enough, "fewer than min_write are in the ISR")
+        needs_none = operation.is_settle or operation.is_heal
+        _require(needs_none or is_enough, "fewer than min_write are in the ISR")
 
     def copied(self, line: trace.Copied) -> None:
         """Check that only a primary copies; one that was refused hears what it had sent before."""

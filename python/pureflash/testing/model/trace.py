@@ -73,6 +73,8 @@ class Assigned(ReplicaLine, frozen=True, tag="assigned"):
     first: int
     count: int
     settle: bool
+    heal: bool = False
+    """It writes a damaged block again, or gives it up: nothing that a client has changed."""
 
 
 class Durable(ReplicaLine, frozen=True, tag="durable"):
