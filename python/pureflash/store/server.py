@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from pureflash.model.domain import Disk
 from pureflash.model.layout import allegiance_file
@@ -121,21 +122,27 @@ async def _serve(
     )
     loop = asyncio.get_running_loop()
     loop.add_reader(node.fileno(), agent.drain)
-    coroutines = (
-        link.run(),
-        stop.wait(),
-        _repeat(watch.look, LOOK_S),
-        _repeat(host.look, LOOK_S),
-        _repeat(agent.look, DAMAGE_LOOK_S),
-    )
+    announce(settings.path("node.ready"), incarnation=facts.incarnation, address=facts.address)
+    try:
+        await _until_one_ends(
+            link.run(),
+            stop.wait(),
+            _repeat(watch.look, LOOK_S),
+            _repeat(host.look, LOOK_S),
+            _repeat(agent.look, DAMAGE_LOOK_S),
+        )
+    finally:
+        loop.remove_reader(node.fileno())
+
+
+async def _until_one_ends(*coroutines: Coroutine[Any, Any, object]) -> None:
+    """Run all until the first has ended, and end the others; its error is raised."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
-        announce(settings.path("node.ready"), incarnation=facts.incarnation, address=facts.address)
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        loop.remove_reader(node.fileno())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
