@@ -80,6 +80,13 @@ def harm(cluster: RealCluster, stores: Iterable[str], replicas: int, *blocks: in
             damage(cluster.layout.disk(store), content(block, seed=replicas))
 
 
+def by_role(cluster: RealCluster, volume: str) -> list[str]:
+    """Name the stores of the copies, the primary first."""
+    with cluster.api() as api:
+        members = api.volume(volume).shards[0].members
+    return [one.name for one in sorted(members, key=lambda one: one.role != "primary")]
+
+
 @pytest.mark.timeout(300)
 def test_damage_is_told_on_every_face_until_it_is_mended(
     cluster: RealCluster, tmp_path: Path

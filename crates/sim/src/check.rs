@@ -1,4 +1,5 @@
-//! The world's own idea of the truth, and the invariants of docs/internals/replication.md section 9.
+//! The world's own idea of the truth, and the invariants of docs/internals/replication.md section
+//! 9.
 //!
 //! It is told everything that happens, believes nobody, and remembers the first contradiction. It
 //! looks at no machine from inside: what a replica claims in its notes is compared with what the
@@ -6,9 +7,9 @@
 //!
 //! Where which invariant is checked: I2, I4, I6, I8, I9, I10, I13, I20, I21 here, with every fact;
 //! I3, I15, I20, I27 in `history`; I7 here with every stored configuration; I1, I5, I14, I16, I17,
-//! I22, I23, I29 and I30 by the world at marked points, with what `history` allows; I12 by the world, which
-//! knows the connections; I19 here, when a primary
-//! compares a region with what a learner made of it; I28 is the trace's hash.
+//! I22, I23, I29 and I30 by the world at marked points, with what `history` allows; I12 by the
+//! world, which knows the connections; I19 here, when a primary compares a region with what a
+//! learner made of it; I28 is the trace's hash.
 
 use crate::history::History;
 use proto::{Epoch, Lsn};
@@ -332,8 +333,8 @@ impl Check {
                 place.store
             ));
         }
-        // A primary may learn of its last acknowledgements after another has followed it: those were
-        // given before the promise, so the operation was in a tail that the other has settled.
+        // A primary may learn of its last acknowledgements after another has followed it: those
+        // were given before the promise, so the operation was in a tail that the other has settled.
         let of_reign = shard.last_of_reign(lsn.epoch, place);
         let conf = of_reign.unwrap_or_else(|| shard.confs.last().expect("stored at the start"));
         for member in conf.isr_members() {

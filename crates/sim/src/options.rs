@@ -144,7 +144,8 @@ options! {
     connection_every_ms,
     /// Mean time between ends of a client whose requests stay unanswered; another takes its place.
     client_every_ms,
-    /// Chance that a primary is cut off, with the conductor or without, while it proposes a learner.
+    /// Chance that a primary is cut off, with the conductor or without, while it proposes a
+    /// learner.
     ambush,
     /// Chance that a client's frame is held up for seconds.
     frame_hold,
@@ -222,8 +223,8 @@ impl Options {
         options
     }
 
-    /// Without the faults that take a member out of an ISR: a copy that is damaged must not become the
-    /// last one.
+    /// Without the faults that take a member out of an ISR: a copy that is damaged must not become
+    /// the last one.
     fn keep_members(&mut self) {
         for fault in [
             &mut self.partition_every_ms,

@@ -1,13 +1,13 @@
 //! Bit rot: blocks whose content on one disk is wrong from now on.
 //!
-//! **The budget.** A run of adjacent blocks, as one request reads it, loses some of its copies at once:
-//! each block on a member of the ISR of its own choosing, so that often no copy has all of the run, or
-//! all on one member. All others keep the block, and the ISR is whole then. Worlds with rot have no faults that take members out of the ISR:
-//! the last good copy must not go by itself.
+//! **The budget.** A run of adjacent blocks, as one request reads it, loses some of its copies at
+//! once: each block on a member of the ISR of its own choosing, so that often no copy has all of
+//! the run, or all on one member. All others keep the block, and the ISR is whole then. Worlds with
+//! rot have no faults that take members out of the ISR: the last good copy must not go by itself.
 //!
-//! **What is checked.** A request is not failed while each of its blocks has a good copy (I29). What a
-//! primary knows to be damaged is mended within seconds, and at rest, after a verification that repairs,
-//! no copy is damaged or told to be (I30).
+//! **What is checked.** A request is not failed while each of its blocks has a good copy (I29).
+//! What a primary knows to be damaged is mended within seconds, and at rest, after a verification
+//! that repairs, no copy is damaged or told to be (I30).
 
 use crate::check::Place;
 use crate::phases::Phase;
@@ -109,8 +109,8 @@ impl World {
         };
         if (first..first + count).all(is_good) {
             let text = format!(
-                "I29: at {} ns a read of blocks {first}+{count} has failed; each of them has a good \
-                 copy",
+                "I29: at {} ns a read of blocks {first}+{count} has failed; each of them has a \
+                 good copy",
                 self.now
             );
             self.check.fail(text);
@@ -150,8 +150,8 @@ impl World {
                 self.stores[store as usize - 1].process.as_ref().and_then(|p| p.replica(shard));
             let is_told = replica.is_some_and(|replica| replica.is_damaged(block));
             let text = format!(
-                "I30: block {block} of {place:?} is damaged after a verification that repairs; told: \
-                 {is_told}"
+                "I30: block {block} of {place:?} is damaged after a verification that repairs; \
+                 told: {is_told}"
             );
             self.check.fail(text);
         }

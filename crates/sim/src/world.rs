@@ -574,9 +574,8 @@ impl World {
                 self.trace.assigned(self.now, at, lsn, (*first, *count), (*is_settle, *is_heal));
             }
             Note::Durable { lsn } => {
-                let [a, b, c] = ids;
-                let fields = [a, b, c, ("epoch", lsn.epoch.0), ("seq", lsn.seq.0)];
-                self.trace.event(self.now, "durable", &fields);
+                let ([a, b, c], (epoch, seq)) = (ids, (lsn.epoch.0, lsn.seq.0));
+                self.trace.event(self.now, "durable", &[a, b, c, ("epoch", epoch), ("seq", seq)]);
             }
             Note::Committed { lsn, acked } => {
                 self.count("committed");
@@ -598,10 +597,9 @@ impl World {
                 }
             }
             Note::Mended { .. } => self.count("mended"),
-            // The checker has refused them; the world ends here.
-            Note::Different { .. } | Note::Lost { .. } => {}
-            // Told by what the clients read.
-            Note::Healing { .. } => {}
+            // The checker has refused the first two, and the world ends here; the last shows in what
+            // clients read.
+            Note::Different { .. } | Note::Lost { .. } | Note::Healing { .. } => {}
         }
     }
 

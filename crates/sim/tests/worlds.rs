@@ -43,8 +43,8 @@ fn nothing_is_broken_in_the_first_worlds() {
     assert!(totals["committed"] > 1_000 && totals["audit"] > 1_000, "{totals:?}");
 }
 
-/// T7: whole ISRs are lost, a person decides on what is left, and the lost stores come back with more
-/// than that. Each history by itself holds every invariant.
+/// T7: whole ISRs are lost, a person decides on what is left, and the lost stores come back with
+/// more than that. Each history by itself holds every invariant.
 #[test]
 fn histories_that_a_person_forces_are_sound() {
     let mut totals = std::collections::BTreeMap::new();
@@ -103,8 +103,8 @@ fn worlds_of_one_two_and_five_stores_are_whole() {
     }
 }
 
-/// Rot on several copies, and on several blocks of one read: no request is failed whose blocks are good
-/// somewhere, and in the end every copy is good.
+/// Rot on several copies, and on several blocks of one read: no request is failed whose blocks are
+/// good somewhere, and in the end every copy is good.
 #[test]
 fn copies_that_rot_are_mended() {
     let mut totals = std::collections::BTreeMap::new();

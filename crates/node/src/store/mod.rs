@@ -1,12 +1,12 @@
 //! A store node's data side: lanes, the replicas in them, and connections with clients and stores.
 //!
 //! One reactor thread (`app`) runs all lanes of the store and its listener; each replica has its
-//! machine (`shard::replica`). A client's connection begins with HELLO and a ticket that the cluster
-//! key has signed; a store's with a proof of that key (`identity`), and `links` are those that this
-//! store begins. Heartbeats have a thread of their own (`heart`). A client's request goes to the
-//! shard's machine, from there to the lane and the other replicas, and the reply leaves when it is
-//! committed. The control plane speaks through `StoreNode`: commands go in through the reactor's
-//! queue, results come out of a queue with an eventfd. Nothing here calls Python.
+//! machine (`shard::replica`). A client's connection begins with HELLO and a ticket that the
+//! cluster key has signed; a store's with a proof of that key (`identity`), and `links` are those
+//! that this store begins. Heartbeats have a thread of their own (`heart`). A client's request goes
+//! to the shard's machine, from there to the lane and the other replicas, and the reply leaves when
+//! it is committed. The control plane speaks through `StoreNode`: commands go in through the
+//! reactor's queue, results come out of a queue with an eventfd. Nothing here calls Python.
 //!
 //! **Path slots.** A session's requests of one slot are known by (session, slot, generation) also
 //! after their connection has ended; FENCE_PATH is answered when the last of them is over, with the
@@ -502,8 +502,8 @@ impl StoreNode {
         self.handle.try_send(Command::Dead(store, incarnation)).is_ok()
     }
 
-    /// The conductor that this store follows; every heartbeat says so from now on. What is older than
-    /// what is known changes nothing.
+    /// The conductor that this store follows; every heartbeat says so from now on. What is older
+    /// than what is known changes nothing.
     pub fn set_conductor(&self, followed: Followed) {
         self.conductor.tell(followed);
     }
@@ -514,8 +514,8 @@ impl StoreNode {
         self.conductor.heard()
     }
 
-    /// The host's file system has no more room for a disk (by its place in the store), or has again.
-    /// False: the queue is full, or it has stopped.
+    /// The host's file system has no more room for a disk (by its place in the store), or has
+    /// again. False: the queue is full, or it has stopped.
     #[must_use]
     pub fn hold_growth(&self, disk: usize, is_held: bool) -> bool {
         self.handle.try_send(Command::HoldGrowth(disk, is_held)).is_ok()
@@ -528,8 +528,8 @@ impl StoreNode {
         self.handle.try_send(Command::FailDisk(disk, reason)).is_ok()
     }
 
-    /// Read runs (first block, blocks) of a replica again, to learn whether they are damaged. False:
-    /// the queue is full, or it has stopped.
+    /// Read runs (first block, blocks) of a replica again, to learn whether they are damaged.
+    /// False: the queue is full, or it has stopped.
     #[must_use]
     pub fn check_blocks(&self, shard: ShardId, runs: Vec<(u32, u32)>) -> bool {
         self.handle.try_send(Command::CheckBlocks(shard, runs)).is_ok()

@@ -1,19 +1,21 @@
 //! Blocks that are known to be unreadable, here and everywhere, and how they are made known.
 //!
-//! **What it owns.** `here`: blocks whose last read on this lane failed (a wrong checksum, an error of
-//! the device that a second read met again, a poisoned block), in whatever role and whoever asked. And
-//! `lost`, as primary: blocks that no in-sync replica could give. A block leaves both when it is written,
-//! discarded, or read well: what the last read shows counts, because a device's error may pass.
+//! **What it owns.** `here`: blocks whose last read on this lane failed (a wrong checksum, an error
+//! of the device that a second read met again, a poisoned block), in whatever role and whoever
+//! asked. And `lost`, as primary: blocks that no in-sync replica could give. A block leaves both
+//! when it is written, discarded, or read well: what the last read shows counts, because a device's
+//! error may pass.
 //!
-//! **How it gets to know.** [`Replica::seen`] looks at the answer to every operation of the lane. A read
-//! of several blocks names one that is damaged, at most; the others are found by reading halves again
-//! (a *probe*), a few at a time, until every damaged block is known by its own number. What a probe
-//! finds at a primary that serves is mended (`serve.rs`), unless who asked only wants to look.
+//! **How it gets to know.** [`Replica::seen`] looks at the answer to every operation of the lane. A
+//! read of several blocks names one that is damaged, at most; the others are found by reading
+//! halves again (a *probe*), a few at a time, until every damaged block is known by its own number.
+//! What a probe finds at a primary that serves is mended (`serve.rs`), unless who asked only wants
+//! to look.
 //!
-//! **Bounds.** A set of runs costs memory for as long as the damage lasts, and a dying disk may have
-//! millions of damaged blocks. Beyond [`RUNS_MAX`] runs a block that would begin another one is left
-//! out, so what is told is a lower bound then. Probes that find no room in their queue are forgotten:
-//! the next read meets the same damage.
+//! **Bounds.** A set of runs costs memory for as long as the damage lasts, and a dying disk may
+//! have millions of damaged blocks. Beyond [`RUNS_MAX`] runs a block that would begin another one
+//! is left out, so what is told is a lower bound then. Probes that find no room in their queue are
+//! forgotten: the next read meets the same damage.
 //!
 //! **What it costs.** While nothing is damaged: a look at two empty maps per operation.
 
@@ -319,8 +321,8 @@ impl Replica {
         }
     }
 
-    /// A read has met damage. Which block, is certain of a checksum and of poison, and of a device's
-    /// error once it comes again for this block alone.
+    /// A read has met damage. Which block, is certain of a checksum and of poison, and of a
+    /// device's error once it comes again for this block alone.
     fn read_failed(
         &mut self,
         ctx: &mut Ctx<'_, '_>,

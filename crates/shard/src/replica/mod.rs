@@ -2,14 +2,15 @@
 //!
 //! **What it owns.** Everything that a replica decides: which configuration it follows and what it
 //! has promised (`adopt.rs`, `stored.rs`), what it accepts from a primary as secondary or learner
-//! (`follower.rs`), and as primary the order of operations and their commitment (`reign.rs`), clients
-//! (`serve.rs`), reads and mending of damaged blocks (`repair.rs`), the beginning of a reign (`settle.rs`), its transfer (`transfer.rs`) and learners
-//! (`resync.rs`, and how fast: `pace.rs`); and which blocks are unreadable (`damage.rs`). It has no clock, disk or socket: events in, effects out,
-//! and a look at what its lane and its store's leases know.
+//! (`follower.rs`), and as primary the order of operations and their commitment (`reign.rs`),
+//! clients (`serve.rs`), reads and mending of damaged blocks (`repair.rs`), the beginning of a
+//! reign (`settle.rs`), its transfer (`transfer.rs`) and learners (`resync.rs`, and how fast:
+//! `pace.rs`); and which blocks are unreadable (`damage.rs`). It has no clock, disk or socket:
+//! events in, effects out, and a look at what its lane and its store's leases know.
 //!
-//! **What it guarantees** is docs/internals/replication.md; the comments cite its sections. Messages
-//! may be lost, doubled, delayed and reordered: whatever matters is sent again until a newer state
-//! makes it pointless, and every handler is idempotent.
+//! **What it guarantees** is docs/internals/replication.md; the comments cite its sections.
+//! Messages may be lost, doubled, delayed and reordered: whatever matters is sent again until a
+//! newer state makes it pointless, and every handler is idempotent.
 //!
 //! **What it does not know.** Whether a proposal succeeded: "the outcome is known only when a
 //! configuration with a greater epoch has been read" (section 2).
@@ -150,7 +151,8 @@ pub enum Event {
         /// Runs of them.
         runs: Vec<(u32, u32)>,
     },
-    /// Give the reign to this member of the ISR (T5), if it is one's own and nothing stands against it.
+    /// Give the reign to this member of the ISR (T5), if it is one's own and nothing stands against
+    /// it.
     Transfer {
         /// The member.
         to: CopyId,
@@ -192,8 +194,9 @@ pub enum Effect {
         /// The answer.
         reply: Reply,
     },
-    /// Ask the conductor for a transition of the configuration with this epoch. Its outcome is known
-    /// only when a newer configuration comes; until then this is said again from time to time.
+    /// Ask the conductor for a transition of the configuration with this epoch. Its outcome is
+    /// known only when a newer configuration comes; until then this is said again from time to
+    /// time.
     Propose {
         /// Of the configuration that it changes.
         epoch: Epoch,

@@ -1,34 +1,36 @@
-//! How fast learners are made equal: at full speed while no client is there, else a share of the time.
+//! How fast learners are made equal: at full speed while no client is there, else a share of the
+//! time.
 //!
 //! **A share of the time, not of bytes.** Nobody knows what a disk can do; it differs by device, by
-//! size and by what else it has to do, and a configured figure is wrong on the next machine. What is
-//! known is how long the last region took, from the order to read it until the learner had it: that is
-//! what both disks and the network between them give now. After a region that took t, the next begins
-//! no sooner than when t was `SHARE_PERCENT` of the time since: in the pause clients have the disks to
-//! themselves. The busier clients keep them, the longer a region takes and the longer the pause: so a
-//! resync yields without knowing who else is there.
+//! size and by what else it has to do, and a configured figure is wrong on the next machine. What
+//! is known is how long the last region took, from the order to read it until the learner had it:
+//! that is what both disks and the network between them give now. After a region that took t, the
+//! next begins no sooner than when t was `SHARE_PERCENT` of the time since: in the pause clients
+//! have the disks to themselves. The busier clients keep them, the longer a region takes and the
+//! longer the pause: so a resync yields without knowing who else is there.
 //!
-//! **What is urgent** gets a larger share, `SHARE_URGENT_PERCENT`: all of it while there is one copy
-//! only, because the shard is one fault away from its end; and the comparisons before an admission,
-//! because clients wait for the learner already, and because a comparison writes nothing.
+//! **What is urgent** gets a larger share, `SHARE_URGENT_PERCENT`: all of it while there is one
+//! copy only, because the shard is one fault away from its end; and the comparisons before an
+//! admission, because clients wait for the learner already, and because a comparison writes
+//! nothing.
 //!
-//! **It always ends.** A pause is over `TURN_NANOS` after its region began: 32 MiB/s at least, however
-//! slow clients make the disks. A region that fails or is never acknowledged delays the next one no
-//! longer than that either.
+//! **It always ends.** A pause is over `TURN_NANOS` after its region began: 32 MiB/s at least,
+//! however slow clients make the disks. A region that fails or is never acknowledged delays the
+//! next one no longer than that either.
 //!
-//! **Nobody there.** Without a client's operation for `IDLE_MS` there is no pause at all. An operation
-//! of a client is a request at the primary, or a PREPARE at a follower; of any shard in the lane,
-//! because it is the lane's disk that they share.
+//! **Nobody there.** Without a client's operation for `IDLE_MS` there is no pause at all. An
+//! operation of a client is a request at the primary, or a PREPARE at a follower; of any shard in
+//! the lane, because it is the lane's disk that they share.
 //!
-//! **What is shared.** Regions to copy take turns over all shards of a lane ([`Pace`]): a store that
-//! comes back needs all its shards at once. Who just had its turn is told first when the next one is,
-//! so shards tend to be done one after the other, and the first is safe soonest. Shards with one copy
-//! have turns of their own, so that they wait for no other. Comparisons wait for no other shard either,
-//! and keep to their share one by one: a learner that clients wait for is to be admitted, or given up,
-//! soon.
+//! **What is shared.** Regions to copy take turns over all shards of a lane ([`Pace`]): a store
+//! that comes back needs all its shards at once. Who just had its turn is told first when the next
+//! one is, so shards tend to be done one after the other, and the first is safe soonest. Shards
+//! with one copy have turns of their own, so that they wait for no other. Comparisons wait for no
+//! other shard either, and keep to their share one by one: a learner that clients wait for is to be
+//! admitted, or given up, soon.
 //!
-//! **Verifications** of all shards of a lane take turns too, apart from those of copies: they keep to
-//! the same share of the time by themselves, so that neither waits for the other.
+//! **Verifications** of all shards of a lane take turns too, apart from those of copies: they keep
+//! to the same share of the time by themselves, so that neither waits for the other.
 //!
 //! Time comes in with events; nothing here measures it.
 

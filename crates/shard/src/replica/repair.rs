@@ -1,19 +1,20 @@
 //! Reads of blocks that are damaged here, and the mending of damaged blocks.
 //!
-//! **A read goes on** when the lane could not do it: it is cut into *pieces*. A piece that fails here is
-//! halved until the damaged blocks are known one by one; what is good here is read here. Each damaged
-//! block is asked of one in-sync member after the other (committed content is the same on all of them,
-//! and no write of these blocks is under way: the read holds its lock). So a request fails only if one
-//! of its blocks is good nowhere, wherever the others are good.
+//! **A read goes on** when the lane could not do it: it is cut into *pieces*. A piece that fails
+//! here is halved until the damaged blocks are known one by one; what is good here is read here.
+//! Each damaged block is asked of one in-sync member after the other (committed content is the same
+//! on all of them, and no write of these blocks is under way: the read holds its lock). So a
+//! request fails only if one of its blocks is good nowhere, wherever the others are good.
 //!
-//! **What was met is mended.** A block that could not be read here, or by a member that was asked for
-//! it, is written again once a good copy has been found: under its exclusive lock, with an lsn of its
-//! own, at every member, so one writing mends all copies. A block that nobody has is *lost*: an error,
-//! told until it is overwritten. Only where it stands against a new copy it is poisoned on all members,
-//! so that it is the same everywhere.
+//! **What was met is mended.** A block that could not be read here, or by a member that was asked
+//! for it, is written again once a good copy has been found: under its exclusive lock, with an lsn
+//! of its own, at every member, so one writing mends all copies. A block that nobody has is *lost*:
+//! an error, told until it is overwritten. Only where it stands against a new copy it is poisoned
+//! on all members, so that it is the same everywhere.
 //!
-//! **Bounds.** [`PIECES_MAX`] pieces of a read are under way at a time, and [`HEALS_MAX`] blocks are
-//! mended at a time; [`WANTED_MAX`] wait for it. What finds no room is found again by its next read.
+//! **Bounds.** [`PIECES_MAX`] pieces of a read are under way at a time, and [`HEALS_MAX`] blocks
+//! are mended at a time; [`WANTED_MAX`] wait for it. What finds no room is found again by its next
+//! read.
 
 use super::damage::{Mend, is_damage};
 use super::follower::Body;
@@ -39,8 +40,8 @@ pub(super) const WANTED_MAX: usize = 4_096;
 pub(super) struct Repairs {
     /// By the task whose read it is.
     reads: BTreeMap<u32, Repair>,
-    /// Task and first block of each piece under way. Told by its number, an answer cannot be taken for
-    /// that to another read.
+    /// Task and first block of each piece under way. Told by its number, an answer cannot be taken
+    /// for that to another read.
     asked: BTreeMap<u32, (u32, u32)>,
     /// Blocks that are to be written again.
     wanted: BTreeMap<u32, Mend>,
@@ -188,8 +189,8 @@ impl Replica {
         number
     }
 
-    /// Ask the next member for blocks that are damaged here; without one left they are lost. True: the
-    /// read is over because its block was poisoned.
+    /// Ask the next member for blocks that are damaged here; without one left they are lost. True:
+    /// the read is over because its block was poisoned.
     fn ask_elsewhere(&mut self, ctx: &mut Ctx<'_, '_>, task: u32, first: u32) -> bool {
         let required = self.required(false);
         let repair = self.repairs().reads.get_mut(&task).expect("its read goes on");
@@ -213,8 +214,8 @@ impl Replica {
         self.poison_healed(ctx, task, first, &problem)
     }
 
-    /// A block that was to be healed for a new copy, and cannot be, is poisoned in the end, so that it
-    /// is the same everywhere and does not stand against that copy.
+    /// A block that was to be healed for a new copy, and cannot be, is poisoned in the end, so that
+    /// it is the same everywhere and does not stand against that copy.
     fn poison_healed(
         &mut self,
         ctx: &mut Ctx<'_, '_>,

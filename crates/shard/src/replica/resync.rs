@@ -2,17 +2,17 @@
 //!
 //! A region is needed when its last write is above the learner's complete_lsn, by the primary's
 //! region map or by the learner's own (its own unfinished writes), or when either is in doubt about
-//! it (section 5). A region is read while no new lsn is given in it and everything uncommitted there
-//! is durable here and at the learner; it need not be committed, because below min_write it will be
-//! only once the learner is admitted. A write that commits without the learner makes its region
-//! needed again.
+//! it (section 5). A region is read while no new lsn is given in it and everything uncommitted
+//! there is durable here and at the learner; it need not be committed, because below min_write it
+//! will be only once the learner is admitted. A write that commits without the learner makes its
+//! region needed again.
 //!
 //! One region at a time is on its way to a learner; how soon the next one follows is `pace.rs`.
 //!
 //! When nothing is needed the learner becomes required for acknowledgements and the lease, each
 //! region that was copied is compared by digest under the same hold, and its admission is proposed:
-//! from the moment it is required every region that was shown to be equal stays equal, so no lock on
-//! the whole shard is needed (ADR 6).
+//! from the moment it is required every region that was shown to be equal stays equal, so no lock
+//! on the whole shard is needed (ADR 6).
 
 use super::follower::{digest_of, regions_of};
 use super::pace::{Turn, Turns};
@@ -317,11 +317,8 @@ impl Replica {
                 }
             };
             resync.waited(now);
-            if is_digest {
-                resync.unverified.remove(&region);
-            } else {
-                resync.dirty.remove(&region);
-            }
+            let left = if is_digest { &mut resync.unverified } else { &mut resync.dirty };
+            left.remove(&region);
             self.jobs = self.jobs.wrapping_add(1);
             let (number, stage) = (self.jobs, Stage::Waiting);
             resync.job = Some(Job { number, region, is_digest, began: now, turn, stage });
@@ -409,8 +406,8 @@ impl Replica {
             Ok(Outcome::Read { data, crcs }) => (data, crcs),
             Ok(Outcome::Done | Outcome::Created { .. }) => unreachable!("a read brings data"),
             Err(_) => {
-                // Unreadable here: what is damaged is being looked for and mended (`seen`). The region
-                // stays needed, and is tried again.
+                // Unreadable here: what is damaged is being looked for and mended (`seen`). The
+                // region stays needed, and is tried again.
                 return self.abandon_job(ctx, store, u64::from(job) << PART_BITS);
             }
         };
@@ -634,8 +631,8 @@ impl Replica {
             let is_refusal_believed = self.mutant(Mutant::RefusalIsOutcome);
             let reign = self.reign();
             if is_refusal_believed && reign.resyncs[&store].is_proposed {
-                // Seeded bug: no configuration has come, so the proposal must have failed. All of it is
-                // tried again, and until then the learner counts for nothing.
+                // Seeded bug: no configuration has come, so the proposal must have failed. All of
+                // it is tried again, and until then the learner counts for nothing.
                 let resync = reign.resyncs.get_mut(&store).expect("just listed");
                 (resync.is_known, resync.is_proposed) = (false, false);
                 reign.pending_admit = None;

@@ -1,17 +1,18 @@
 //! Showing that all in-sync replicas are equal, on demand (`pf volume verify`).
 //!
-//! Region by region, as at an admission: no new lsn is given in the region, what is uncommitted there
-//! commits, then every ISR member computes its digest of the visible content, which reads and checks
-//! every block. So it compares at equal lsn without stopping the shard. A member that does not answer
-//! is asked again a few times; what the configuration changes meanwhile begins the region anew.
+//! Region by region, as at an admission: no new lsn is given in the region, what is uncommitted
+//! there commits, then every ISR member computes its digest of the visible content, which reads and
+//! checks every block. So it compares at equal lsn without stopping the shard. A member that does
+//! not answer is asked again a few times; what the configuration changes meanwhile begins the
+//! region anew.
 //!
 //! **Repairing.** Where a copy of a region cannot be read, its damaged blocks are searched: here by
-//! probes (`damage.rs`), at a member by asking for the region's blocks and halving what it refuses. Each
-//! is mended (`repair.rs`); when nothing is left to do the region is compared once more, and what cannot
-//! be read then is reported. No lsn is held back meanwhile.
+//! probes (`damage.rs`), at a member by asking for the region's blocks and halving what it refuses.
+//! Each is mended (`repair.rs`); when nothing is left to do the region is compared once more, and
+//! what cannot be read then is reported. No lsn is held back meanwhile.
 //!
-//! **How fast.** As fast as a resync that is not urgent (`pace.rs`): while clients are there, 20 % of the
-//! time. All verifications in a lane take turns.
+//! **How fast.** As fast as a resync that is not urgent (`pace.rs`): while clients are there, 20 %
+//! of the time. All verifications in a lane take turns.
 
 use super::damage::Mend;
 use super::follower::digest_of;
@@ -52,8 +53,8 @@ pub(super) struct Verify {
     is_repairing: bool,
     region: u32,
     tries: u32,
-    /// Number of the present attempt, and when it began; without one and without `mending` the region
-    /// waits for its turn.
+    /// Number of the present attempt, and when it began; without one and without `mending` the
+    /// region waits for its turn.
     attempt: Option<(u32, Tick)>,
     turn: Option<Turn>,
     /// Damaged blocks of the region are searched and mended.
@@ -250,8 +251,8 @@ impl Replica {
 
     // -------------------------------------------------------------------------------- repairing --
 
-    /// Search the damaged blocks of the present region, and mend them. Those here are being searched
-    /// already, since the lane has said that it cannot read the region.
+    /// Search the damaged blocks of the present region, and mend them. Those here are being
+    /// searched already, since the lane has said that it cannot read the region.
     fn begin_mending(&mut self, ctx: &mut Ctx<'_, '_>) {
         let now = ctx.now;
         let verify = self.reign().verify.as_mut().expect("under way");

@@ -1,7 +1,7 @@
 //! Damaged blocks: found one by one, mended wherever a good copy exists, told until it is over.
 //!
-//! All content is zeros here; that what is mended is right the simulator shows. What these tests look at
-//! is which blocks are read where, which are written again, and what is told of the others.
+//! All content is zeros here; that what is mended is right the simulator shows. What these tests
+//! look at is which blocks are read where, which are written again, and what is told of the others.
 
 use super::bench::{B, BLOCKS, Bench, C, ME, conf, context, done, life, lsn, nothing, prepare};
 use crate::conf::{ShardConf, StoreId};
@@ -184,8 +184,8 @@ fn told(facts: &DamageFacts) -> (&[(u32, u32)], u64) {
     (&facts.runs, facts.blocks)
 }
 
-/// A request of eight blocks, of which each copy has another damaged one: none of them can serve it as
-/// a whole, and every block is there.
+/// A request of eight blocks, of which each copy has another damaged one: none of them can serve it
+/// as a whole, and every block is there.
 pub(crate) fn other_blocks(mutant: Mutant) -> Result<(), String> {
     let mut bench = primary(mutant);
     let mut rot = Rot::of([(ME, &[1]), (B, &[2]), (C, &[3])]);
