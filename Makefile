@@ -12,7 +12,7 @@ demo: ## set up, then show what works on this machine
 test: ## set up, build, lint, and run every test, as CI does
 	@tools/test
 
-check: ## linters and quick unit tests, in under a minute; starts no cluster
+check: ## linters and quick unit tests, two at a time; starts no cluster
 	@tools/check
 
 check-all: ## the same with the slow unit tests
