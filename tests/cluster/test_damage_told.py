@@ -123,11 +123,14 @@ def test_damage_is_told_on_every_face_until_it_is_mended(
     assert "3 copies are equal" in cluster.pf("volume", "verify", "v3")
     cluster.wait_healthy()
     check_faces(cluster, set(), "v3")
+    lose_everywhere(cluster, tmp_path, primary, secondary, third)
 
-    # All copies of a block: an error for whoever reads it, and the bytes are named.
-    harm(cluster, [primary, secondary, third], 3, 512)
-    (tmp_path / "out.img").unlink()
-    cluster.pf("image", "export", "v3", str(tmp_path / "out.img"), status=Exit.FAILED)
+
+def lose_everywhere(cluster: RealCluster, folder: Path, *stores: str) -> None:
+    """Damage all copies of a block: an error for whoever reads it, and the bytes are named."""
+    harm(cluster, stores, 3, 512)
+    (folder / "out.img").unlink()
+    cluster.pf("image", "export", "v3", str(folder / "out.img"), status=Exit.FAILED)
     check_faces(cluster, {("DATA_LOST", "v3/0")}, "v3")
     first = 512 * BLOCK
     assert f"bytes {first} to {first + BLOCK - 1} of v3 (1 block)" in cluster.pf(
@@ -136,7 +139,7 @@ def test_damage_is_told_on_every_face_until_it_is_mended(
     cluster.pf("volume", "verify", "v3", status=Exit.FAILED)
     cluster.kill_and_await("c1")
     cluster.wait("it is known again", lambda: ("DATA_LOST", "v3/0") in codes_of(cluster))
-    cluster.pf("image", "import", str(tmp_path / "in.img"), "v3", "--yes")
+    cluster.pf("image", "import", str(folder / "in.img"), "v3", "--yes")
     cluster.wait_healthy()
     check_faces(cluster, set(), "v3")
     assert "3 copies are equal" in cluster.pf("volume", "verify", "v3")

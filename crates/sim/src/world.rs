@@ -597,8 +597,8 @@ impl World {
                 }
             }
             Note::Mended { .. } => self.count("mended"),
-            // The checker has refused the first two, and the world ends here; the last shows in what
-            // clients read.
+            // The checker has refused the first two, and the world ends here; clients' reads show
+            // the last.
             Note::Different { .. } | Note::Lost { .. } | Note::Healing { .. } => {}
         }
     }
