@@ -26,6 +26,7 @@ FAULTS = (
         "partition",
         "partition_begins",
         "pause",
+        "rot",
         "slow_disk",
         "slow_message",
         "storm",

@@ -223,10 +223,10 @@ impl Options {
         options
     }
 
-    /// Without the faults that take a member out of an ISR: a copy that is damaged must not become
-    /// the last one.
-    fn keep_members(&mut self) {
-        for fault in [
+    /// The faults that take a member out of an ISR, or keep a good copy from being read: a copy
+    /// that is damaged could become the last one.
+    fn faults_of_members(&mut self) -> [&mut u64; 14] {
+        [
             &mut self.partition_every_ms,
             &mut self.crash_every_ms,
             &mut self.crash_all_every_ms,
@@ -237,14 +237,18 @@ impl Options {
             &mut self.eio_write,
             &mut self.ambush,
             &mut self.demote_every_ms,
+            &mut self.lose_every_ms,
             // A second longer than a member may be silent.
             &mut self.slow_message,
             &mut self.clock_permille,
             // What one device fails to read for a moment all of them may: no request would be safe.
             &mut self.eio_read,
-        ] {
-            *fault = 0;
-        }
+        ]
+    }
+
+    /// Without those faults.
+    fn keep_members(&mut self) {
+        self.faults_of_members().into_iter().for_each(|fault| *fault = 0);
         self.drop = self.drop.min(100);
         self.delay_us = self.delay_us.min(1_000);
         // A part of the requests is read over several blocks; more of them meet several damages.
@@ -282,6 +286,9 @@ impl Options {
     }
 
     /// Replace what `text` names, a flat JSON object of whole numbers; `true` is 1, `false` 0.
+    ///
+    /// With a fault that takes members out of an ISR a world has no rot, unless `text` names that
+    /// too.
     pub fn set(&mut self, text: &str) -> Result<(), OptionsProblem> {
         let syntax = || OptionsProblem::Syntax(text.to_owned());
         let body = text.trim().strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
@@ -300,6 +307,10 @@ impl Options {
             };
             let unknown = || OptionsProblem::Unknown(name.to_owned());
             *self.field(name).ok_or_else(unknown)? = value;
+        }
+        let takes_members = self.faults_of_members().into_iter().any(|fault| *fault > 0);
+        if takes_members && !text.contains("\"rot_every_ms\"") {
+            self.rot_every_ms = 0;
         }
         self.check()
     }
@@ -383,6 +394,22 @@ mod tests {
             assert!(is_fixed || is_swarm, "{name}: {values:?}");
         }
         assert_ne!(worlds[0], worlds[1]);
+    }
+
+    #[test]
+    fn rot_and_faults_of_members_do_not_meet_by_accident() {
+        let mut options = Options { rot_every_ms: 400, ..Options::calm() };
+        options.set(r#"{"drop": 7}"#).expect("an option");
+        assert_eq!(options.rot_every_ms, 400);
+        options.set(r#"{"crash_every_ms": 1000, "rot_every_ms": 50}"#).expect("both are named");
+        assert_eq!(options.rot_every_ms, 50);
+        options.set(r#"{"torn": 1}"#).expect("an option");
+        assert_eq!(options.rot_every_ms, 0, "it has crashes");
+        for seed in 0..200 {
+            let mut options = Options::of_seed(seed);
+            let takes_members = options.faults_of_members().into_iter().any(|fault| *fault > 0);
+            assert!(options.rot_every_ms == 0 || !takes_members, "seed {seed}");
+        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The world of one seed: stores, conductor, clients, network and disks on virtual time.
 //!
-//! `step` takes the next event off the heap, gives it to the machine that it concerns and carries out
-//! what that machine wants. Everything that machines see of the world passes through here, and the
-//! checker is told all of it. `faults.rs` says what goes wrong, `phases.rs` when a world is over.
+//! `step` takes the next event off the heap, gives it to the machine that it concerns and carries
+//! out what that machine wants. Everything that machines see of the world passes through here, and
+//! the checker is told all of it. `faults.rs` says what goes wrong, `phases.rs` when a world is
+//! over.
 //!
 //! A violation stops the world where it stands: nothing happens any more, the trace ends there.
 
@@ -117,7 +118,8 @@ pub struct World {
     pub(crate) next_audit: u64,
     /// What the lanes hold at rest: block, then store and value.
     pub(crate) found: BTreeMap<u64, Vec<(StoreId, Option<u64>)>>,
-    /// What the lanes of an ISR hold when a new reign begins to serve: reign and block, then values.
+    /// What the lanes of an ISR hold when a new reign begins to serve: reign and block, then
+    /// values.
     pub(crate) opening: BTreeMap<(u64, u64), Vec<(StoreId, u64)>>,
     pub(crate) happened: u64,
     pub(crate) pool: Pool,
@@ -603,7 +605,8 @@ impl World {
         }
     }
 
-    // -------------------------------------------------------------------------------- lives -------
+    // -------------------------------------------------------------------------------- lives
+    // -------
 
     fn boot(&mut self, index: usize, incarnation: Incarnation) {
         let now = self.now;
@@ -749,7 +752,8 @@ impl World {
         }
     }
 
-    // -------------------------------------------------------------------------------- disks -------
+    // -------------------------------------------------------------------------------- disks
+    // -------
 
     fn disk_nanos(&mut self, index: usize, op: &DiskOp) -> u64 {
         let mean = self.options.disk_us * MICRO * self.stores[index].disk_factor;
@@ -805,7 +809,8 @@ impl World {
         }
         let disk = &self.stores[index].disk;
         let (is_read, is_write) = (disk.is_read(ticket), disk.is_write(ticket));
-        // Recovery takes a block that it cannot read for lost, so this is damage like a failed write.
+        // Recovery takes a block that it cannot read for lost, so this is damage like a failed
+        // write.
         let is_recovering = !self.stores[index].process.as_ref().is_some_and(Process::is_up);
         let may_fail = !is_recovering || self.has_other_copy(index);
         if is_read == Some(true) && may_fail && self.random.chance(self.options.eio_read) {
