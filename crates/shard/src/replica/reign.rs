@@ -1,10 +1,10 @@
 //! The primary's order: lsns, replication, commitment.
 //!
 //! An operation gets its lsn, goes to the own lane and in parallel to every replica that is
-//! `required` (the ISR, and the one whose admission is pending) and to the learners, and is committed
-//! when all of `required` have it durable and the ISR is not below min_write (section 3). One reign
-//! lasts as long as configurations keep naming this life primary; lsns carry the epoch in which it
-//! began, so that an acknowledgement of another reign cannot be taken for one of this.
+//! `required` (the ISR, and the one whose admission is pending) and to the learners, and is
+//! committed when all of `required` have it durable and the ISR is not below min_write (section 3).
+//! One reign lasts as long as configurations keep naming this life primary; lsns carry the epoch in
+//! which it began, so that an acknowledgement of another reign cannot be taken for one of this.
 
 use super::follower::{Body, regions_of};
 use super::repair::is_media;
@@ -81,6 +81,16 @@ struct Credit {
     slots: u64,
     /// When it was said, or asked for last.
     asked: Tick,
+    /// It was asked for and has not been said yet.
+    is_asked: bool,
+}
+
+/// Whether there is room for an operation.
+pub(super) enum Room {
+    Enough,
+    /// A member said a while ago that it has none, and is asked again.
+    Asked,
+    Lacking,
 }
 
 /// Whether the reign serves yet.
@@ -181,8 +191,8 @@ impl Reign {
         !self.open.values().any(|open| open.touches(region))
     }
 
-    /// Nobody could read a block, this time; whether it is lost for good. A device's error may pass,
-    /// so may that of a member; what is damaged here and is nowhere else is lost.
+    /// Nobody could read a block, this time; whether it is lost for good. A device's error may
+    /// pass, so may that of a member; what is damaged here and is nowhere else is lost.
     pub(super) fn is_lost(&mut self, block: u32, problem: &Problem, is_alone: bool) -> bool {
         let tries = self.unreadable.entry(block).or_default();
         *tries += 1;
@@ -233,29 +243,40 @@ impl Replica {
             .collect()
     }
 
-    /// Whether a write could need more space than a required member has: a disk that is full must be
-    /// an answer to the client, not the failure of a replica. Grants are not counted one by one; what
-    /// is under way beyond the last report may use each lane's reserve.
-    pub(super) fn lacks_space(&mut self, ctx: &mut Ctx<'_, '_>, body: &Body) -> bool {
-        let Body::Write { first, crcs, .. } = body else { return false };
+    /// Whether a write could need more space than a required member has: a disk that is full must
+    /// be an answer to the client, not the failure of a replica. Grants are not counted one by one;
+    /// what is under way beyond the last report may use each lane's reserve.
+    ///
+    /// A member that lacks room never says by itself that it has some again, because nothing is
+    /// sent to it. So what was said `REPEAT_MS` ago is no reason to refuse: it is asked, and its
+    /// answer, or its removal, decides.
+    pub(super) fn room_for(&mut self, ctx: &mut Ctx<'_, '_>, body: &Body) -> Room {
+        let Body::Write { first, crcs, .. } = body else { return Room::Enough };
         let (tables, shard_ix) = (ctx.view.tables, self.options.shard_ix);
         let needed = tables.slots_needed(shard_ix, *first, crcs.len() as u32);
         if needed == 0 || self.mutant(Mutant::CreditIgnored) {
-            return false;
+            return Room::Enough;
         }
-        let mut lacks = ctx.view.free_slots < needed;
+        let mut room = if ctx.view.free_slots < needed { Room::Lacking } else { Room::Enough };
         for to in self.required(true) {
             let Some(credit) = self.reign().credits.get_mut(&to.0) else { continue };
-            if credit.slots < u64::from(needed) {
-                lacks = true;
-                if ctx.now >= credit.asked.after_millis(REPEAT_MS) {
-                    // It may have room again; with nothing written it would never say so.
-                    credit.asked = ctx.now;
-                    self.ask_tails_of(ctx, to);
-                }
+            if credit.slots >= u64::from(needed) {
+                continue;
+            }
+            let is_due = ctx.now >= credit.asked.after_millis(REPEAT_MS);
+            if is_due {
+                (credit.asked, credit.is_asked) = (ctx.now, true);
+            }
+            if !credit.is_asked {
+                room = Room::Lacking;
+            } else if matches!(room, Room::Enough) {
+                room = Room::Asked;
+            }
+            if is_due {
+                self.ask_tails_of(ctx, to);
             }
         }
-        lacks
+        room
     }
 
     /// Ask for the leases that reads need, from now on.
@@ -405,8 +426,11 @@ impl Replica {
         if !is_life || ack.history_id != conf.history_id {
             return;
         }
-        let credit = Credit { slots: ack.credit, asked: ctx.now };
-        self.reign().credits.insert(from, credit);
+        let credit = Credit { slots: ack.credit, asked: ctx.now, is_asked: false };
+        let before = self.reign().credits.insert(from, credit);
+        if before.is_some_and(|before| before.is_asked) {
+            self.start_waiting(ctx);
+        }
         match (kind, op) {
             (Kind::Prepare, ReplyOp::Prepare(_) | ReplyOp::Settle(_)) => {
                 let reign = self.reign();
@@ -521,8 +545,8 @@ impl Replica {
         }
         let Some(open) = reign.open.get(&seq) else { return };
         if let Local::Failed(status) = open.local {
-            // With others in the ISR the own disk must go (T2); alone there is nobody to ask, and the
-            // lane may try another slot, which it was not told while there were others.
+            // With others in the ISR the own disk must go (T2); alone there is nobody to ask, and
+            // the lane may try another slot, which it was not told while there were others.
             if required.is_empty() && status == Status::MediaError && !open.is_solo {
                 self.write_alone(ctx, seq);
             } else if required.is_empty() {

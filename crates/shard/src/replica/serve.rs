@@ -6,7 +6,7 @@
 //! does not answer. A change goes on when its operation is committed.
 
 use super::follower::Body;
-use super::reign::Owner;
+use super::reign::{Owner, Room};
 use super::repair::Repairs;
 use super::{Ctx, Effect, Mutant, PARKED_MAX, Replica, Work};
 use crate::client::{Answer, ClientRequest, Found, Step, Task};
@@ -181,8 +181,10 @@ impl Replica {
     }
 
     pub(super) fn change(&mut self, ctx: &mut Ctx<'_, '_>, task: u32, body: Body) {
-        if self.lacks_space(ctx, &body) {
-            return self.finish(ctx, task, Err(Status::NoSpace));
+        match self.room_for(ctx, &body) {
+            Room::Enough => {}
+            Room::Asked => return self.reign().clients.waiting.push_back((task, body)),
+            Room::Lacking => return self.finish(ctx, task, Err(Status::NoSpace)),
         }
         let owner = if self.is_heal(task) { Owner::Heal(task) } else { Owner::Task(task) };
         match self.assign(ctx, owner, body) {

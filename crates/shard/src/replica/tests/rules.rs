@@ -338,10 +338,19 @@ fn full(mutant: Mutant) -> Result<(), String> {
     bench.credit = 1;
     bench.pass(SECOND);
     bench.fill(4, 100);
-    demand(bench.refusal(4) == full, "it was not known yet")?;
+    demand(bench.refusal(4).is_none(), "refused by what was said long ago")?;
+    demand(bench.lane.is_empty(), "it is not known yet whether there is room")?;
     bench.obey(B);
-    bench.fill(5, 100);
-    demand(bench.refusal(5).is_none(), "there is room again")?;
+    bench.credit = 0;
+    bench.run_lane(|_| true);
+    bench.obey(B);
+    demand(bench.is_done(4), "the first write was refused although there is room again")?;
+    bench.fill(5, 300);
+    demand(bench.refusal(5) == full, "it has no room, as it has just said")?;
+    bench.pass(SECOND);
+    bench.fill(7, 300);
+    bench.obey(B);
+    demand(bench.refusal(7) == full, "it was asked, and still has none")?;
     bench.free_slots = 0;
     bench.fill(6, 200);
     demand(bench.refusal(6) == full, "the own lane has no room for it")
