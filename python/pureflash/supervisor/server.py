@@ -487,6 +487,7 @@ def main(arguments: Sequence[str]) -> int:
             if ready_fd is None:
                 print(f"already running in {options.layout.directory}")  # noqa: T201 - for a person
             return 0
+        check_directory(options.layout)  # again: another one may have been made there meanwhile
         return asyncio.run(supervise(options, os.environ, ready_fd))
     except PureFlashError as problem:
         tell(ready_fd, outcome_of(problem, []))
