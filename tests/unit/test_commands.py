@@ -455,8 +455,8 @@ def status_of(stores: int, findings: int) -> list[str]:
         health=[finding] * findings,
     )  # fmt: skip
     children = [
-        {"name": "s1", "state": "running", "reason": ""},
-        {"name": "s2", "state": "waiting", "reason": "it ended by SIGKILL"},
+        {"name": "s1", "state": "running", "pid": 71, "reason": ""},
+        {"name": "s2", "state": "waiting", "pid": None, "reason": "it ended by SIGKILL"},
     ]
     return status_lines(seen, "127.0.0.1:7180", children)
 
