@@ -14,7 +14,7 @@ from pureflash.process.lifecycle import announce, next_incarnation, stop_event
 from pureflash.process.link import AgentLink
 from pureflash.process.logs import JsonLog, Log
 from pureflash.process.net import check_loopback, split_address
-from pureflash.process.secrets import read_key
+from pureflash.process.secrets import read_key, read_token
 from pureflash.store.agent import StoreAgent, StoreFacts
 from pureflash.store.core import StoreCore, StoreNode, load_core
 from pureflash.store.disks import DISK_FAILED, DiskWatch, Probe, prepare_disks
@@ -99,7 +99,7 @@ async def _serve(
     allegiance = Allegiance(allegiance_file(Path(settings.text("node.data"))))
     agent = StoreAgent(node, facts=facts, log=log, held=host.held, allegiance=allegiance)
     agent.led(allegiance.known)
-    token = Path(settings.text("node.token_file")).read_text().strip()
+    token = read_token(Path(settings.text("node.token_file")))
     link = AgentLink(
         address=settings.text("node.conductors"),
         token=token,
