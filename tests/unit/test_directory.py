@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pureflash.client.directory import check_directory, purge, purge_sockets, ta
 from pureflash.errors import Code, PureFlashError
 from pureflash.model.layout import Layout, known_disk_file
 from pureflash.process.lifecycle import write_whole
+from pureflash.supervisor import server
 from pureflash.supervisor.cluster import Wish, write_settings
 
 GIB = 1 << 30
@@ -228,3 +230,146 @@ def test_up_and_purge_leave_a_folder_of_photos_alone(
     assert "is not empty and holds no cluster: a.jpg" in capsys.readouterr().err
     assert run(["down", "--purge", "--yes", "--data", str(photos)]) == Exit.UNSAFE
     assert [entry.name for entry in photos.iterdir()] == ["a.jpg"]
+
+
+AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+OTHER = 65_534
+
+
+@AS_ROOT
+@pytest.mark.parametrize("name", ["secret", "conductor", "gateways/g1"])
+def test_a_folder_that_another_user_planted_is_refused_before_there_is_a_cluster(
+    tmp_path: Path, name: str
+) -> None:
+    """It was open to all once; the owner of `secret` could exchange the token made there."""
+    planted = tmp_path / name
+    planted.mkdir(parents=True)
+    os.chown(planted, OTHER, OTHER)
+    problem = refusal(Layout(tmp_path))
+    assert (problem.code, str(planted) in problem.message) == (Code.UNSAFE, True)
+
+
+@AS_ROOT
+@pytest.mark.parametrize("below", ["", "deep/data"])
+def test_a_link_of_another_user_is_no_way_to_a_directory(tmp_path: Path, below: str) -> None:
+    """Its owner can let it lead elsewhere at any moment; a link of one's own is fine."""
+    (tmp_path / "real" / below).mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real")
+    own = tmp_path / "own"
+    own.symlink_to(link / below)
+    check_directory(Layout(link / below))
+    check_directory(Layout(own))
+    os.chown(link, OTHER, OTHER, follow_symlinks=False)
+    for way in (link / below, own):
+        problem = refusal(Layout(way))
+        assert (problem.code, str(link) in problem.message) == (Code.UNSAFE, True)
+
+
+def test_a_cluster_behind_a_link_is_purged_and_the_link_stays(
+    layout: Layout, tmp_path: Path
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(layout.directory)
+    assert purge(Layout(link), is_foreign=lambda _: False).left == []
+    assert not layout.directory.exists()
+    assert link.is_symlink(), "the user made it"
+
+
+def test_a_folder_with_the_name_of_a_file_of_ours_stays(layout: Layout) -> None:
+    (layout.directory / "cluster.toml").rename(layout.directory / ".cluster.toml.9")
+    folders = {"cluster.toml", "run/c1.ready", "stores/s1/damage.json"}
+    for name in folders:
+        (layout.directory / name).mkdir()
+    assert set(purge(layout, is_foreign=lambda _: False).left) == folders
+    assert not (layout.directory / "secret").exists(), "the rest went"
+
+
+def test_a_name_that_is_left_cannot_speak_to_the_terminal(layout: Layout) -> None:
+    (layout.directory / "log/\x1b[31m\nred").touch()
+    line = directory.left_line(layout.directory, purge(layout, is_foreign=lambda _: False))
+    assert line.endswith(r"'log/\x1b[31m\nred'")
+
+
+@AS_ROOT
+@pytest.mark.parametrize("planted", ["above", "folder", "link"])
+def test_sockets_of_another_user_are_not_touched(tmp_path: Path, planted: str) -> None:
+    """/tmp/pureflash-UID can be made by anybody while no cluster of its user runs."""
+    folder = tmp_path / "real/abcd1234"
+    folder.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "precious"))
+    above = folder.parent
+    if planted == "link":
+        above = tmp_path / "link"
+        above.symlink_to(folder.parent)
+    else:
+        os.chown({"above": above, "folder": folder}[planted], OTHER, OTHER)
+    assert purge_sockets(above / "abcd1234").left == []
+    assert (folder / "precious").is_socket()
+
+
+@AS_ROOT
+def test_no_process_is_ended_because_another_users_file_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its writer would choose whom `pf down` kills."""
+    layout = Layout(tmp_path / "data")
+    lock = take_lock(layout)
+    assert lock is not None
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as victim:
+        layout.lock.write_text(str(victim.pid))
+        os.chown(layout.lock, OTHER, OTHER)
+        found = run(["down", "--data", str(layout.directory)])
+        is_alive = victim.poll() is None
+        assert (found, is_alive) == (Exit.UNSAFE, True)
+    os.close(lock)
+    said = capsys.readouterr().err
+    assert f"belongs to another user (uid {OTHER}" in said
+    assert "what to do" in said
+
+
+@AS_ROOT
+def test_a_cluster_of_another_user_is_not_purged(layout: Layout) -> None:
+    """He could exchange its folders, while they are emptied, for links to others of mine."""
+    os.chown(layout.directory, OTHER, OTHER)
+    before = sorted(layout.directory.rglob("*"))
+    found = run(["down", "--purge", "--yes", "--data", str(layout.directory)])
+    assert (found, sorted(layout.directory.rglob("*"))) == (Exit.UNSAFE, before)
+
+
+@AS_ROOT
+def test_a_folder_that_appears_after_the_look_is_looked_at_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below /tmp anybody can make it between the look and the lock."""
+
+    def planting(layout: Layout) -> int | None:
+        layout.directory.mkdir()
+        os.chown(layout.directory, OTHER, OTHER)
+        return take_lock(layout)
+
+    monkeypatch.setattr(server, "take_lock", planting)
+    assert server.main(["--data", str(tmp_path / "data")]) == Exit.UNSAFE
+    assert not (tmp_path / "data/secret").exists()
+
+
+def test_a_link_that_leads_to_itself_is_an_error_with_a_cause(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    check_directory(Layout(tmp_path / "loop"))
+    assert server.main(["--data", str(tmp_path / "loop/data")]) == Exit.USAGE
+    assert "cannot" in capsys.readouterr().err
+
+
+def test_a_lock_without_a_pid_is_said_and_nothing_is_ended(
+    layout: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its supervisor has taken it, and writes its pid next."""
+    lock = take_lock(layout)
+    assert lock is not None
+    os.ftruncate(lock, 0)
+    assert run(["down", "--data", str(layout.directory)]) == Exit.UNAVAILABLE
+    assert "does not say by which process" in capsys.readouterr().err
+    os.close(lock)

@@ -21,7 +21,7 @@ from pureflash.process import logs
 from pureflash.process.lifecycle import announce, next_incarnation, read_ready, write_whole
 from pureflash.process.logs import JsonLog, LineFile, encode_line
 from pureflash.process.net import bind_tcp, split_address
-from pureflash.process.secrets import read_key
+from pureflash.process.secrets import read_key, read_token
 
 
 def test_a_line_has_the_documented_fields(tmp_path: Path) -> None:
@@ -111,6 +111,17 @@ def test_an_incarnation_grows_when_the_clock_goes_back_and_when_the_file_is_lost
     assert next_incarnation(file, wall_ms=2_000) > second
 
 
+@pytest.mark.parametrize(
+    "text", [b"", b"xyz\n", b"\xff\xfe", b"-5", b"9" * 30, b"9007199254740992", b"\0" * 13]
+)
+def test_a_damaged_incarnation_is_drawn_anew_from_the_time(tmp_path: Path, text: bytes) -> None:
+    """A store whose host lost power over it starts again."""
+    file = tmp_path / "incarnation"
+    file.write_bytes(text)
+    assert next_incarnation(file, wall_ms=2_000) == 2_000
+    assert next_incarnation(file, wall_ms=500) == 2_001
+
+
 def test_readiness_appears_whole_and_names_this_life(tmp_path: Path) -> None:
     path = tmp_path / "s1.ready"
     assert read_ready(path) is None
@@ -155,6 +166,23 @@ def test_what_is_no_key_is_refused(tmp_path: Path, text: str) -> None:
         read_key(path)
     path.write_text("ab" * 32 + "\n")
     assert read_key(path) == b"\xab" * 32
+
+
+@pytest.mark.parametrize("text", [None, b"", b"two SECRET\nlines", b"\xff"])
+def test_what_is_no_secret_is_said_without_it_and_with_a_way_on(
+    tmp_path: Path, text: bytes | None
+) -> None:
+    path = tmp_path / "admin.token"
+    for read in (read_token, read_key):
+        if text is not None:
+            path.write_bytes(text)
+        with pytest.raises(PureFlashError) as caught:
+            read(path)
+        assert str(path) in caught.value.message
+        assert "backup" in caught.value.next_step
+        assert "SECRET" not in str(caught.value)
+    path.write_bytes(b"a-token\n")
+    assert read_token(path) == "a-token"
 
 
 def test_a_child_ends_with_its_parent() -> None:

@@ -22,6 +22,7 @@ from pureflash import _core
 from pureflash.client.directory import take_lock
 from pureflash.errors import Code, PureFlashError
 from pureflash.model.domain import Disk
+from pureflash.model.exits import Exit
 from pureflash.model.layout import Layout, known_disk_file
 from pureflash.model.settings import SCHEMAS, load_settings
 from pureflash.process.known_disks import remember
@@ -47,7 +48,7 @@ from pureflash.supervisor.policy import (
     after_death,
 )
 from pureflash.supervisor.ports import PORT_TRIES, PortClaims
-from pureflash.supervisor.server import kind_of
+from pureflash.supervisor.server import kind_of, main
 
 GIB = 1 << 30
 CHILD = """
@@ -481,3 +482,57 @@ def test_a_process_that_is_just_ending_keeps_its_port_for_its_cluster(tmp_path: 
             return await open_cluster(layout, Wish(), ports=claims)
 
     assert asyncio.run(meanwhile()) == (cluster, [])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ('id = "zz"', "the id of a cluster"),
+        ("id = 7", "the id of a cluster"),
+        ('conductor = "x"', "ports.conductor"),
+        ("conductor = 99999", "ports.conductor"),
+        ("conductor = -1", "ports.conductor"),
+        ("conductor = true", "ports.conductor"),
+        ("stores = []", "ports.stores"),
+        ("stores = 7162", "ports.stores"),
+        ('stores = ["a"]', "ports.stores"),
+        ("nbd = 1.5", "ports.nbd"),
+        ('size_bytes = "1G"', "disk.size_bytes"),
+        ("journal_bytes = -1", "disk.journal_bytes"),
+        ("\udcff", "utf-8"),
+        ("ports = ", ""),
+    ],
+)
+def test_a_damaged_cluster_file_is_said_and_nothing_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: str, named: str
+) -> None:
+    layout = Layout(tmp_path / "data")
+    opened(layout, Wish(stores=1, disk_bytes=1 << 30))
+    key = wrong.partition(" ")[0] + " = "
+    lines = layout.cluster_file.read_text().splitlines()
+    kept = [wrong if line.startswith(key) else line for line in lines]
+    text = "\n".join(kept if wrong in kept else [wrong, *lines])
+    layout.cluster_file.write_bytes(text.encode(errors="surrogateescape"))
+    assert main(["--data", str(layout.directory)]) == Exit.USAGE
+    said = capsys.readouterr().err
+    assert "cluster.toml is damaged" in said
+    assert named in said
+    assert "restore it from a backup" in said
+
+
+@pytest.mark.parametrize("name", ["cluster.toml", "config/c1.toml"])
+def test_a_folder_in_place_of_a_file_is_said(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    layout = Layout(tmp_path / "data")
+    opened(layout, Wish(stores=1, disk_bytes=1 << 30))
+    (layout.directory / name).unlink(missing_ok=True)
+    (layout.directory / name).mkdir()
+    assert main(["--data", str(layout.directory)]) == Exit.USAGE
+    said = capsys.readouterr().err
+    assert name in said
+    assert "Is a directory" in said

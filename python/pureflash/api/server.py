@@ -32,7 +32,7 @@ from pureflash.model.settings import Settings
 from pureflash.process.lifecycle import announce, stop_event
 from pureflash.process.logs import JsonLog
 from pureflash.process.net import bind_tcp
-from pureflash.process.secrets import read_key
+from pureflash.process.secrets import read_key, read_token
 
 BACKLOG: Final = 128
 CONNECTIONS_MAX: Final = 4_096
@@ -107,7 +107,7 @@ async def run_conductor(settings: Settings) -> None:
     conductor = Conductor(Records(metastore), identity=identity, clock=SystemClock(), log=log)
     try:
         await conductor.start()
-        token = Path(settings.text("node.token_file")).read_text().strip()
+        token = read_token(Path(settings.text("node.token_file")))
         app = create_app(conductor, token=token, version=pureflash.__version__, log=log)
         host, port = listener.getsockname()[:2]
         await _serve(conductor, SocketServer(app, listener), stop, settings, f"{host}:{port}")

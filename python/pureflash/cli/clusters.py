@@ -22,7 +22,7 @@ from pureflash.cli.options import (
     connected,
     read_size,
 )
-from pureflash.cli.outcome import CommandProblem, Exit
+from pureflash.cli.outcome import CommandProblem, Exit, unreadable
 
 if TYPE_CHECKING:
     from pureflash.model.layout import Layout
@@ -33,6 +33,7 @@ UP_TIMEOUT_S: Final = 200.0
 one to stop; then volumes have 25 s to be served."""
 DOWN_TIMEOUT_S: Final = 45.0
 TAIL_LINES: Final = 20
+OWNER_STEP: Final = "name a directory of your own with --data; a cluster is run by its owner"
 
 
 def up(
@@ -91,6 +92,7 @@ def down(
 ) -> None:
     """Stop the cluster of this machine; with --purge delete it."""
     from pureflash.client.context import resolve_data
+    from pureflash.client.directory import check_directory
     from pureflash.model.layout import Layout
 
     place = resolve_data(data)
@@ -108,6 +110,7 @@ def down(
             exit_status=Exit.UNSAFE,
             next_step="name the directory of a cluster with --data",
         )
+    check_directory(layout)
     plan = f"delete the cluster in {layout.directory} with all volumes and data on it"
     confirm(plan, layout.directory.name, is_agreed=yes)
     _stop(layout)
@@ -265,20 +268,43 @@ def _stop(layout: Layout) -> None:
 
 
 def _supervisor_pid(layout: Layout) -> int | None:
-    """Give the pid of the process that holds the lock; None when nobody does."""
+    """Give the pid of the process that holds the lock; None when nobody does.
+
+    Errors: CommandProblem for another user's file, who would choose the process that is ended.
+    """
     import fcntl
 
     try:
-        lock = os.open(layout.lock, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+        lock = os.open(layout.lock, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as cause:
+        raise unreadable(layout.lock, cause, next_step=OWNER_STEP) from cause
     try:
+        owner = os.fstat(lock).st_uid
+        if owner != os.getuid():
+            raise CommandProblem(
+                f"{layout.lock} belongs to another user (uid {owner}, you are {os.getuid()})",
+                exit_status=Exit.UNSAFE,
+                next_step=OWNER_STEP,
+            )
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return int(os.read(lock, 32))
+        return _pid_in(layout, os.read(lock, 32))
     finally:
         os.close(lock)
     return None
+
+
+def _pid_in(layout: Layout, text: bytes) -> int:
+    if not text.isdigit():
+        raise CommandProblem(
+            f"{layout.lock} is held, and does not say by which process",
+            exit_status=Exit.UNAVAILABLE,
+            next_step="a supervisor that has just begun writes it in a moment: give the command"
+            " again, or see `pf logs supervisor`",
+        )
+    return int(text)
 
 
 def _warn_of_clients(layout: Layout) -> None:

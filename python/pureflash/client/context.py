@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from pureflash.errors import CallerError, ClusterError, Code, SecurityError
+from pureflash.model.bearer import TOKEN_BYTES_MAX, token_in
 from pureflash.model.layout import Layout
 
 CONTEXT_BYTES_MAX = 64 * 1024
 """Largest context file that is read; ours has two lines."""
+WITHOUT_ONE_STEP: Final = "name the cluster's directory with --data, or set PF_TOKEN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +117,50 @@ def resolve_server(
     else:
         address, source = _address_of(layout, place), f"{place.directory}, {place.source}"
     address = address.removeprefix("http://").rstrip("/")
-    token = variables.get("PF_TOKEN")
-    cluster_id = ""
+    named_token = variables.get("PF_TOKEN")
+    if named_token is None:
+        cluster_id, token = _cluster_of(layout), _token_of(layout)
+    else:
+        cluster_id, token = "", token_in(os.fsencode(named_token))
     if token is None:
-        cluster_id = _cluster_of(layout)
-        try:
-            token = layout.token.read_text().strip()
-        except OSError as cause:
-            raise SecurityError(
-                Code.UNAUTHENTICATED,
-                f"cannot read the token {layout.token}: {cause.strerror}",
-                next_step="name the cluster's directory with --data, or set PF_TOKEN",
-            ) from cause
+        source_of_token = layout.token if named_token is None else "PF_TOKEN"
+        raise SecurityError(
+            Code.UNAUTHENTICATED,
+            f"{source_of_token} is not a token: one word of printable ASCII",
+            next_step=WITHOUT_ONE_STEP,
+        )
     is_named = server is not None or bool(variables.get("PF_SERVER"))
     return Server(address, token, source, cluster_id, is_of_directory=not is_named)
+
+
+def _token_of(layout: Layout) -> str | None:
+    """Read the token of a directory; None for what is no token.
+
+    Whoever prepared the directory could have made a link there to another token, and listen where
+    it would be sent: what does not belong to the owner of the directory is not read. Errors:
+    SecurityError UNAUTHENTICATED.
+    """
+    try:
+        with open(layout.token, "rb", opener=_open_at_once) as file:
+            found = os.fstat(file.fileno())
+            owner = layout.directory.stat().st_uid
+            if found.st_uid == owner and stat.S_ISREG(found.st_mode):
+                return token_in(file.read(TOKEN_BYTES_MAX + 1))
+    except OSError as cause:
+        raise SecurityError(
+            Code.UNAUTHENTICATED,
+            f"cannot read the token {layout.token}: {cause.strerror}",
+            next_step=WITHOUT_ONE_STEP,
+        ) from cause
+    raise SecurityError(
+        Code.UNAUTHENTICATED,
+        f"{layout.token} is no file of the owner of {layout.directory}, and was not read",
+        next_step=WITHOUT_ONE_STEP,
+    )
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # what is no file must not make us wait
 
 
 def remember(directory: Path, environment: Mapping[str, str]) -> None:
@@ -185,5 +219,11 @@ def _address_of(layout: Layout, place: Place) -> str:
             f"there is no cluster in {place.directory} (from {place.source})",
             next_step="start one with `pf up`, or name one with --data or --server",
         ) from cause
-    except (KeyError, tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+    except OSError as cause:
+        raise CallerError(
+            Code.INVALID,
+            f"cannot read {layout.cluster_file} (from {place.source}): {cause.strerror}",
+            next_step="name a directory of your own with --data; a cluster is run by its owner",
+        ) from cause
+    except (KeyError, TypeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
         raise CallerError(Code.INVALID, f"{layout.cluster_file} is damaged: {cause}") from cause

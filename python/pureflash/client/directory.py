@@ -2,10 +2,11 @@
 
 Theory of operation. `--data` names any folder that a user likes, also one with their photos in it,
 or one that somebody else has prepared. So nothing is made in a folder before `check_directory` has
-looked: it must be this user's, nobody else may be able to write to it or to move it away, and what
-is in it must be a cluster or nothing. And nothing is deleted by walking down from it: `purge` knows
-by name what processes of a cluster make (`_OWN`), follows no link, and removes a folder only when
-nothing is left in it. What it does not know it leaves, and says so.
+looked: it must be this user's, nobody else may be able to write to it, to move it away or to let a
+link to it lead elsewhere, and what is in it must be a cluster or nothing. And nothing is deleted by
+walking down from it: `purge` knows by name what processes of a cluster make (`_OWN`), follows no
+link in it, and removes a folder only when nothing is left in it. What it does not know it leaves,
+and says so.
 
 `_OWN` is the one list of these names. A process that begins to make another file adds it here; the
 test that purges a used cluster fails otherwise, because the folder is still there.
@@ -30,6 +31,8 @@ OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 LEFT_SHOWN: Final = 8
 DEPTH_MAX: Final = 4
 """Folders below each other that are searched for what would be left; ours are three."""
+LINKS_MAX: Final = 40
+"""Links on the way to a directory; the kernel follows no more either."""
 
 _PROCESS: Final = r"(c1|g[0-9]+|s[0-9]+|supervisor)"
 _TEMPORARY: Final = r"\..+\.[0-9]+"
@@ -76,18 +79,24 @@ def check_directory(layout: Layout) -> None:
             return
         _check_own(directory)
         if layout.cluster_file.exists():
-            for name in ("secret", "run", "conductor", "stores", "gateways", "log", "config"):
-                if (directory / name).is_symlink() or (directory / name).exists():
-                    _check_own(directory / name, is_link_fine=False)
+            _check_folders(directory)
             return
-        found = list(_entries(directory))
+        _check_contents(directory, list(_entries(directory)))
+        _check_folders(directory)
     except OSError as cause:
         raise CallerError(
             Code.INVALID,
             f"cannot use {directory}: {cause.strerror}",
             next_step="name a directory of your own with --data",
         ) from cause
-    _check_contents(directory, found)
+
+
+def _check_folders(directory: Path) -> None:
+    """Refuse folders of a cluster, there before it or not, that are not this user's alone."""
+    stores = [f"stores/{store}" for store in _subfolders(directory / "stores")]
+    for name in [name for name in _OWN if name not in ("", "stores/*")] + stores:
+        if os.path.lexists(directory / name):
+            _check_own(directory / name, is_link_fine=False)
 
 
 def _check_contents(directory: Path, found: list[tuple[str, bool]]) -> None:
@@ -144,33 +153,37 @@ def purge(layout: Layout, *, is_foreign: Callable[[Path], bool]) -> Purged:
     cluster's, which stays. Errors: OSError for what is ours and cannot be removed.
     """
     done = Purged(is_foreign)
-    if not layout.directory.exists():
+    directory = Path(os.path.realpath(layout.directory))  # a link to it is the user's, and stays
+    if not directory.exists():
         return done
-    stores = _subfolders(layout.directory / "stores")
+    stores = _subfolders(directory / "stores")
     folders = [name for name in _OWN if name not in ("", "stores/*")]
     # The deepest folders first, `run` with the lock behind all others.
     ordered = [f"stores/{store}" for store in stores]
     ordered += sorted(folders, key=lambda name: (name == "run", -name.count("/")))
     for name in ordered:
-        _purge_folder(layout.directory, name, done)
-    for name in _names_in(layout.directory):
-        if _is_own("", name):
-            _unlink(layout.directory, name)
-        elif not _is_folder_of_ours(name, layout.directory / name):
+        _purge_folder(directory, name, done)
+    for name in _names_in(directory):
+        if _is_own("", name) and not _is_folder(directory / name):
+            _unlink(directory, name)
+        elif not _is_folder_of_ours(name, directory / name):
             done.left.append(name)
     with suppress(OSError):  # not empty, or a mount point: it is not ours to unmount
-        layout.directory.rmdir()
+        directory.rmdir()
     return done
 
 
 def purge_sockets(folder: Path) -> Purged:
-    """Delete the sockets of a cluster's gateways, their folder, and the one above when empty."""
+    """Delete the sockets of a cluster's gateways, their folder, and the one above when empty.
+
+    Both lie where anybody may have made them, below /tmp: those of others are not looked into.
+    """
     done = Purged()
-    if folder.is_symlink() or not folder.is_dir():
+    if not all(_is_folder(path) and _is_this_users(path) for path in (folder.parent, folder)):
         return done
     for name in _names_in(folder):
         if stat.S_ISSOCK((folder / name).lstat().st_mode):
-            (folder / name).unlink()
+            _unlink(folder, name)
         else:
             done.left.append(str(folder / name))
     for path in (folder, folder.parent):
@@ -182,11 +195,12 @@ def purge_sockets(folder: Path) -> Purged:
 
 def _purge_folder(directory: Path, name: str, done: Purged) -> None:
     folder = directory / name
-    if folder.is_symlink() or not folder.is_dir():
+    if not _is_folder(folder):
         return  # a link, or nothing: what is no folder is seen in the one above
     for entry in _names_in(folder):
         is_disk = name.startswith("stores/") and entry.endswith(".img")
-        if _is_own(name, entry) and not (is_disk and done.is_foreign(folder / entry)):
+        is_kept = _is_folder(folder / entry) or (is_disk and done.is_foreign(folder / entry))
+        if _is_own(name, entry) and not is_kept:
             _unlink(folder, entry)
         elif not _is_folder_of_ours(f"{name}/{entry}", folder / entry):
             done.left.append(f"{name}/{entry}")
@@ -225,7 +239,16 @@ def _is_folder_of_ours(name: str, path: Path) -> bool:
     """Whether this is one of the folders that a cluster makes, and no link to one."""
     above, _, last = name.rpartition("/")
     is_known = name in _OWN or (above == "stores" and _STORE.fullmatch(last))
-    return bool(is_known) and not path.is_symlink() and path.is_dir()
+    return bool(is_known) and _is_folder(path)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether this is a folder, and no link to one."""
+    return not path.is_symlink() and path.is_dir()
+
+
+def _is_this_users(path: Path) -> bool:
+    return path.lstat().st_uid == os.getuid()
 
 
 def _entries(directory: Path, folder: str = "") -> Iterator[tuple[str, bool]]:
@@ -246,7 +269,7 @@ def _names_in(folder: Path) -> list[str]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    if folder.is_symlink() or not folder.is_dir():
+    if not _is_folder(folder):
         return []
     return [
         name
@@ -281,9 +304,19 @@ def _check_own(folder: Path, *, is_link_fine: bool = True) -> None:
 def _check_above(directory: Path) -> None:
     """Refuse a place where somebody else could put another folder in this one's stead.
 
-    A folder for all, as /tmp, is fine when it is sticky: only owners move their files there.
+    A folder for all, as /tmp, is fine when it is sticky: only owners move their files there. A link
+    on the way is followed only if it is root's or this user's: its owner decides where it leads.
     """
-    for folder in directory.resolve().parents:
+    for link in _links_to(directory):
+        owner = link.lstat().st_uid
+        if owner not in (0, os.getuid()):
+            raise CallerError(
+                Code.UNSAFE,
+                f"{link} is a link of uid {owner}, who could let it lead elsewhere",
+                next_step="name the directory itself with --data, not that link",
+            )
+    # Not Path.resolve, which takes a link that leads to itself for a bug of ours.
+    for folder in Path(os.path.realpath(directory)).parents:
         if not folder.exists():
             continue
         found = folder.stat()
@@ -298,9 +331,27 @@ def _check_above(directory: Path) -> None:
             )
 
 
+def _links_to(path: Path) -> Iterator[Path]:
+    """Give the links on the way to a path, each before those on its own way; `LINKS_MAX` ways.
+
+    The caller stops at the first one of somebody else, so what is followed is not hostile.
+    """
+    ways = [path]
+    for _ in range(LINKS_MAX):
+        if not ways:
+            return
+        way = ways.pop()
+        for name in (way, *way.parents):
+            if name.is_symlink():
+                yield name
+                ways.append(name.parent / name.readlink())
+
+
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - LEFT_SHOWN} more" if len(names) > LEFT_SHOWN else ""
-    return ", ".join(names[:LEFT_SHOWN]) + more
+    # Anybody may have chosen these names, also one that gives orders to a terminal.
+    shown = [name if name.isprintable() else repr(name) for name in names[:LEFT_SHOWN]]
+    return ", ".join(shown) + more
 
 
 def left_line(place: Path, done: Purged) -> str:

@@ -30,6 +30,7 @@ from pureflash.process.lifecycle import announce, next_incarnation, stop_event
 from pureflash.process.link import AgentLink
 from pureflash.process.logs import JsonLog, Log
 from pureflash.process.net import BACKLOG, bind_tcp
+from pureflash.process.secrets import read_token
 
 SOCKET_PATH_BYTES_MAX: Final = 107
 TELL_S: Final = 0.1
@@ -169,7 +170,7 @@ async def _serve(
     stop: asyncio.Event,
     log: Log,
 ) -> None:
-    token = Path(settings.text("node.token_file")).read_text().strip()
+    token = read_token(Path(settings.text("node.token_file")))
     link = AgentLink(
         address=settings.text("node.conductors"),
         token=token,

@@ -20,6 +20,9 @@ import msgspec
 DESCRIPTORS: Final = 65_536
 """Wanted: the most connections of a reactor and of the API, several times."""
 _PR_SET_PDEATHSIG: Final = 1
+INCARNATION_MAX: Final = 1 << 53
+"""Ids are below it. The time in milliseconds reaches it in no life of this program."""
+INCARNATION_DIGITS_MAX: Final = 16
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,15 +97,22 @@ def read_ready(path: Path) -> Ready | None:
 def next_incarnation(path: Path, *, wall_ms: int) -> int:
     """Draw a fresh incarnation, greater than every earlier one, and remember it durably.
 
-    The time keeps it growing when the file was lost; the file when the clock went back.
+    The time keeps it growing when the file was lost or damaged; the file when the clock went back.
     """
-    try:
-        last = int(path.read_text())
-    except FileNotFoundError:
-        last = 0
+    last = _last_incarnation(path)
     incarnation = max(last + 1, wall_ms)
     write_whole(path, str(incarnation).encode())
     return incarnation
+
+
+def _last_incarnation(path: Path) -> int:
+    """Read the incarnation of before; 0 for a file that is lost, or does not hold one."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return 0
+    is_one = len(text) <= INCARNATION_DIGITS_MAX and text.isdigit()
+    return int(text) if is_one and int(text) < INCARNATION_MAX else 0
 
 
 def stop_event() -> asyncio.Event:

@@ -16,7 +16,7 @@ from pureflash.process.lifecycle import announce, next_incarnation, stop_event
 from pureflash.process.link import AgentLink
 from pureflash.process.logs import JsonLog, Log
 from pureflash.process.net import check_loopback, split_address
-from pureflash.process.secrets import read_key
+from pureflash.process.secrets import read_key, read_token
 from pureflash.store.agent import StoreAgent, StoreFacts
 from pureflash.store.core import StoreCore, StoreNode, load_core
 from pureflash.store.damage import LOOK_S as DAMAGE_LOOK_S
@@ -111,7 +111,7 @@ async def _serve(
     )
     agent.led(allegiance.known)
     agent.check_kept_damage()
-    token = Path(settings.text("node.token_file")).read_text().strip()
+    token = read_token(Path(settings.text("node.token_file")))
     link = AgentLink(
         address=settings.text("node.conductors"),
         token=token,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -24,7 +25,7 @@ from pureflash.errors import CallerError, Code, MediaError, PureFlashError
 from pureflash.model.layout import CONDUCTOR, GATEWAY, Layout, known_disk_file, store_name
 from pureflash.process.known_disks import UNKNOWN, recall
 from pureflash.process.lifecycle import write_whole
-from pureflash.supervisor.ports import PortClaims
+from pureflash.supervisor.ports import PORT_MAX, PortClaims
 from pureflash.units import format_size, format_sizes
 
 CONDUCTOR_PORT: Final = 7180
@@ -39,6 +40,9 @@ JOURNAL_BYTES_MAX: Final = 2 << 30
 """The format's own bound."""
 JOURNALS_PER_DISK_MAX: Final = 16
 """So that the journals of four lanes take at most a quarter of a disk."""
+CLUSTER_ID: Final = re.compile(r"[0-9a-f]{32}")
+SIZE_MAX: Final = (1 << 63) - 1
+"""Of a file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,23 +176,49 @@ def _first_port(ports: PortClaims, wanted: int | None, flag: str, base: int) -> 
 
 
 def read_cluster(layout: Layout) -> ClusterFile:
-    """Read `cluster.toml`. Errors: CallerError INVALID for a damaged one; OSError."""
+    """Read `cluster.toml`. Errors: CallerError INVALID for one that is damaged or not readable."""
     try:
-        document = tomllib.loads(layout.cluster_file.read_text())
-        return ClusterFile(
-            cluster_id=document["cluster"]["id"],
-            conductor_port=document["ports"]["conductor"],
-            store_ports=tuple(document["ports"]["stores"]),
-            nbd_port=document["ports"]["nbd"],
-            disk_bytes=document["disk"]["size_bytes"],
-            journal_bytes=document["disk"]["journal_bytes"],
-        )
-    except (KeyError, TypeError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+        cluster = _described(tomllib.loads(layout.cluster_file.read_text()))
+    except (KeyError, TypeError, ValueError) as cause:  # also what is no TOML, or no UTF-8
         raise CallerError(
             Code.INVALID,
             f"{layout.cluster_file} is damaged: {cause}",
             next_step="restore it from a backup; the disks name the cluster they belong to",
         ) from cause
+    except OSError as cause:
+        raise CallerError(
+            Code.INVALID,
+            f"cannot read {layout.cluster_file}: {cause.strerror}",
+            next_step="restore it from a backup; the disks name the cluster they belong to",
+        ) from cause
+    return cluster
+
+
+def _described(document: dict[str, Any]) -> ClusterFile:
+    """Take the cluster out of a document. Errors: KeyError, TypeError, ValueError."""
+    identity, stores = document["cluster"]["id"], document["ports"]["stores"]
+    if not isinstance(identity, str) or not CLUSTER_ID.fullmatch(identity):
+        raise ValueError(f"the id of a cluster is not {str(identity)[:40]!r}")
+    if not isinstance(stores, list) or not 1 <= len(stores) <= STORES_MAX:
+        raise ValueError(f"ports.stores is no list of 1 to {STORES_MAX} ports")
+
+    def number(value: object, name: str, most: int) -> int:
+        if type(value) is not int or not 0 <= value <= most:
+            raise ValueError(f"{name} cannot be {str(value)[:40]!r}")
+        return value
+
+    def port(value: object, name: str) -> int:
+        return number(value, f"ports.{name}", PORT_MAX)
+
+    disk = document["disk"]
+    return ClusterFile(
+        cluster_id=identity,
+        conductor_port=port(document["ports"]["conductor"], "conductor"),
+        store_ports=tuple(port(one, "stores") for one in stores),
+        nbd_port=port(document["ports"]["nbd"], "nbd"),
+        disk_bytes=number(disk["size_bytes"], "disk.size_bytes", SIZE_MAX),
+        journal_bytes=number(disk["journal_bytes"], "disk.journal_bytes", JOURNAL_BYTES_MAX),
+    )
 
 
 def write_settings(layout: Layout, cluster: ClusterFile, sockets: Path) -> None:

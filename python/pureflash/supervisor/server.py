@@ -41,6 +41,7 @@ from pureflash.model.outside import UNREADABLE
 from pureflash.model.rest import ClusterView
 from pureflash.process.lifecycle import Ready, write_whole
 from pureflash.process.logs import JsonLog, Log
+from pureflash.process.secrets import read_token
 from pureflash.supervisor.children import Child, ChildSpec, process_command
 from pureflash.supervisor.cluster import (
     ClusterFile,
@@ -270,7 +271,7 @@ class Supervisor:
             api.store_exited(name, incarnation=incarnation)
 
     def _api(self) -> Api:
-        token = self._layout.token.read_text().strip()
+        token = read_token(self._layout.token)
         cluster = self._cluster
         address = f"127.0.0.1:{cluster.conductor_port}"
         return Api(address, token, source="the supervisor", cluster_id=cluster.cluster_id)
@@ -487,9 +488,23 @@ def main(arguments: Sequence[str]) -> int:
             if ready_fd is None:
                 print(f"already running in {options.layout.directory}")  # noqa: T201 - for a person
             return 0
+        check_directory(options.layout)  # again: another one may have been made there meanwhile
         return asyncio.run(supervise(options, os.environ, ready_fd))
-    except PureFlashError as problem:
+    except (PureFlashError, OSError) as cause:
+        problem = _explained(cause, options.layout)
         tell(ready_fd, outcome_of(problem, []))
         if ready_fd is None:
             print(f"pf up: {problem}", file=sys.stderr)  # noqa: T201 - for a person
         return exit_of_code(problem.code.name)
+
+
+def _explained(cause: PureFlashError | OSError, layout: Layout) -> PureFlashError:
+    """Give a failure its way on: the file system's, a full or broken one, comes without."""
+    if isinstance(cause, PureFlashError):
+        return cause
+    where = cause.filename2 or cause.filename or layout.directory  # of a rename: its target
+    return CallerError(
+        Code.INVALID,
+        f"cannot use {where}: {cause.strerror}",
+        next_step="mend that, or name another directory with --data; `pf doctor` looks at it",
+    )
