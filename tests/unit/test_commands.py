@@ -17,6 +17,7 @@ from tests.support.server import TOKEN, Served, serving
 from tests.support.world import GIB
 
 from pureflash.cli.app import run
+from pureflash.cli.clusters import children_of
 from pureflash.cli.images import CHUNK_BYTES, copy_in, copy_out, data_chunks
 from pureflash.cli.logs import human_line
 from pureflash.cli.outcome import Exit
@@ -26,6 +27,7 @@ from pureflash.cli.volumes import growth_notice
 from pureflash.client.context import forget, remember, resolve_data, resolve_server
 from pureflash.client.device import Device
 from pureflash.errors import CallerError, PureFlashError
+from pureflash.model.layout import Layout
 from pureflash.model.rest import (
     CapacityView,
     ClusterView,
@@ -485,6 +487,21 @@ def test_the_status_fits_one_screen_whatever_is_wrong() -> None:
     assert max(len(line) for line in worst) <= 132
     assert "  and 984 more: pf store list" in worst
     assert " action: pf logs s2" in worst
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"[]", b"7", b'{"pid":1}', b'{"children":[7]}', b'{"children":[{}]}', b"\xff"],
+)
+def test_a_damaged_record_of_the_supervisor_spoils_no_status(tmp_path: Path, text: bytes) -> None:
+    layout = Layout(tmp_path)
+    layout.supervisor_file.parent.mkdir()
+    assert children_of(layout) == []
+    layout.supervisor_file.write_bytes(text)
+    assert children_of(layout) == []
+    child = {"name": "s1", "state": "running", "pid": 7, "reason": ""}
+    layout.supervisor_file.write_text(json.dumps({"pid": 1, "children": [child]}))
+    assert children_of(layout) == [child]
 
 
 def test_a_log_line_is_shown_for_people() -> None:

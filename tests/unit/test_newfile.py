@@ -169,8 +169,7 @@ def test_a_file_of_the_users_with_the_name_of_a_lock_stays(tmp_path: Path) -> No
     assert lock.read_bytes() == b"mine"
     lock.unlink()
     lock.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError, match="symbolic links"), NewFile(tmp_path / "disk.img"):
-        pass
+    assert "is not a lock of ours" in refused(tmp_path / "disk.img").message
     assert names(tmp_path) == [".disk.img.lock"], "nothing is made where a link leads"
 
 
@@ -286,3 +285,34 @@ def test_a_copy_that_waits_for_a_store_ends_when_it_is_interrupted(
         with pytest.raises(KeyboardInterrupt):
             (out if is_export else into)()
     thread.join()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "link",
+        "folder",
+        "fifo",
+        pytest.param(
+            "other's", marks=pytest.mark.skipif(os.getuid() != 0, reason="only root can chown")
+        ),
+    ],
+)
+def test_what_somebody_planted_as_the_lock_is_named_before_anything_is_made(
+    tmp_path: Path, kind: str
+) -> None:
+    """In /tmp another user's lock could be taken, but not removed once the file was made."""
+    file, lock = tmp_path / "disk.img", tmp_path / ".disk.img.lock"
+    if kind == "link":
+        lock.symlink_to(tmp_path / "elsewhere")
+    elif kind == "folder":
+        lock.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(lock)
+    else:
+        lock.touch()
+        os.chown(lock, 65_534, 65_534)
+    problem = refused(file)
+    assert "is not a lock of ours" in problem.message
+    assert problem.next_step
+    assert names(tmp_path) == [".disk.img.lock"]

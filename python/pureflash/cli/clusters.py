@@ -33,6 +33,8 @@ UP_TIMEOUT_S: Final = 200.0
 one to stop; then volumes have 25 s to be served."""
 DOWN_TIMEOUT_S: Final = 45.0
 TAIL_LINES: Final = 20
+CHILD_FIELDS: Final = frozenset({"name", "state", "pid", "reason"})
+"""What is shown of a process of `supervisor.json`."""
 OWNER_STEP: Final = "name a directory of your own with --data; a cluster is run by its owner"
 
 
@@ -138,7 +140,7 @@ def _show_status(output: Output, server: str | None, data: Path | None) -> Clust
     if output in (Output.TABLE, Output.WIDE):
         children: list[dict[str, Any]] = []
         if resolve_server(server, data).is_of_directory:
-            children = _children(Layout(resolve_data(data).directory))
+            children = children_of(Layout(resolve_data(data).directory))
         typer.echo("\n".join(status_lines(seen, address, children)))
     else:
         print_object(seen, [], name=seen.state, output=output)
@@ -363,13 +365,17 @@ def _foreign_to(layout: Layout) -> Callable[[Path], bool]:
     return is_foreign
 
 
-def _children(layout: Layout) -> list[dict[str, Any]]:
-    """Give what the supervisor of a local cluster knows; nothing for a remote one."""
+def children_of(layout: Layout) -> list[dict[str, Any]]:
+    """Give what the supervisor of a local cluster knows; nothing for a remote one.
+
+    Nothing, too, for a record that is damaged: the supervisor writes it anew with its next news.
+    """
     import json
 
     try:
-        report = json.loads(layout.supervisor_file.read_text())
-    except FileNotFoundError:
+        report = json.loads(layout.supervisor_file.read_bytes())
+        children: list[dict[str, Any]] = report["children"]
+        is_whole = all(child.keys() >= CHILD_FIELDS for child in children)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
-    children: list[dict[str, Any]] = report["children"]
-    return children
+    return children if is_whole else []

@@ -110,7 +110,12 @@ class NewFile:
 
     def _take_lock(self) -> int:
         for _ in range(TRIES_MAX):
-            descriptor = os.open(self._lock_path, _NEW, 0o600)
+            try:
+                descriptor = os.open(self._lock_path, _NEW, 0o600)
+            except OSError as cause:
+                if not os.path.lexists(self._lock_path):
+                    raise  # the directory is at fault, not what has this name
+                raise self._no_lock() from cause
             try:
                 if self._is_locked(descriptor):
                     return descriptor
@@ -123,13 +128,9 @@ class NewFile:
     def _is_locked(self, descriptor: int) -> bool:
         """Lock it; False when the name leads elsewhere by now."""
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_size:
-            raise CommandProblem(
-                f"{self._lock_path} is not a lock of ours, and would have to be one to make"
-                f" {self.file}",
-                exit_status=Exit.IN_THE_WAY,
-                next_step="name another file, or move that one away",
-            )
+        is_mine = found.st_uid == os.geteuid()  # another's could not be removed in the end
+        if not stat.S_ISREG(found.st_mode) or found.st_size or not is_mine:
+            raise self._no_lock()
         if not _lock(descriptor):
             raise _being_made(self.file)
         try:
@@ -137,6 +138,14 @@ class NewFile:
         except FileNotFoundError:
             return False
         return (named.st_dev, named.st_ino) == (found.st_dev, found.st_ino)
+
+    def _no_lock(self) -> CommandProblem:
+        return CommandProblem(
+            f"{self._lock_path} is not a lock of ours, and would have to be one to make"
+            f" {self.file}",
+            exit_status=Exit.IN_THE_WAY,
+            next_step="name another file, or move that one away",
+        )
 
     def _remove_remains(self) -> None:
         form = re.compile(rf"\.{re.escape(self.file.name)}\.[0-9a-f]{{{2 * TOKEN_BYTES}}}\.part")

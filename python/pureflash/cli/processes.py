@@ -51,7 +51,8 @@ def recover_config(
         list[str] | None,
         typer.Option(
             "--without",
-            help="Store that is lost for good, with its disks; may be given more than once.",
+            help="Store that is lost for good, with its disks, or one disk of it as in s1/0; may be"
+            " given more than once.",
         ),
     ] = None,
     yes: YesOption = False,

@@ -369,6 +369,8 @@ async def _supervise(
             tell(ready_fd, Outcome(warnings=warnings))
             await stop.wait()
             log.info("cluster.stopping", "stopping")
+        else:
+            tell(ready_fd, outcome_of(_stopped_early(), []))
     except PureFlashError as problem:
         log.error("cluster.failed", str(problem))
         tail = log_tail(layout, problem.message)
@@ -384,6 +386,14 @@ async def _supervise(
         log.info("cluster.down", "down")
         json_log.close()
     return status
+
+
+def _stopped_early() -> PureFlashError:
+    return ClusterError(
+        Code.UNAVAILABLE,
+        "the cluster was stopped while it started, by `pf down` or a signal",
+        next_step="give `pf up` again when it shall run",
+    )
 
 
 def outcome_of(problem: PureFlashError, tail: list[str]) -> Outcome:
