@@ -153,7 +153,12 @@ def test_each_kind_of_bad_disk_costs_its_copies_and_nothing_else(
         disk.unlink(missing_ok=True)
         disk.with_name("kept").rename(disk)
         cluster.wait_healthy()
-    # Lost for good, with something else where it was.
+    replace_lost_disk(cluster)
+    assert exported(cluster, "r3", tmp_path / "out.img") == held["r3"][1]
+
+
+def replace_lost_disk(cluster: RealCluster) -> None:
+    """Give s2 an empty disk, with something damaged where its own was."""
     cluster.pf("down")
     disk = cluster.layout.disk("s2")
     os.truncate(disk, 300 * MIB)
@@ -162,7 +167,6 @@ def test_each_kind_of_bad_disk_costs_its_copies_and_nothing_else(
     (aside,) = disk.parent.glob("disk0.img.aside-*")
     assert aside.stat().st_ino == identity
     cluster.wait_whole("r3")
-    assert exported(cluster, "r3", tmp_path / "out.img") == held["r3"][1]
 
 
 @pytest.mark.timeout(300)

@@ -259,8 +259,9 @@ class World:
         metastore: MemoryMetastore | None = None,
         settle_timeout_s: float = 0,
         expected: Mapping[int, str] = MappingProxyType({}),
+        gateways: tuple[str, ...] = (),
     ) -> None:
-        self.expected = expected
+        self.expected, self.gateways = expected, gateways
         self.metastore = metastore or MemoryMetastore()
         self.clock = ManualClock()
         self.log = ListLog()
@@ -288,6 +289,7 @@ class World:
                 balance_after_ms=self.balance_after_ms,
                 slow_disk_us=self.slow_disk_us,
                 stores=self.expected,
+                gateways=self.gateways,
                 draw=lambda: 7,
             ),
             clock=self.clock,

@@ -358,3 +358,43 @@ def test_a_deletion_frees_the_name_at_once_and_ends_when_the_last_store_can(way:
         assert states.volume_view(view, view.volumes[view.names["r3-0"].volume_id]).size_bytes
 
     run(story())
+
+
+def test_what_the_supervisor_starts_and_nobody_has_heard_is_a_finding() -> None:
+    async def story() -> None:
+        world = World(expected=STORES, gateways=("g1",))
+        await world.start_conductor()
+        await world.join(1)
+        await world.pump()
+        assert codes_of(world) == set(), "it has just started"
+        world.clock.ms += 10_000
+        await world.beat(1)
+        await world.pump()
+        assert codes_of(world) == {
+            ("STORE_OFFLINE", "s2"),
+            ("STORE_OFFLINE", "s3"),
+            ("GATEWAY_OFFLINE", "g1"),
+        }
+        for number in (2, 3):
+            await world.join(number)
+        await world.join_gateway()
+        await world.pump()
+        assert codes_of(world) == set()
+
+    run(story())
+
+
+def test_nothing_is_made_in_amnesia_and_it_is_said_why() -> None:
+    async def story() -> None:
+        world = await begun()
+        await restart_empty(world, 1, 2, 3)
+        problem = await attempt(
+            world.conductor.create_volume(
+                name="new", size_bytes=GIB, replicas=3, shard_size_bytes=GIB
+            )
+        )
+        assert problem is not None
+        assert "lost its memory" in problem.message
+        assert "recover-config" in problem.next_step
+
+    run(story())

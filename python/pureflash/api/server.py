@@ -102,6 +102,7 @@ async def run_conductor(settings: Settings) -> None:
         balance_after_ms=round(settings.ratio("limits.balance_after_s") * 1000),
         slow_disk_us=settings.number("limits.slow_disk_us"),
         stores={n: store_name(n) for n in range(1, settings.number("node.stores") + 1)},
+        gateways=tuple(filter(None, [settings.text("node.gateway")])),
         draw=lambda: secrets.randbelow(ID_MAX) + 1,
     )
     conductor = Conductor(Records(metastore), identity=identity, clock=SystemClock(), log=log)

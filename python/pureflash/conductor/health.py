@@ -74,7 +74,7 @@ CODES: Final[dict[str, tuple[Severity, str]]] = {
     "VOLUME_DEGRADED": (Severity.WARN, "A volume has fewer copies in sync than it should"),
     "REPLICAS_OUT": (Severity.WARN, "A store node holds replicas that are not in sync"),
     "EXPORT_NOT_READY": (Severity.WARN, "An export is wanted but clients cannot connect to it"),
-    "GATEWAY_OFFLINE": (Severity.WARN, "A gateway with exports is not connected"),
+    "GATEWAY_OFFLINE": (Severity.WARN, "A gateway is not connected; clients cannot reach exports"),
     "REPLICA_UNKNOWN": (Severity.WARN, "A store holds a replica that no volume has"),
     "OVERPROMISED": (Severity.WARN, "Volumes were promised more space than there is"),
 }
@@ -84,6 +84,7 @@ def findings(view: View) -> list[HealthView]:
     """List everything that is not as it should be, errors first."""
     found = [
         *_memory(view),
+        *_never_seen(view),
         *_stores(view),
         *_disks(view),
         *_slow(view),
@@ -155,6 +156,15 @@ def _memory(view: View) -> Iterator[HealthView]:
         yield finding("STORES_AWAITED", "conductor", cause, step)
 
 
+def _never_seen(view: View) -> Iterator[HealthView]:
+    """Say which stores that the supervisor starts have never registered, so no record has them."""
+    if view.amnesia is not None or view.now_ms < view.started_ms + START_MS:
+        return
+    for number, name in sorted(view.expected_stores.items()):
+        if number not in view.stores:
+            yield finding("STORE_OFFLINE", name, "it has never registered", _restart(name))
+
+
 def _stores(view: View) -> Iterator[HealthView]:
     for store in view.stores.values():
         seen = view.observation(store.id)
@@ -166,7 +176,10 @@ def _stores(view: View) -> Iterator[HealthView]:
         for volume_id, index in seen.replicas:
             if (volume_id, index) not in view.shards and view.amnesia is None:
                 cause = f"shard {index} of volume {volume_id} has no record"
-                step = "report it: a deletion removes records last, so this should not happen"
+                step = (
+                    f"if records may be lost: {RECOVER} --dry-run shows what stores hold; else"
+                    " report it: a deletion removes records last, so this should not happen"
+                )
                 yield finding("REPLICA_UNKNOWN", store.name, cause, step)
 
 
@@ -252,6 +265,9 @@ def _replicas_out(view: View) -> Iterator[HealthView]:
 
 def _exports(view: View) -> Iterator[HealthView]:
     offline: set[str] = set()
+    if view.now_ms >= view.started_ms + START_MS:
+        seen = {name for name, gateway in view.gateways.items() if gateway.is_connected}
+        offline.update(set(view.expected_gateways) - seen)
     for export in view.exports.values():
         shown = export_view(view, export)
         if shown.state == "offline":
@@ -260,7 +276,8 @@ def _exports(view: View) -> Iterator[HealthView]:
             step = f"see the gateway's log: pf logs {export.gateway}"
             yield finding("EXPORT_NOT_READY", shown.volume, shown.reason, step)
     for name in sorted(offline):
-        yield finding("GATEWAY_OFFLINE", name, "its connection is closed", _restart(name))
+        why = "its connection is closed" if name in view.gateways else "it has not registered"
+        yield finding("GATEWAY_OFFLINE", name, why, _restart(name))
 
 
 def _restart(name: str) -> str:

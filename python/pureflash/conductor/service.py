@@ -28,6 +28,7 @@ from pureflash.conductor.observations import Observations
 from pureflash.conductor.planner import Offer
 from pureflash.conductor.recovering import Recovering
 from pureflash.conductor.specs import TICKET_S, Clock, Identity, Specs, peers_of, store_of
+from pureflash.conductor.standing import lost_memory
 from pureflash.conductor.tell import Tell
 from pureflash.conductor.view import View
 from pureflash.conductor.writer import Writer
@@ -195,6 +196,8 @@ class Conductor:
             transferred_ms=self.observations.transferred_ms,
             balance_after_ms=self._identity.balance_after_ms,
             amnesia=records.amnesia,
+            expected_stores=self._identity.stores,
+            expected_gateways=self._identity.gateways,
             differing=records.differing,
             paces=self.observations.paces,
         )
@@ -259,6 +262,8 @@ class Conductor:
         """Make a volume and wait until its stores have it; errors as `requests.new_volume`."""
         async with self._lock:
             view = self.view()
+            if view.amnesia is not None:
+                raise lost_memory(view.amnesia)
             volume = requests.new_volume(
                 view,
                 name=name,

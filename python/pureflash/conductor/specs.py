@@ -32,7 +32,8 @@ class Identity:
 
     `balance_after_ms`: calm after which primaries are spread over the stores; 0: never.
     `slow_disk_us`: latency below which no disk is judged slow; 0: none ever is.
-    `stores`: names by id of the stores that its supervisor starts, whatever the records know.
+    `stores`: names by id of the stores that its supervisor starts, whatever the records know;
+    `gateways`: the same of gateways.
     """
 
     cluster_id: str
@@ -42,6 +43,7 @@ class Identity:
     balance_after_ms: int = 0
     slow_disk_us: int = 0
     stores: Mapping[int, str] = field(default_factory=dict)
+    gateways: tuple[str, ...] = ()
     draw: Callable[[], int]
 
 

@@ -121,6 +121,9 @@ class View:
     balance_after_ms: int = 0
     amnesia: Amnesia | None = None
     differing: Mapping[ShardKey, Differing] = field(default_factory=dict)
+    expected_stores: Mapping[int, str] = field(default_factory=dict)
+    expected_gateways: tuple[str, ...] = ()
+    """Names of what the supervisor of this conductor starts, registered or not."""
     paces: Mapping[str, Pace] = field(default_factory=dict)
 
     def observation(self, store_id: int) -> StoreObservation:

@@ -80,7 +80,7 @@ class SqliteMetastore:
             os.close(lock)
             if isinstance(cause, ClusterError):
                 raise
-            raise _unavailable(path, str(cause)) from cause
+            raise _damaged(path, str(cause)) from cause
         return cls(connection, lock=lock, changes_kept=changes_kept)
 
     @property
@@ -236,6 +236,16 @@ def _lock_file(path: Path) -> int:
         os.close(lock)
         raise _unavailable(path, "another conductor is using it") from cause
     return lock
+
+
+def _damaged(path: Path, reason: str) -> ClusterError:
+    return ClusterError(
+        Code.UNAVAILABLE,
+        f"cannot open the metastore {path}: {reason}",
+        next_step=f"restore {path.name} from a backup; or move it and what is called {path.name}-*"
+        " away and start again: the conductor comes up without its memory, and `pf conductor"
+        " recover-config` rebuilds it from the stores",
+    )
 
 
 def _unavailable(path: Path, reason: str) -> ClusterError:

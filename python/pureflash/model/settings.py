@@ -105,7 +105,8 @@ CONDUCTOR: Final = (
     Setting("node.token_file", str, None, "file with the token that callers must show"),
     Setting("node.key_file", str, None, "file with the cluster key"),
     Setting("cluster.id", str, None, "32 hexadecimal digits that name the cluster"),
-    Setting("node.stores", int, 0, "stores s1 to sN that a recovery of the records waits for"),
+    Setting("node.stores", int, 0, "stores s1 to sN that are started beside this conductor"),
+    Setting("node.gateway", str, "", "name of the gateway that is started beside it; empty: none"),
     Setting("limits.overcommit_ratio", float, 1.0, "promised space / usable space, at most"),
     Setting(
         "limits.balance_after_s",

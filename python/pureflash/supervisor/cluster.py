@@ -383,6 +383,7 @@ def _settings(layout: Layout, cluster: ClusterFile, sockets: Path, name: str) ->
             "listen": conductor,
             "key_file": str(layout.key),
             "stores": len(cluster.store_ports),
+            "gateway": GATEWAY,
         }
     elif name == GATEWAY:
         node |= {"data": str(layout.gateway_data(name)), "conductors": conductor}
