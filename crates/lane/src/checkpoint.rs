@@ -55,7 +55,8 @@ impl Lane {
     /// Begin a checkpoint; it goes on in `checkpoint_settled`.
     pub(crate) fn begin_checkpoint(&mut self, clean: bool) {
         if self.holds_decisions() {
-            // They take effect with the superblock, all at once: nothing needs verification then.
+            // The decisions take effect with the superblock, all at once: no block needs
+            // verification then.
             self.journal.release_hold();
         }
         let budget = (self.geometry.slots as usize / 8).max(DELTA_MIN);

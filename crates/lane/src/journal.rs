@@ -85,7 +85,8 @@ pub struct Journal {
     stable: u64,
     /// How often `done` is still to be said of each record after `stable`.
     done: VecDeque<u32>,
-    /// Until this record is stable the ring may be filled to the brim: what makes it stable must fit.
+    /// Until this record is stable the ring may be filled to the brim: the records that make it
+    /// stable must fit.
     urgent: u64,
     /// While recovery's RESOLVE is not durable, frames carry this older value.
     stable_hold: Option<u64>,
@@ -292,8 +293,8 @@ impl Journal {
         self.stable = first - 1;
     }
 
-    /// What was queued last makes way for everything before it: it may take the room that is kept for
-    /// the next recovery.
+    /// Until all records queued so far are stable, frames may take the room that is kept for the
+    /// next recovery: the record queued last is what makes the others stable.
     pub fn hurry(&mut self) {
         self.urgent = self.next_record - 1;
     }

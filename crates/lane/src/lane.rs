@@ -1,9 +1,10 @@
 //! The lane machine: requests and disk completions in, disk operations and replies out.
 //!
-//! The path of a write is in `write.rs`, of one whose slot is bad in `relocate.rs`, of a read in
-//! `read.rs`, of a checkpoint in `checkpoint.rs`; this file holds the state they share, the dispatch of events, and what happens at the end of a
-//! turn (frames are built, flushes issued, checkpoints and materialising started). The driver sends
-//! `Event::Turn` after each batch of events: whatever arrived together shares frames and flushes.
+//! The path of a write is in `write.rs`, of a write whose slot is bad in `relocate.rs`, of a read
+//! in `read.rs`, of a checkpoint in `checkpoint.rs`; this file holds the state that they share, the
+//! dispatch of events, and what happens at the end of a turn (frames are built, flushes issued,
+//! checkpoints and materialising started). The driver sends `Event::Turn` after each batch of
+//! events: whatever arrived together shares frames and flushes.
 
 mod read;
 mod relocate;
@@ -659,7 +660,7 @@ impl Lane {
         let result = op.problem.map_or(Ok(outcome), Err);
         match (op.token, result) {
             (Some(token), result) => self.out.replies.push(Reply { token, result }),
-            // Only what is about to move is read without anybody asking.
+            // A read without a token has no caller: it is of a slot that is about to move.
             (None, Ok(Outcome::Read { data, crcs })) => self.moving_read(ix, Some((data, crcs))),
             (None, Err(_)) if is_read => self.moving_read(ix, None),
             (None, Ok(Outcome::Done | Outcome::Created { .. }) | Err(_)) => {}
@@ -872,7 +873,7 @@ impl Lane {
             return;
         }
         if !self.journal.is_idle() {
-            // What it waits for ends with a disk operation, and that brings the next turn.
+            // The journal waits for a disk operation, whose end brings the next turn.
             return;
         }
         let due = self.last_work.after_millis(SEAL_AFTER_MS);

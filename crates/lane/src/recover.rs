@@ -766,7 +766,8 @@ impl Mount {
         }
         // Committed: every in-sync replica had it in place, this one included.
         let committed = candidate.lsn.seq > Seq(0) && candidate.lsn.seq <= shard.commit;
-        // What could not be read at all may have been acknowledged: nothing older may stand for it.
+        // A block that cannot be read may hold an acknowledged write: no older content may replace
+        // it.
         if !committed && found.is_some() {
             if candidate.before != BlockState::Data {
                 self.report.restored_blocks += 1;
@@ -798,7 +799,8 @@ impl Mount {
         Ok(MountStep::Io(batch))
     }
 
-    /// What a slot does not take stays in the journal, and is not decided: the lane writes it anew.
+    /// A payload that its slot does not take stays journaled and undecided: the lane writes it
+    /// anew.
     fn placed(&mut self, results: &[MountResult]) -> Result<MountStep, Fault> {
         let what = "place of a journaled write";
         let placements = std::mem::take(&mut self.placements);
@@ -883,7 +885,7 @@ impl Mount {
         })))
     }
 
-    /// What could not be placed is not in place; the ring must have room for what moves it.
+    /// Records of unplaced payloads wait for `done` again; the ring must have room for their moves.
     fn reopen(&self, journal: &mut Journal, resolved: &[Record]) -> Result<(), Fault> {
         let Some(error) = self.place_error else { return Ok(()) };
         let mut times: BTreeMap<u64, u32> = BTreeMap::new();
@@ -974,7 +976,7 @@ impl Mount {
             allocator.claim(slot, false).map_err(|problem| Fault::Map(problem.to_string()))?;
         }
         for &slot in &self.tables.bad_slots {
-            // One that the map still names is retired when it is freed.
+            // A bad slot that the map still names is retired when it is freed.
             if !allocator.is_used(slot) {
                 allocator.retire(slot).map_err(|problem| Fault::Map(problem.to_string()))?;
             }

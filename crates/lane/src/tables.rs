@@ -348,7 +348,8 @@ impl Tables {
         let entry = self.extent_mut(layer, extent)?;
         match entry.slot(position) {
             Some(old) if old == slot => return Ok(()),
-            // The checkpoint already holds a later owner; the records up to it follow.
+            // The checkpoint already holds a later slot of this position; the records up to it
+            // follow.
             Some(_) if replaying => entry.drop_slot(position),
             Some(old) => {
                 return contradiction(format!(
@@ -362,7 +363,7 @@ impl Tables {
         Ok(())
     }
 
-    /// What a slot did not take was decided to be in another: give up the old one.
+    /// A failed write was decided to be in another slot of this position: give up the old slot.
     fn leave_slot(
         &mut self,
         layer: u32,

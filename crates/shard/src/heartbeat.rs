@@ -8,24 +8,27 @@
 //! PING every 200 ms, which says: "I serve these shards". The lease of (shard, store) is the *send*
 //! time of the newest acknowledged PING that listed the shard in the present reign, plus L.
 //!
-//! *Promising.* Whoever receives a PING promises, for each shard on the sender's list, not to serve it
-//! as primary until G after the *receipt*. G exceeds L by more than two clocks can disagree, and no
-//! PING is received before it is sent: so as long as a lease holds, the promise behind it does. A
-//! shard listed in an epoch below the promised one is refused: that primary is deposed.
+//! *Promising.* The store that receives a PING promises, for each shard on the sender's list, not
+//! to serve it as primary until G after the *receipt*. G exceeds L by more than two clocks can
+//! disagree, and no PING is received before it is sent: so as long as a lease holds, the promise
+//! behind it does. A shard listed in an epoch below the promised one is refused: that primary is
+//! deposed.
 //!
 //! *Giving back.* A primary that has given its reign away says so (RELEASE) in its next heartbeats:
-//! its leases have ended before, and the receiver drops what it promised to the heartbeats before it.
+//! its leases have ended by then, and the receiver drops the promises that it made to earlier
+//! heartbeats.
 //!
 //! *Difference coding.* A PING carries what has changed since the newest PING that this life of the
 //! receiver has acknowledged (`base_sequence`); with base 0 the list is complete. The receiver holds
 //! the list as of its newest PING h. A difference from base b to n holds the present state of
 //! everything that changed after b, so it is right to apply it to any h with b <= h < n: loss and
 //! reordering cost nothing. An older or repeated PING (n <= h) changes nothing. The answer repeats
-//! `sequence`, names h in `base_sequence`, and refuses what it refuses of the *whole* list: promised
-//! epochs only grow, so this is never less than what was refused when h came in, and acknowledging h
-//! is right even in the answer to an older PING. h = 0 means "I hold nothing of you": the next PING
-//! is complete. Every PING names both lives. A life that restarts holds nothing and is not the one
-//! that was meant, so nothing acknowledged by, or promised to, another life is mistaken for its own.
+//! `sequence`, names h in `base_sequence`, and names every listing of the *whole* list that is
+//! refused now: promised epochs only grow, so the receiver never refuses less now than when h came
+//! in, and acknowledging h is right even in the answer to an older PING. h = 0 means "I hold
+//! nothing of you": the next PING is complete. Every PING names both lives. A store that restarts
+//! is a new life, which holds nothing and was not addressed: so no acknowledgement by another life,
+//! and no promise to one, is taken for the new life's own.
 //!
 //! *Costs.* A step is linear in the shards of one pair of stores. A pair without a claimed shard is
 //! silent. What is kept is bounded: `SENT_MAX` send times per store, an entry per claimed shard and
@@ -74,7 +77,7 @@ pub trait Leases {
     /// receipt of each heartbeat that listed it). `Tick(0)`: no promise.
     fn promised_until(&self, shard: ShardId) -> Tick;
 
-    /// When the last heartbeat of `store` that listed `shard` came in. One that was refused is a
+    /// When the last heartbeat of `store` that listed `shard` came in. A refused heartbeat is a
     /// deposed primary's and does not count. `None`: never in this life.
     fn heard_at(&self, shard: ShardId, store: StoreId) -> Option<Tick>;
 }
@@ -132,8 +135,9 @@ pub enum Event {
         /// Which shard.
         shard: ShardId,
     },
-    /// Give back what other stores have promised for the shard, which this one serves no longer (T5):
-    /// its leases are gone at once, and who has promised may serve as soon as it has heard so.
+    /// Give back the promises of other stores for the shard, which this store serves no longer
+    /// (T5): the shard's leases are gone at once, and a store that has promised may serve as soon
+    /// as it has heard the RELEASE.
     Release {
         /// Which shard.
         shard: ShardId,
@@ -145,8 +149,8 @@ pub enum Event {
         /// The epoch.
         epoch: Epoch,
     },
-    /// This life of a store has ended for certain, and so have those before it: what was promised to
-    /// them is void.
+    /// This life of a store has ended for certain, and so have those before it: promises to these
+    /// lives are void.
     Dead {
         /// The store.
         store: StoreId,
@@ -193,7 +197,7 @@ struct Entry {
     saying: Saying,
     /// The last heartbeat that said something new of the shard; 0: none has named it.
     changed: u64,
-    /// What is to be said has changed since.
+    /// What heartbeats have to say of the shard has changed since.
     is_news: bool,
 }
 
@@ -206,7 +210,7 @@ enum Saying {
         since: Option<u64>,
         until: Tick,
     },
-    /// What was promised is given back, until somebody has heard it or the promise has ended.
+    /// The promises are given back; said until the receiver has heard so or its promise has ended.
     Release {
         until: Tick,
     },
@@ -221,7 +225,7 @@ impl Saying {
         }
     }
 
-    /// Whether somebody waits to hear it.
+    /// Whether the receiver waits to hear it: to renew its promise, or to be free of it.
     fn is_urgent(self) -> bool {
         match self {
             Saying::Lease { .. } | Saying::Release { .. } => true,
@@ -294,7 +298,8 @@ impl Asked {
         true
     }
 
-    /// No urgency: what the receiver holds too long, it promises too long.
+    /// Not urgent: a receiver that lists the shard for too long only keeps its promise for too
+    /// long.
     fn unclaim(&mut self, shard: ShardId) {
         let Some(entry) = self.entries.get_mut(&shard) else { return };
         if entry.changed == 0 {
@@ -320,7 +325,7 @@ impl Asked {
         true
     }
 
-    /// What nobody has heard in time is of no use any more.
+    /// A RELEASE not heard before the promise ended would free nobody any more: `Drop` follows.
     fn expire(&mut self, now: Tick) {
         for entry in self.entries.values_mut() {
             if let Saying::Release { until } = entry.saying
@@ -348,8 +353,9 @@ impl Asked {
     /// What the next heartbeat says: all that changed since its base.
     fn pick_records(&mut self) -> Vec<HeartbeatEntry> {
         let (sequence, base) = (self.sequence, self.base);
-        // A heartbeat that is not acknowledged has named these: without them, what the receiver
-        // holds after this one would depend on whether it got that one.
+        // Shards that an unacknowledged heartbeat named are named again: without them, the list
+        // that the receiver holds after this heartbeat would depend on whether the earlier one came
+        // in.
         let repeated = self.entries.values().filter(|entry| entry.changed > base).count();
         let mut room = ENTRIES_MAX.checked_sub(repeated).expect("news are taken up as they fit");
         let mut records = Vec::new();
@@ -377,7 +383,7 @@ impl Asked {
     }
 
     fn acknowledged(&mut self, sequence: u64, refused: &BTreeSet<ShardId>, lease_nanos: u64) {
-        // Only a time that is remembered counts.
+        // An acknowledgement of a heartbeat whose send time is forgotten counts for nothing.
         let sent = self.sent.iter().find(|(number, _)| *number == sequence);
         let Some(&(_, sent_at)) = sent else { return };
         self.base = self.base.max(sequence);
@@ -427,7 +433,7 @@ pub struct Heartbeats {
     wake: Option<Tick>,
     asked: BTreeMap<StoreId, Asked>,
     heard: BTreeMap<StoreId, Heard>,
-    /// Apart from the lists: a promise outlives them.
+    /// Apart from the lists in `heard`: a promise outlives the listing that it answered.
     promises: BTreeMap<ShardId, BTreeMap<(StoreId, Incarnation), Promised>>,
     heard_at: BTreeMap<(ShardId, StoreId), Tick>,
     /// Epochs below which a listing is refused.
@@ -437,8 +443,8 @@ pub struct Heartbeats {
 }
 
 impl Heartbeats {
-    /// Begin a life: nothing is claimed, promised or refused. Who has promised an epoch in an
-    /// earlier life says so again by `Event::Promise`.
+    /// Begin a life: nothing is claimed, promised or refused. A replica that promised an epoch in
+    /// an earlier life tells it again by `Event::Promise`.
     #[must_use]
     pub fn new(
         store: StoreId,
@@ -528,7 +534,7 @@ impl Heartbeats {
                 asked.readdress(incarnation);
             }
             if incarnation < asked.address {
-                // That life is over and leases nothing.
+                // The claim names a life of the store that is over and gives no lease.
                 asked.unclaim(shard);
             } else if asked.claim(shard, reign, epoch) {
                 asked.hurry(now, early_nanos);
@@ -664,7 +670,8 @@ impl Heartbeats {
                 HeartbeatKind::Drop => drop(heard.listed.remove(&shard)),
                 HeartbeatKind::Release => {
                     heard.listed.remove(&shard);
-                    // All that was promised to this life was promised to heartbeats before this.
+                    // Every promise to this life answered a heartbeat that was sent before this
+                    // RELEASE.
                     let key = (from, heard.incarnation);
                     if let Some(given) = self.promises.get_mut(&shard)
                         && given.get(&key).is_some_and(|promised| promised.epoch <= epoch)
@@ -696,7 +703,8 @@ impl Heartbeats {
             }
         }
         if refused.len() > ENTRIES_MAX {
-            // What is not said cannot be refused: acknowledge nothing.
+            // A listing whose refusal has no room here would count as accepted: acknowledge
+            // nothing.
             refused.truncate(ENTRIES_MAX);
             return (0, refused);
         }

@@ -15,8 +15,8 @@
 //! 1. closes the connections of its openings up to the generation: no request of theirs begins from
 //!    then on, and no HELLO of such an opening is accepted again;
 //! 2. waits until each request of those openings that has begun is over;
-//! 3. is answered with the outcomes of those that got an lsn. The outcome of a request is kept from
-//!    its end until then if its connection had ended before it, because nobody else was told.
+//! 3. is answered with the outcomes of those that got an lsn. The outcome of a request whose
+//!    connection ended first is kept until then, because no reply has told the client.
 //!
 //! A fence whose own connection ends is forgotten, and the outcomes stay for the next one.
 //!
@@ -36,8 +36,8 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::ops::RangeInclusive;
 
-/// Fenced slots that are remembered; of more, the one fenced longest ago is forgotten. Then an
-/// opening of it would be accepted whose HELLO has been on its way ever since.
+/// Fenced slots that are remembered; of more, the one fenced longest ago is forgotten. After that,
+/// a HELLO of that slot which has been on its way ever since would be accepted.
 pub const FENCED_MAX: usize = 65_536;
 
 /// Outcomes that are kept for fences to come: of some hundred clients that died at full depth, and
@@ -47,8 +47,8 @@ pub const OUTCOMES_MAX: usize = PAYLOAD_BYTES_MAX as usize / FENCE_OUTCOME_BYTES
 /// Bytes of one outcome in an answer (docs/reference/pfw.md).
 const FENCE_OUTCOME_BYTES: usize = 32;
 
-/// Forgotten sessions that are remembered; of more, the one forgotten longest ago goes. Its ticket
-/// would have to be older than all clients that have died since.
+/// Forgotten sessions that are remembered; of more, the one forgotten longest ago goes. To be
+/// accepted again it would need a ticket older than all clients that have died since.
 pub const FORGOTTEN_MAX: usize = 65_536;
 
 /// Session, slot and generation.
@@ -60,7 +60,7 @@ struct Opening<C> {
     conns: SmallVec<[C; 1]>,
     /// Requests that have begun and are not over.
     open: u32,
-    /// Of requests that were over after their connection had ended.
+    /// Outcomes of requests that were over only after their connection had ended.
     outcomes: Vec<FenceOutcome>,
     /// Place of its first outcome in `Paths::outcomes_order`.
     since: u64,
@@ -201,7 +201,8 @@ impl<C: Copy + Ord> Paths<C> {
         let has_ended = self.conns.get(&conn) != Some(&key);
         let opening = self.openings.get_mut(&key).expect("a request keeps its opening");
         opening.open -= 1;
-        // While its connection lives the reply tells. Whether that arrives is not known here.
+        // While the connection lives the reply tells the outcome. Whether the reply arrives is not
+        // known here.
         if let Some(lsn) = lsn
             && has_ended
             && !self.forgotten.contains_key(&key.0)

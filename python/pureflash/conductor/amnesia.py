@@ -9,12 +9,14 @@ enough: the conductor then changes nothing any more (*amnesia*), while stores an
 they are, and `pf conductor recover-config` rebuilds the records from what the stores hold.
 
 The store that remembers may be away when the conductor starts. So no shard's configuration changes
-before all of its ISR, or more than half of the stores, have registered (`standing.is_proven`): of
-what a newer configuration needs to take effect, some of those were told, or have heard.
+before all of its ISR, or more than half of the stores, have registered (`standing.is_proven`): some
+of the stores that a newer configuration needs to take effect are among those, and they were told of
+its reign or have heard of it.
 
-`plan_recovery` takes for every shard the newest configuration that any store follows. It wants
-every known store there: one that is missing may hold a newer one. What a person gives up with
-`without` is over for good: its life is recorded as ended and its disks never register again.
+`plan_recovery` takes for every shard the newest configuration that any store follows. Every known
+store must be connected: a missing one may hold a newer configuration. A store that a person gives
+up with `without` is over for good: its life is recorded as ended and its disks never register
+again.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ def why_foreign(
 def _unknown(
     reigns: Sequence[Reign], revision: int, who: str, told_term: int, told_revision: int
 ) -> str:
-    """Say why what somebody was told in a term is not of this history; empty: it is."""
+    """Say why a revision told in a term is not of this metastore's history; empty: it is."""
     ends = [*(reign.since for reign in reigns[1:]), revision]
     for reign, end in zip(reigns, ends, strict=True):
         if reign.term == told_term:
@@ -129,10 +131,10 @@ def plan_recovery(
     """Rebuild the records from what the stores hold, and from those that are no older.
 
     `lineage` is the present one; `expected` are names by id of stores that must be there although
-    nobody may have said so yet: a new metastore knows none, and would be believed. Errors:
-    UNAVAILABLE while a known store is not connected, or a disk of one is not served;
-    NOT_FOUND for a name in `without` that is none, UNSAFE for one that is connected, and for two
-    configurations that exclude one another.
+    nobody may have said so yet: a new metastore knows no store, so nobody would miss one. Errors:
+    UNAVAILABLE while a known store is not connected, or a disk of one is not served; NOT_FOUND for
+    a name in `without` that is none, UNSAFE for one that is connected, and for two configurations
+    that exclude one another.
     """
     known = _known_stores(view, held, expected)
     gone = _gone(known, held, without)
@@ -384,7 +386,7 @@ def _unnamed(view: View, volume_id: int, by_index: Mapping[int, int]) -> Volume 
 
 
 Named = tuple[str, Write]
-"""What a write is about, for people; empty where another says it."""
+"""A write with the name of its object, for people; empty where another write names that."""
 
 
 def _store_writes(

@@ -2,10 +2,10 @@
 
 Theory of operation. For every shard the planner looks for one transition, the most urgent first,
 and lets `pureflash.model.conf.apply` make the configuration or refuse it. A refusal is no outcome
-and nobody is told: what is still needed is planned again from the next view, and a replica that
-asked repeats itself. So nothing here has to be right for safety, only for progress; but for one
-thing: that the configuration it starts from is the newest, which the stores have to confirm after
-each start of a conductor (`standing.is_proven`).
+and nobody is told: a transition that is still needed is planned again from the next view, and a
+replica that asked repeats itself. So the planner need not be right for safety, only for progress,
+with one exception: the configuration that it starts from must be the newest, which the stores have
+to confirm after each start of a conductor (`standing.is_proven`).
 
 Order of urgency, docs/internals/replication.md sections 2 and 5:
 
@@ -158,7 +158,7 @@ def _reopen(view: View, key: ShardKey, isr: list[Member]) -> Iterator[Wish]:
         return
     since = [view.observation(member.store).registered_at_ms for member in back]
     waited_ms = view.now_ms - min(at for at in since if at is not None)
-    # A store that is back without the disk of its replica has nothing more to come with.
+    # A store that is back without its replica's disk brings no replica, however long T6 waits.
     without = [
         member
         for member in isr

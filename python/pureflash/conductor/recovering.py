@@ -1,9 +1,9 @@
 """The conductor's memory: whether to believe its records, and how to rebuild them.
 
 Theory of operation. Every registration is compared with the reigns that the metastore knows
-(`amnesia.why_foreign`). The first that remembers more is written down as the `amnesia` record, so
-that no later start forgets it; from then on `Writer` refuses, the planner plans nothing, and stores
-are asked for what they hold (`Recall`) instead of being led.
+(`amnesia.why_foreign`). The first registration that remembers more is written down as the `amnesia`
+record, so that no later start forgets it; from then on `Writer` refuses, the planner plans nothing,
+and stores are asked for what they hold (`Recall`) instead of being led.
 
 `recover` writes what `amnesia.plan_recovery` found, then gives the metastore a new lineage, then a
 term above all that stores remember, and only then removes the `amnesia` record: stopped at any
@@ -113,9 +113,10 @@ class Recovering:
                 self._parts[session.store] = (number, [])
 
     def recalled(self, store: int, message: Recalled) -> None:
-        """Take in a part of what a store holds; what answers an earlier question is not counted.
+        """Take in a part of what a store holds; a part that answers an earlier question is dropped.
 
-        Mixed with the newest answer, its last part would make a list look whole that is not.
+        Mixed with the newest answer, the last part of an earlier one would make a list look whole
+        that is not.
         """
         number, parts = self._parts.get(store, (0, []))
         if message.id != number:

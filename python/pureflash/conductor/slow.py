@@ -1,11 +1,12 @@
 """Slow disks: which ones are, and what is done about them. Pure.
 
 Theory of operation. A disk that fails is taken out at once; one that answers late is worse, because
-every write of its shards waits for it and nothing ever fails. No figure says by itself what is
-slow: an old disk is, and a busy one. So each disk is compared with the others (`judge`): far above
-the median of its peers, in the mean and in the 99th percentile, and above a floor that no disk that
-works exceeds for long. That has to last, and so has the opposite before the disk counts as even
-again. All slow means that nobody is.
+every write of its shards waits for it and nothing ever fails. No figure says by itself that a disk
+is at fault: an old disk is slow, and so is a busy one. So each disk is compared with the others
+(`judge`): far above the median of its peers, in the mean and in the 99th percentile, and above a
+floor that no disk that works exceeds for long. The difference has to last before a disk counts as
+slow, and its absence before the disk counts as even again. When all disks are slow, none counts as
+slow.
 
 | Stage | Enters by | What is done |
 |---|---|---|
@@ -13,10 +14,11 @@ again. All slow means that nobody is.
 | SLOW | far above its peers for `SLOW_MS` | other disks lead its shards (T5), `plan_moves` |
 | DEMOTED | SLOW, and `DEMOTE_MS` without a shard that others could lead | T1, `demoted` |
 
-While a disk is not EVEN, nothing is made equal on it either (`is_held_out`). Both T1 and that only
-where enough others are in sync (`is_spare`): a slow copy is better than a single one. One disk of
-the whole cluster is demoted in `DEMOTE_PAUSE_MS`, which is also how long a new conductor waits with
-the first: what it has forgotten is not done twice.
+While a disk is not EVEN, nothing is made equal on it either (`is_held_out`). The members on such a
+disk are demoted (T1) or held out only where enough others are in sync (`is_spare`): a slow copy is
+better than a single one. One disk of the whole cluster is demoted in `DEMOTE_PAUSE_MS`, and a new
+conductor waits as long before its first demotion: its predecessor may just have demoted a disk, and
+that is forgotten.
 
 A demoted disk serves nothing and so cannot be measured. It is forgotten after a while and gets its
 copies back; making them equal measures it. Each time that it is found slow again the wait doubles.
@@ -47,7 +49,7 @@ NEAR: Final = 2
 OPERATIONS_MIN: Final = 5
 """In the few seconds that a report covers; a disk that takes a second for each has as many."""
 DISKS_MIN: Final = 3
-"""Measured at a time: of two that differ nobody can say which one is the odd one."""
+"""Disks measured at a time: of two that differ nobody can say which one is slow."""
 SLOW_MS: Final = 10_000
 """How long a disk is far above its peers before it is slow: twice what a report covers."""
 EVEN_MS: Final = 30_000
@@ -168,7 +170,7 @@ def _medians_of_others(figures: Mapping[str, int]) -> dict[str, int]:
 def _turn(pace: Pace, now_ms: int, compared: Sequence[_Compared], floor_us: int) -> Pace:
     """Take in what was measured of one disk."""
     if pace.is_slow:
-        # Of a slow disk only with what it was slow with: nobody reads from it any more.
+        # A slow disk is compared by the kind of operation that made it slow: nobody reads from it.
         compared = [one for one in compared if one.kind == pace.kind]
         floor_us //= 2
     times = NEAR if pace.is_slow else FAR
@@ -256,8 +258,8 @@ def _demote(view: View, paces: dict[str, Pace]) -> dict[str, Pace]:
 def forgotten_at_ms(pace: Pace) -> int:
     """Give when a slow disk is tried again that is not measured to be late any more.
 
-    Counted from the last time that it was: a measurement now and then, which says the opposite and
-    does not last, must not put it off.
+    Counted from the last late measurement: a good measurement now and then, which does not last,
+    must not put the new try off.
     """
     return pace.late_ms + (FORGET_MS << _doublings(pace))
 

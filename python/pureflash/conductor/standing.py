@@ -1,7 +1,7 @@
 """How a member of a shard stands: what was told of it, and whether it can be relied on. Pure.
 
-From `is_given_up` on the same is asked of what the conductor itself knows: it may have started on
-an old metastore (`pureflash.conductor.amnesia`).
+The functions from `is_given_up` on ask whether the conductor's own records can be relied on: it may
+have started on an old metastore (`pureflash.conductor.amnesia`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def report_of(view: View, key: ShardKey, member: Member) -> ReplicaReport | None
 def is_given_up(cluster: Cluster, store: Store) -> bool:
     """Whether a person has vouched that a store, with these disks, is lost for good.
 
-    Of one that only its name is known of, since nobody has heard it, that is in its record.
+    Of a store that nobody has heard no disk is known: then an ended life in its record says so.
     """
     if not store.disks:
         return store.exited > 0
@@ -101,13 +101,13 @@ def has_heard_most(view: View) -> bool:
 
 
 def is_known(view: View, volume: Volume | None) -> bool:
-    """Whether what the records say of a volume, or that there is none, is not old for certain."""
+    """Whether the records of a volume, or their lack of it, are certainly not old."""
     is_here = volume is not None and all(is_proven(view, conf) for conf in view.shards_of(volume))
     return is_here or has_heard_most(view)
 
 
 def check_memory(view: View, volume: Volume | None) -> None:
-    """Refuse to tell a client how a volume is while that may be wrong; None: it is not known.
+    """Refuse to describe a volume to a client from records that may be old; None: not in them.
 
     Its routes may be old, and a volume may be unknown only to these records.
     Errors: ClusterError UNAVAILABLE.
@@ -124,7 +124,7 @@ def check_memory(view: View, volume: Volume | None) -> None:
 
 
 def lost_memory(amnesia: Amnesia) -> ClusterError:
-    """Give the error of everything that records would be needed for."""
+    """Give the error of every request that cannot be answered without the records."""
     return ClusterError(
         Code.UNAVAILABLE,
         f"the conductor lost its memory: {amnesia.reason}",

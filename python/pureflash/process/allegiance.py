@@ -4,7 +4,7 @@ Theory of operation. A command of a lower term than the highest known comes from
 was replaced. A registration under another lineage comes from a metastore that is not the one whose
 configurations this store follows, unless it says that it was recovered from that one. Neither is
 obeyed. A store keeps what it knows in `conductor.json`, durably and before it obeys, over restarts
-of everything: that is what finds out a metastore that was restored from a copy or made anew
+of everything: that record finds out a metastore that was restored from a copy or made anew
 (docs/internals/replication.md, section 6). What other stores say in their PINGs is kept as well,
 but apart: it must not take the place of what was told here, which may be of another history.
 
@@ -25,7 +25,7 @@ from pureflash.model.outside import UNREADABLE
 from pureflash.process.lifecycle import write_whole
 
 LINEAGE_DIGITS: Final = 16
-"""Of a lineage's hexadecimal digits, what fits a PING: 64 bits."""
+"""Hexadecimal digits of a lineage that fit a PING: 64 bits."""
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +82,7 @@ class Allegiance:
     def heard(self, term: int, lineage: int, revision: int) -> bool:
         """Take in what another store's PING carried; whether it is news.
 
-        Of another lineage nothing follows: that store tells its conductor itself.
+        A PING of another lineage is passed over: its store tells its conductor itself.
         """
         known = self.known
         is_ours = known.lineage != "" and known.lineage_number == lineage

@@ -1,11 +1,11 @@
 """Which disks a store has had: so that a missing or an exchanged file is not taken for its disk.
 
 Theory of operation. A store formats a disk that does not exist, which is right for the first start
-and wrong ever after: the empty disk would take the place of one that may only not be mounted. So
-what each disk was is kept in `diskN.json` beside the store's other files, written after the disk
-was read. With it there and the disk not, or another disk in its place, the disk counts as failed.
-Only a person who knows that the disk is lost for good removes that file: `pf up --new-disk` does,
-after it moved aside whatever lies where the disk was.
+and wrong ever after: the empty disk would take the place of a disk that may only not be mounted. So
+the identity of each disk is kept in `diskN.json` beside the store's other files, written after the
+disk was read. When that file is there and the disk is not, or another disk is in its place, the
+disk counts as failed. Only a person who knows that the disk is lost for good removes that file:
+`pf up --new-disk` does, after it moved aside whatever lies where the disk was.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ from typing import Final
 import msgspec
 
 DESCRIPTORS: Final = 65_536
-"""Wanted: the most connections of a reactor and of the API, several times."""
+"""Descriptors wanted: several times the most connections of a reactor and of the API."""
 _PR_SET_PDEATHSIG: Final = 1
 INCARNATION_MAX: Final = 1 << 53
-"""Ids are below it. The time in milliseconds reaches it in no life of this program."""
+"""Incarnations are below this. A time in milliseconds reaches it in no life of this program."""
 INCARNATION_DIGITS_MAX: Final = 16
 
 

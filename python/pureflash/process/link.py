@@ -4,8 +4,8 @@ Theory of operation. `AgentLink.run` connects, registers, and then sends a heart
 `HEARTBEAT_MS` while it hands each command to the owner; when the connection ends it begins again,
 with a delay that doubles from 0.25 s to 5 s. Nothing waits for the conductor: with it gone the data
 path goes on, and the owner's state is told again in the next registration. Which conductor is
-obeyed is decided by `allegiance`. One that has lost its memory sends `Recall` instead of accepting:
-then heartbeats and reports go up, and nothing that is obeyed comes down.
+obeyed is decided by `allegiance`. A conductor in amnesia sends `Recall` instead of accepting: then
+heartbeats and reports go up, and no command that is obeyed comes down.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class LineFile:
         try:
             if os.fstat(self._descriptor).st_size + len(line) > FILE_BYTES_MAX:
                 self._rotate()
-            # What a full disk took a part of is ended, so that it spoils no other line.
+            # A line that a full disk took a part of is ended here, so that it spoils no other line.
             said = b"\n" + line if self._is_torn else line
             written = os.write(self._descriptor, said)
         except OSError:

@@ -15,9 +15,10 @@
 //! old slot keeps what it has, nothing is called bad, and the write is an error (RESOLVE, SUSPECT).
 //! A REDO write was acknowledged before it was placed: for it that is the end of the lane.
 //!
-//! Recovery meets the same when it cannot place a journaled payload. It leaves the block undecided,
-//! lets the record count as not in place, and hands both to the lane, which tries once more under the
-//! range lock; when that fails too, it moves like any other write.
+//! Recovery meets the same fault when it cannot place a journaled payload. It leaves the block
+//! undecided, lets the record count as not in place, and hands both to the lane, which tries once
+//! more under the range lock; when that fails too, the payload's position moves as for any other
+//! write.
 
 use super::read::Reading;
 use super::write::{Mode, Part, Plan, slice_list};
@@ -203,7 +204,7 @@ impl Lane {
             self.relocation.waiting = others;
         }
         let count = places.len();
-        // Slots that were picked before there were none are given back with the rest.
+        // When no free slot is left, `give_up` gives back the slots that were picked until then.
         let moves: Vec<Move> =
             places.into_iter().map_while(|place| self.new_move(&parts, place)).collect();
         let is_given_up = moves.len() < count;

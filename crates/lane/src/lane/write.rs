@@ -664,7 +664,7 @@ impl Lane {
             if pin.users > 0 {
                 continue;
             }
-            // Not what the record says: the position may have moved to another slot since.
+            // The pin's slot, not the record's: the position may have moved to another slot since.
             let slot = pin.slot;
             self.pins.remove(&key);
             self.pinned_slots.remove(&slot);

@@ -405,7 +405,7 @@ impl Application for StoreApp {
                 if said_hello {
                     self.refuse(ctx, id, &header, problem.status());
                 } else {
-                    // Epochs are nobody's business before that.
+                    // A caller that has not said HELLO is told no epoch.
                     let reply = Reply::refuse(&header, Epoch(0), problem.status(), 0);
                     self.send(ctx, id, &reply);
                 }

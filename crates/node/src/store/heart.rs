@@ -5,17 +5,18 @@
 //! of claims and promises at once; both hold the lock for some nanoseconds.
 //!
 //! **Vouching.** This thread vouches only for a data thread that is alive and whose devices answer
-//! ([`Limits`]): when that one has not begun an iteration for too long, or an operation at a device
-//! has been under way for too long, nothing is sent and nothing is answered. Its leases run out, so
-//! others take its shards over; the promises that it holds for others are not renewed, so as a
-//! secondary it is removed. That is what a device needs that hangs without an error: the lane would
-//! wait for ever, and with it every write of its shards. As one thread runs all lanes of a store,
-//! one hanging device stops the vouching for all of them. When the device answers again, the next
-//! heartbeat is sent, and what is still this store's to serve goes on.
+//! ([`Limits`]): when the data thread has not begun an iteration for too long, or an operation at a
+//! device has been under way for too long, no heartbeat is sent and none is answered. The store's
+//! leases run out, so others take its shards over; the promises that it holds for others are not
+//! renewed, so as a secondary it is removed. A device that hangs without an error needs just that:
+//! its lane would wait for ever, and with the lane every write of its shards. As one thread runs
+//! all lanes of a store, one hanging device stops the vouching for all of them. When the device
+//! answers again, the next heartbeat is sent, and the shards that are still this store's to serve
+//! go on.
 //!
-//! **The conductor.** What this store was told of it rides in every heartbeat and every answer, and
-//! what others say of theirs is kept ([`Conductor`]); only of stores that have proved to be of this
-//! cluster, and whether or not this thread vouches.
+//! **The conductor.** What this store was told of its conductor rides in every heartbeat and every
+//! answer, and what other stores say of theirs is kept ([`Conductor`]), if they have proved to be
+//! of this cluster, and whether or not this thread vouches.
 
 use super::app::Command;
 use super::conductor::{Conductor, Followed};
@@ -140,13 +141,13 @@ impl HeartApp {
             && self.data.oldest_io_nanos(now) < self.limits.device_ms * 1_000_000
     }
 
-    /// Add what the machine does not know.
+    /// Add what the lease machine leaves zero: the conductor that this store follows.
     fn complete(&self, ping: Ping) -> Ping {
         let Followed { term, lineage, revision } = self.conductor.told();
         Ping { term, lineage, revision, ..ping }
     }
 
-    /// A store that has proved to be this one says so.
+    /// Keep what a PING tells of its conductor, if it names the store that the connection proved.
     fn hear(&self, from: StoreId, ping: &Ping) {
         if ping.store == from {
             let &Ping { term, lineage, revision, .. } = ping;

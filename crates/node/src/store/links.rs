@@ -1,9 +1,9 @@
 //! Connections that this store begins to other stores, of one kind (replication or heartbeat).
 //!
-//! One connection per store, begun when something is to be sent and begun again after a pause. What
-//! is sent while there is none waits in a short queue or is dropped: whoever sends says again what
-//! matters, and takes every answer for what it says itself. Requests get numbers of their own on the
-//! way, because two replicas may use the same.
+//! One connection per store, begun when something is to be sent and begun again after a pause. A
+//! request sent while there is no connection waits in a short queue or is dropped: its sender says
+//! again what matters, and judges each answer by what the answer itself says. Requests get numbers
+//! of their own on the way, because two replicas may use the same.
 
 use super::hops::is_prepare;
 use super::identity::{Identity, Prover, nonce};

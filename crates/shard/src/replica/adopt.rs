@@ -45,8 +45,8 @@ impl Replica {
         }
     }
 
-    /// A reign does not outlive its history: a person may choose the copy of a primary that was
-    /// out of sight while others were primary, and that knows nothing of it.
+    /// A reign does not outlive its history: a person may choose the copy of a primary that was out
+    /// of sight while others were primary, and such a primary knows nothing of their reigns.
     fn stays_primary(&self, conf: &ShardConf) -> bool {
         let is_same_history =
             self.stored.conf.as_ref().is_some_and(|old| old.history_id == conf.history_id);
@@ -94,7 +94,7 @@ impl Replica {
         }
         match &self.stored.conf {
             Some(old) if old.history_id == conf.history_id => Some(self.complete(ctx.view)),
-            // Nothing that it holds is of this history.
+            // Nothing that this replica holds is of the new history.
             Some(_) | None => Some(Seq(0)),
         }
     }

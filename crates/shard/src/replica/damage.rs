@@ -9,13 +9,13 @@
 //! **How it gets to know.** [`Replica::seen`] looks at the answer to every operation of the lane. A
 //! read of several blocks names one that is damaged, at most; the others are found by reading
 //! halves again (a *probe*), a few at a time, until every damaged block is known by its own number.
-//! What a probe finds at a primary that serves is mended (`serve.rs`), unless who asked only wants
-//! to look.
+//! Damage that a probe finds at a primary that serves is mended (`repair.rs`), unless the probe is
+//! only to look (`Mend::No`).
 //!
 //! **Bounds.** A set of runs costs memory for as long as the damage lasts, and a dying disk may
-//! have millions of damaged blocks. Beyond [`RUNS_MAX`] runs a block that would begin another one
-//! is left out, so what is told is a lower bound then. Probes that find no room in their queue are
-//! forgotten: the next read meets the same damage.
+//! have millions of damaged blocks. Beyond [`RUNS_MAX`] runs a block that would begin another run
+//! is left out, so the number told is a lower bound then. Probes that find no room in their queue
+//! are forgotten: the next read meets the same damage.
 //!
 //! **What it costs.** While nothing is damaged: a look at two empty maps per operation.
 
@@ -114,11 +114,11 @@ impl Blocks {
 /// What is done about damage that is found.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Mend {
-    /// It is only told.
+    /// The damage is only told.
     No,
-    /// It is written again if anybody has it.
+    /// The block is written again if any member has a good copy.
     Yes,
-    /// The same; if nobody has it, it is poisoned: it stands against a new copy.
+    /// The same; a block that no member has is poisoned, because it stands against a new copy.
     OrPoison,
 }
 
@@ -279,7 +279,8 @@ impl Replica {
             let end = first.saturating_add(count).min(self.blocks);
             let mut first = first;
             while first < end {
-                // Inside one region: who waits for a region knows by it what is still to come.
+                // A probe lies inside one region, so work on a region can see whether probes of it
+                // are left.
                 let region_end = (first / REGION_BLOCKS + 1) * REGION_BLOCKS;
                 let count = (end.min(region_end) - first).min(REQUEST_BLOCKS_MAX);
                 self.damage.probe(Probe { first, count, mend: Mend::Yes, is_again: false });
@@ -321,8 +322,8 @@ impl Replica {
         }
     }
 
-    /// A read has met damage. Which block, is certain of a checksum and of poison, and of a
-    /// device's error once it comes again for this block alone.
+    /// A read has met damage. A wrong checksum of one block and poison name the block for certain,
+    /// a device's error only once it comes again for this block alone.
     fn read_failed(
         &mut self,
         ctx: &mut Ctx<'_, '_>,
@@ -335,7 +336,8 @@ impl Replica {
                 self.damage.know(*block);
                 count == 1
             }
-            // Of damaged tags the lane knows only that the read needs them.
+            // A read of several blocks may fail for damaged tags, and those do not tell which block
+            // is bad.
             Problem::BadChecksum { block } if count == 1 => {
                 self.damage.know(*block);
                 true
@@ -356,11 +358,11 @@ impl Replica {
         }
     }
 
-    /// What becomes of damage that this read has met; `None`: who reads looks closer by itself.
+    /// How damage that this read has met is mended; `None`: the reader looks closer by itself.
     fn mend_of(&self, work: &Work) -> Option<Mend> {
         match work {
             Work::Client { .. } | Work::Piece { .. } | Work::Probe(_) => None,
-            // Tried again by itself, and written again.
+            // `settle.rs` tries the block again and writes it again.
             Work::Settle { count: 1, .. } => None,
             Work::CopyRead { .. } | Work::DigestRead { .. } => Some(Mend::OrPoison),
             Work::VerifyRead { .. } if self.is_repairing() => Some(Mend::Yes),
@@ -415,7 +417,7 @@ impl Replica {
             }
             Err(problem) if is_damage(&problem) => {
                 self.damage.know(first);
-                // What is poisoned stands against no copy: it is copied as such.
+                // A poisoned block stands against no new copy: it is copied as poison.
                 let is_poisoned = matches!(problem, Problem::Poisoned { .. });
                 self.found_here(ctx, first, if is_poisoned { mend.min(Mend::Yes) } else { mend });
             }

@@ -61,7 +61,7 @@ impl Body {
     ) -> Op {
         match self {
             Body::Write { first, crcs, data } => {
-                // Space for a region's copy is nobody's grant.
+                // No space was granted in advance for the copy of a region.
                 let is_granted = flags & FLAG_COPY == 0;
                 Op::Write { shard_ix, lsn, commit, first, crcs, data, flags, solo, is_granted }
             }
@@ -266,8 +266,8 @@ impl Replica {
         lsn: Lsn,
         result: Result<Outcome, Problem>,
     ) {
-        // A follower that has gone OUT meanwhile has forgotten it, and whoever waits was told so by
-        // the newer epoch.
+        // A follower that has gone OUT meanwhile has forgotten the operation, and the primary that
+        // waits was told so by the newer epoch.
         let Some(accepted) = self.follower.accepted.get_mut(&lsn) else { return };
         let waiting = std::mem::take(&mut accepted.waiting);
         let status = match result {

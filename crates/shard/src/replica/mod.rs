@@ -474,7 +474,8 @@ impl Replica {
         let mut ctx = Ctx { now, view, out };
         self.free_slots = view.free_slots;
         if !std::mem::replace(&mut self.is_promise_told, true) && self.promised > Epoch(0) {
-            // Of an earlier life: the store's heartbeats know nothing of it.
+            // The promise was read from the lane: the heartbeats of this life know nothing of it
+            // yet.
             ctx.out.push(Effect::Promise { epoch: self.promised });
         }
         match event {
@@ -590,7 +591,8 @@ impl Replica {
             }
             Work::ReadFor { asked } => self.read_for_done(ctx, asked, result),
             Work::Local(seq) => self.local_done(ctx, seq, result),
-            // What a reign that is over has read is of no use any more.
+            // A read that was begun in a reign that is over is dropped: nothing in the present
+            // reign waits for it.
             Work::Client { reign, .. }
             | Work::Settle { reign, .. }
             | Work::CopyRead { reign, .. }
@@ -730,7 +732,8 @@ impl Replica {
         let Command { kind, number } = Command::of(reply.command_id);
         match reply.result {
             Ok(ReplyOp::NeedConf(_, bytes)) => {
-                // A damaged one is not followed; somebody else has it too.
+                // A damaged configuration is not followed; the conductor or another store has it
+                // too.
                 if let Ok(conf) = ShardConf::decode(&bytes) {
                     self.learn(ctx, conf);
                 }
@@ -744,8 +747,9 @@ impl Replica {
             Ok(op) => self.acknowledged(ctx, from, kind, number, op),
             Err(failure) if failure.status == Status::StaleEpoch => {
                 self.nacked(ctx, reply.epoch, Some(from));
-                // What was asked in the epoch before is asked again in this one: to wait for the
-                // end of the job is to be silent for as long as a learner may be.
+                // The job was begun in the epoch before; give it up, so that it is begun again in
+                // this epoch. Else the refused request leaves the learner owing an answer, until it
+                // counts as silent.
                 if self.reign.is_some() && matches!(kind, Kind::Copy | Kind::Digest) {
                     self.abandon_job(ctx, from, number);
                 }

@@ -5,9 +5,9 @@
 //! size and by what else it has to do, and a configured figure is wrong on the next machine. What
 //! is known is how long the last region took, from the order to read it until the learner had it:
 //! that is what both disks and the network between them give now. After a region that took t, the
-//! next begins no sooner than when t was `SHARE_PERCENT` of the time since: in the pause clients
-//! have the disks to themselves. The busier clients keep them, the longer a region takes and the
-//! longer the pause: so a resync yields without knowing who else is there.
+//! next region begins no sooner than when t is `SHARE_PERCENT` of the time since the order: in the
+//! pause clients have the disks to themselves. The busier clients keep the disks, the longer a
+//! region takes and the longer the pause: so a resync yields without knowing who else is there.
 //!
 //! **What is urgent** gets a larger share, `SHARE_URGENT_PERCENT`: all of it while there is one
 //! copy only, because the shard is one fault away from its end; and the comparisons before an
@@ -23,14 +23,14 @@
 //! the lane, because it is the lane's disk that they share.
 //!
 //! **What is shared.** Regions to copy take turns over all shards of a lane ([`Pace`]): a store
-//! that comes back needs all its shards at once. Who just had its turn is told first when the next
-//! one is, so shards tend to be done one after the other, and the first is safe soonest. Shards
-//! with one copy have turns of their own, so that they wait for no other. Comparisons wait for no
-//! other shard either, and keep to their share one by one: a learner that clients wait for is to be
-//! admitted, or given up, soon.
+//! that comes back needs all its shards at once. The shard that just had its turn is told first
+//! when the next turn is, so shards tend to be done one after the other, and the first is safe
+//! soonest. Shards with one copy have turns of their own, so that they wait for no other.
+//! Comparisons wait for no other shard either, and keep to their share one by one: a learner that
+//! clients wait for is to be admitted, or given up, soon.
 //!
-//! **Verifications** of all shards of a lane take turns too, apart from those of copies: they keep
-//! to the same share of the time by themselves, so that neither waits for the other.
+//! **Verifications** of all shards of a lane have turns of their own: they keep to the same share
+//! of the time apart from the copies, so that neither waits for the other.
 //!
 //! Time comes in with events; nothing here measures it.
 
@@ -43,11 +43,11 @@ const SHARE_PERCENT: u64 = 20;
 const SHARE_URGENT_PERCENT: u64 = 60;
 /// Longest distance of two turns: 32 regions of 1 MiB in a second.
 const TURN_NANOS: u64 = 1_000_000_000 / 32;
-/// Clients are gone after this long without an operation. Much longer than one that waits for slow
-/// disks, so that a resync does not take these for itself because clients wait for them.
+/// Clients are gone after this long without an operation. Much longer than an operation on slow
+/// disks takes: else a resync would take the disks for itself just because clients wait for them.
 const IDLE_MS: u64 = 1_000;
 
-/// Turns of those who share something; one at a time, except that none waits for one that is late.
+/// Turns of work under one share of the time; one at a time, but no turn waits for a late one.
 #[derive(Default)]
 pub(super) struct Turns {
     /// No turn begins before.
@@ -61,7 +61,7 @@ pub(super) struct Turns {
 pub(super) struct Turn {
     number: u64,
     is_urgent: bool,
-    /// When the work was ordered: what comes before it is waiting for clients.
+    /// When the work was ordered: the time from the turn's begin to here was waiting for clients.
     since: Option<Tick>,
 }
 
@@ -88,7 +88,8 @@ impl Turns {
         Ok(Turn { number: self.number.get(), is_urgent, since: None })
     }
 
-    /// A turn's work is done. If another has begun meanwhile, that one says when the next may.
+    /// A turn's work is done. If another turn has begun meanwhile, that turn decides when the next
+    /// may begin.
     pub(super) fn end(&self, now: Tick, turn: Turn) {
         let Some(since) = turn.since.filter(|_| turn.number == self.number.get()) else { return };
         let percent = if turn.is_urgent { SHARE_URGENT_PERCENT } else { SHARE_PERCENT };

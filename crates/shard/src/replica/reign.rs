@@ -32,7 +32,7 @@ const OPEN_MAX: usize = 256;
 /// "highest lsn - commit_lsn <= 1,024, else no new lsn" (section 1).
 const SEQ_WINDOW: u64 = 1_024;
 const BLOCK: u64 = BLOCK_BYTES as u64;
-/// Times that a block must have been readable nowhere to be given up; RESEND_MS lie between them.
+/// Times that no member could read a block before the block is given up; RESEND_MS lie between.
 const READ_TRIES: u32 = 20;
 
 /// Who waits for an operation.
@@ -41,7 +41,7 @@ pub(super) enum Owner {
     /// A client's task.
     Task(u32),
     /// A task that writes a damaged block again. It changes nothing that a client could see, so it
-    /// goes on below min_write too: a new copy may wait for it, and min_write for that.
+    /// goes on below min_write too: a new copy may wait for the block, and min_write for that copy.
     Heal(u32),
     /// The beginning of the reign.
     Settling,
@@ -157,7 +157,7 @@ impl Reign {
 
     fn advance_commit(&mut self) {
         // While the reign settles, the last reign's watermark stands: a member that cuts its tail
-        // before *every* block in doubt is settled would forget that the others are.
+        // before *every* block in doubt is settled would forget that the other blocks are in doubt.
         if matches!(self.phase, Phase::Settling(_)) {
             return;
         }
@@ -192,7 +192,8 @@ impl Reign {
     }
 
     /// Nobody could read a block, this time; whether it is lost for good. A device's error may
-    /// pass, so may that of a member; what is damaged here and is nowhere else is lost.
+    /// pass, here or at a member; a block that is damaged here and has no other in-sync copy is
+    /// lost.
     pub(super) fn is_lost(&mut self, block: u32, problem: &Problem, is_alone: bool) -> bool {
         let tries = self.unreadable.entry(block).or_default();
         *tries += 1;
@@ -248,8 +249,8 @@ impl Replica {
     /// what is under way beyond the last report may use each lane's reserve.
     ///
     /// A member that lacks room never says by itself that it has some again, because nothing is
-    /// sent to it. So what was said `REPEAT_MS` ago is no reason to refuse: it is asked, and its
-    /// answer, or its removal, decides.
+    /// sent to it. So a report that is `REPEAT_MS` old is no reason to refuse: the member is asked,
+    /// and its answer, or its removal, decides.
     pub(super) fn room_for(&mut self, ctx: &mut Ctx<'_, '_>, body: &Body) -> Room {
         let Body::Write { first, crcs, .. } = body else { return Room::Enough };
         let (tables, shard_ix) = (ctx.view.tables, self.options.shard_ix);
@@ -318,8 +319,9 @@ impl Replica {
         let (is_client, is_settle) = (matches!(owner, Owner::Task(_)), owner == Owner::Settling);
         let is_held =
             !no_hold && regions_of(first, count).any(|region| reign.holds.contains_key(&region));
-        // The watermark of a reign that settles is the last one's: the window would close for good
-        // when a forced history began far above it. What settles has its own bound.
+        // While a reign settles, its watermark is the last reign's: the window would close for good
+        // when a forced history began far above that. Settling operations have a bound of their
+        // own.
         let is_far = !is_settle && reign.next_seq - reign.commit.0 > SEQ_WINDOW;
         let is_full = reign.open.len() >= OPEN_MAX || is_far;
         if reign.is_suspended
@@ -391,7 +393,7 @@ impl Replica {
         result: Result<Outcome, Problem>,
     ) {
         let Some(reign) = &mut self.reign else { return };
-        // Of an earlier reign of the same life.
+        // The write was an earlier reign's, in the same life.
         let Some(open) = reign.open.get_mut(&seq) else { return };
         match result {
             Ok(_) => {
@@ -492,7 +494,7 @@ impl Replica {
             return self.learner_unreadable(ctx, from, number);
         }
         if kind == Kind::Verify {
-            // Unreadable there; whatever else it is, the region is tried again.
+            // The member cannot read the region; after any other failure the region is tried again.
             if is_media {
                 self.verify_came(ctx, from, number, None);
             }
@@ -545,8 +547,9 @@ impl Replica {
         }
         let Some(open) = reign.open.get(&seq) else { return };
         if let Local::Failed(status) = open.local {
-            // With others in the ISR the own disk must go (T2); alone there is nobody to ask, and
-            // the lane may try another slot, which it was not told while there were others.
+            // With other members in the ISR this replica must leave (T2). Alone, nobody can take
+            // over: the lane gets the write again and may try another slot, which it was not told
+            // while there were others.
             if required.is_empty() && status == Status::MediaError && !open.is_solo {
                 self.write_alone(ctx, seq);
             } else if required.is_empty() {

@@ -13,8 +13,8 @@
 //! on all members, so that it is the same everywhere.
 //!
 //! **Bounds.** [`PIECES_MAX`] pieces of a read are under way at a time, and [`HEALS_MAX`] blocks
-//! are mended at a time; [`WANTED_MAX`] wait for it. What finds no room is found again by its next
-//! read.
+//! are mended at a time; [`WANTED_MAX`] wait for it. A damaged block that finds no room is found
+//! again by its next read.
 
 use super::damage::{Mend, is_damage};
 use super::follower::Body;
@@ -171,7 +171,8 @@ impl Replica {
                 let request = Op::Read { shard_ix, first, count, with_poison: false };
                 self.lane(ctx, Work::Piece { reign, number }, request);
             } else if self.ask_elsewhere(ctx, task, first) {
-                // What nobody has was poisoned instead; the task waits for that.
+                // The task was to heal a block that no member has: it poisons the block and waits
+                // for that.
                 return;
             }
         }

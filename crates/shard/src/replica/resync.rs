@@ -3,9 +3,9 @@
 //! A region is needed when its last write is above the learner's complete_lsn, by the primary's
 //! region map or by the learner's own (its own unfinished writes), or when either is in doubt about
 //! it (section 5). A region is read while no new lsn is given in it and everything uncommitted
-//! there is durable here and at the learner; it need not be committed, because below min_write it
-//! will be only once the learner is admitted. A write that commits without the learner makes its
-//! region needed again.
+//! there is durable here and at the learner; those writes need not be committed, because below
+//! min_write they will be only once the learner is admitted. A write that commits without the
+//! learner makes its region needed again.
 //!
 //! One region at a time is on its way to a learner; how soon the next one follows is `pace.rs`.
 //!
@@ -88,8 +88,9 @@ pub(super) struct Resync {
 }
 
 impl Resync {
-    /// An operation was committed without the learner. It was sent to it and is often just a little
-    /// later; its regions are needed again only if no acknowledgement comes.
+    /// An operation was committed without the learner. The learner was sent it too, and often
+    /// acknowledges just a little later; the operation's regions are needed again only if no
+    /// acknowledgement comes.
     pub(super) fn committed_without(&mut self, now: Tick, seq: Seq, (first, count): (u32, u32)) {
         if self.is_known && self.owed.len() < OWED_MAX {
             self.owed.insert(seq, (first, count, now));
@@ -110,7 +111,7 @@ impl Resync {
         }
     }
 
-    /// What was owed too long is copied instead.
+    /// Regions whose acknowledgement was owed too long are copied instead.
     fn redirty_late(&mut self, now: Tick) {
         let is_late = |since: &Tick| now >= since.after_millis(OWED_MS);
         let late: Vec<Seq> =
@@ -118,8 +119,8 @@ impl Resync {
         late.into_iter().for_each(|seq| self.redirty(seq));
     }
 
-    /// Its turn has come. While it waited for that, the learner was asked for nothing and is not
-    /// silent for it.
+    /// The learner's turn has come. While the learner waited it was asked for nothing, so the wait
+    /// does not count as silence.
     fn waited(&mut self, now: Tick) {
         if let Some(since) = self.waits.take() {
             self.heard = self.heard.after_nanos(now.0 - since.0).min(now);
@@ -294,7 +295,7 @@ impl Replica {
                 return self.poke(ctx, store);
             }
             if is_digest && !resync.owed.is_empty() {
-                // What was committed without it is still on its way.
+                // Operations committed without the learner are still on their way to it.
                 return;
             }
             let left = if is_digest { &resync.unverified } else { &resync.dirty };
@@ -391,8 +392,8 @@ impl Replica {
 
     // ------------------------------------------------------------------------------------ copy --
 
-    /// A region was read: send it, part by part, and let new lsns be given in it again. What comes
-    /// after it is sent after it; should it overtake, the learner refuses the COPY.
+    /// A region was read: send it, part by part, and let new lsns be given in it again. A later
+    /// write is sent after the COPY; should the write overtake it, the learner refuses the COPY.
     pub(super) fn copy_read(
         &mut self,
         ctx: &mut Ctx<'_, '_>,
@@ -596,8 +597,8 @@ impl Replica {
             let member = conf.on_store(store)?;
             let is_silent = resync.owes(reign) && ctx.now >= resync.heard.after_millis(SILENT_MS);
             if is_silent || self.is_lost(member) || resync.mismatches >= MISMATCHES_MAX {
-                // Whether a pending admission or this comes first is for the conductor to say, and
-                // for the next configuration to tell.
+                // A pending admission may race with this cancel: the conductor decides which of
+                // them comes first, and the next configuration tells.
                 return Some(Transition::Cancel { copy: member.copy });
             }
             if resync.is_proposed {

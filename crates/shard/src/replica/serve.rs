@@ -83,8 +83,9 @@ impl Replica {
     /// False: it has to wait. An error is a definite "no effect".
     fn check(&mut self, ctx: &mut Ctx<'_, '_>, request: &ClientRequest) -> Result<bool, Status> {
         let conf = self.stored.conf.as_ref().expect("a primary has a configuration");
-        // A writer that was taken over must hear so, although it knows no newer epoch: nobody tells
-        // it one. A reader may only be waiting for the news.
+        // A writer whose volume was taken over gets FENCED here, before its epoch is looked at:
+        // STALE_EPOCH would let it wait for a newer epoch, which nobody tells it. A reader may only
+        // be waiting to hear of the newer epoch.
         if request.attach_epoch < conf.attach_epoch && request.op.is_change() {
             return Err(Status::Fenced);
         }

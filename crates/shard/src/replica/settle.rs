@@ -196,7 +196,7 @@ impl Replica {
             if here < count {
                 settling.queue.push_front((first + here, count - here));
             }
-            // What is poisoned here another member may have.
+            // Another member may have the content of a block that is poisoned here.
             if shown != Shown::Nothing {
                 settling.reading += 1;
                 let (reign, shard_ix) = (self.reign().epoch, self.options.shard_ix);

@@ -1,12 +1,13 @@
 //! Giving the reign to another member of the ISR, without its end being noticed (T5).
 //!
-//! A primary that is asked to stops beginning requests, lets those under way end, and only then gives
-//! back what it was promised (RELEASE) and proposes. From that moment it neither reads nor orders
-//! anything: the next primary serves as soon as it has the new configuration and the RELEASE. A newer
-//! configuration says what became of it. When none comes for a while, the reign goes on as if it had
-//! begun just now: it claims its leases anew and counts nothing that was promised before. That the
-//! proposal may still be stored later does no harm: the next primary then waits for the end of what it
-//! has promised since, and settles what was not committed, as after any failover.
+//! A primary that is asked for a transfer begins no more requests, lets those under way end, and
+//! only then gives back the promises that others made to it (RELEASE) and proposes the transfer.
+//! From that moment it neither reads nor orders anything: the next primary serves as soon as it has
+//! the new configuration and the RELEASE. A newer configuration says what became of the transfer.
+//! When none comes for a while, the reign goes on as if it had begun just now: it claims its leases
+//! anew and counts nothing that was promised before. That the proposal may still be stored later
+//! does no harm: the next primary then waits until the promises that it has made since have ended,
+//! and settles what was not committed, as after any failover.
 //!
 //! So neither a conductor that dies in between nor requests that do not end stop the shard for long.
 
@@ -15,7 +16,8 @@ use crate::conf::CopyId;
 use crate::conf::transition::Transition;
 use proto::Tick;
 
-/// How long requests under way may take to end, and after that the answer; what comes meanwhile waits.
+/// How long requests under way may take to end, and after that the answer; new requests wait
+/// meanwhile.
 const PATIENCE_MS: u64 = 1_000;
 
 /// A reign that is being given away.
@@ -38,8 +40,8 @@ impl Leaving {
 }
 
 impl Replica {
-    /// The conductor asks for a transfer. It asks again, if it still wants to: what does not fit the
-    /// present state is passed over.
+    /// The conductor asks for a transfer. The conductor asks again while it wants the transfer, so
+    /// a request that does not fit the present state is passed over.
     pub(super) fn begin_transfer(&mut self, ctx: &mut Ctx<'_, '_>, to: CopyId) {
         let is_fit = self.stored.conf.as_ref().is_some_and(|conf| {
             conf.isr.contains(&to) && to != conf.primary && conf.learners.is_empty()

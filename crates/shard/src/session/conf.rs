@@ -89,7 +89,8 @@ pub enum ConfProblem {
         /// That came.
         found: u64,
     },
-    /// Another session without a new attach: it could not fence what the old one has under way.
+    /// Another session without a new attach: it could not fence the requests that the old session
+    /// has under way.
     #[error("session {found} where {expected} is attached")]
     OtherSession {
         /// Now.

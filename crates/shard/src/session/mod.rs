@@ -18,11 +18,11 @@
 //! way to the primary. Sent again over another connection it could be done, acknowledged and
 //! overwritten, and *then* the ghost could come. So "before moving a request from slot A to B the
 //! client sends FENCE_PATH(session, slot A, generation) on B"; only after its answer the rest is
-//! sent again, and what the answer knows the outcome of is not sent at all. "Slots end with the
+//! sent again, and a request whose outcome the answer tells is not sent at all. "Slots end with the
 //! reign": if the serving process is another one, with another incarnation, its predecessor's
 //! connections died with it (or its requests carry an epoch that is refused), and nothing is
-//! fenced. The same holds after a new attach, which drained what came before it. Reads have no
-//! effect and just move.
+//! fenced. The same holds after a new attach, which drained the requests of the attaches before it.
+//! Reads have no effect and just move.
 //!
 //! **FLUSH** is answered here. "FLUSH is a barrier over completed writes. One durability mode: an
 //! acknowledged write is on stable media" (replication.md, section 3), so when a FLUSH comes in, all

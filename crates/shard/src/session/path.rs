@@ -132,7 +132,7 @@ impl Path {
         let PathState::Open { limits, .. } = self.state else { return false };
         let is_below = self.in_flight() < limits.requests_max as usize;
         let fits = self.bytes + u64::from(bytes) <= u64::from(limits.inflight_bytes_max);
-        // One that is alone may be longer than what a small peer wants to hold.
+        // A request that is alone on its path may exceed the bytes that a small peer wants to hold.
         !self.free.is_empty() && is_below && (fits || self.bytes == 0)
     }
 

@@ -10,7 +10,7 @@
 //! session may be about to get a newer one, because a gateway's export follows its volume. So the
 //! requests stay parked for [`FENCED_MS`] and are tried again meanwhile; if no newer ticket has come
 //! by then, somebody else writes the volume, and whoever waits here must be told instead of waiting
-//! for ever. Nothing of a request is revoked by that: what was sent before it was fenced, over a
+//! for ever. That answer revokes no request: a write that was sent before the fence, over a
 //! connection that was lost, may have been carried out, so a failed write's outcome is unknown.
 
 use super::{Effect, Session, Timer};

@@ -243,7 +243,7 @@ impl Session {
                     store.open_path().map(|place| (index, place, store.paths[place].host()))
                 });
                 match open {
-                    // A newer attach drained what came before it.
+                    // A newer attach drained the requests of the attaches before it.
                     _ if is_of_old_attach => free.push(key),
                     // The reign of that process is over.
                     Some((_, _, host)) if host != Some(orphans.host) => free.push(key),
@@ -258,8 +258,8 @@ impl Session {
             if fence_on.is_some()
                 && let Some((index, place)) = self.open_with_generation(orphans.generation)
             {
-                // Their shard left that connection and came back. It must end: the primary will
-                // refuse all that is on it.
+                // The orphans' shard left that connection and came back. The connection must end:
+                // once the slot is fenced, the primary refuses every request on it.
                 self.drop_path(now, index, place, out);
                 fence_on = None;
             }

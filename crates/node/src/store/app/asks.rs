@@ -1,10 +1,10 @@
 //! What other stores have asked and are not answered yet: who, and how much per connection.
 //!
 //! Pure books: time and tokens come from the caller, tokens grow. A connection may have
-//! [`REQUESTS_MAX`] requests and [`BYTES_MAX`] bytes of theirs under way. A replica may let a request
-//! go without an answer (it follows a newer configuration now, and whoever asked has been told so by
-//! that); such a request stays counted until room is needed, then what is older than [`PATIENCE_MS`]
-//! goes. So a limit that is reached by mistake does not last.
+//! [`REQUESTS_MAX`] requests and [`BYTES_MAX`] bytes of theirs under way. A replica may let a
+//! request go without an answer (it follows a newer configuration now, which tells the asking
+//! replica as much); such a request stays counted until room is needed, then every request older
+//! than [`PATIENCE_MS`] goes. So a limit that is reached by mistake does not last.
 
 use proto::Tick;
 use std::collections::BTreeMap;

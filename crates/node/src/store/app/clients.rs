@@ -121,7 +121,8 @@ impl StoreApp {
             return self.refuse(ctx, id, &header, Status::NotPrimary);
         }
         if !self.paths.begin(id, &header, token) {
-            // Its slot is fenced: the client has been told that this has no effect.
+            // The connection's slot is fenced: the client has been told that the request has no
+            // effect.
             return;
         }
         self.charge(ctx, id, exchange.bytes());
