@@ -238,7 +238,7 @@ def test_a_port_that_is_taken_is_named_with_its_holder(one: RealCluster) -> None
 
 
 def test_a_store_whose_disk_is_gone_says_so_and_comes_back_with_it(one: RealCluster) -> None:
-    one.allowed |= EXPECTED_WARNINGS
+    one.allowed |= {*EXPECTED_WARNINGS, "DISK_FAILED"}
     one.allowed_errors |= {"process.failed"}
     source, back = one.home / "in.img", one.home / "disk.img"
     digest = make_image(source, seed=6)
