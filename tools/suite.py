@@ -29,7 +29,7 @@ MUTANTS = (
 # With the seeded bugs compiled in, what matters is that each is caught; the rest ran before. The
 # tables that the tests print (crash explorer, machines, worlds) belong into the log.
 SEEDED_BUGS = ("every_seeded", "--", "--nocapture")
-PYTEST = (sys.executable, "-m", "pytest", "--color=no")
+PYTEST = (sys.executable, "-m", "pytest", "--color=no", "--durations=12")
 
 _CARGO_SUMMARY = re.compile(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored")
 _PYTEST_SUMMARY = re.compile(r"=* ?((?:\d+ \w+(?:, )?)+ in [\d.]+s.*?) ?=*")
