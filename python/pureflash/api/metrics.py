@@ -16,6 +16,7 @@ from pureflash.conductor import health, states
 from pureflash.conductor.damage import damaged_shards
 from pureflash.conductor.disk_states import disk_views
 from pureflash.conductor.service import Conductor
+from pureflash.conductor.standing import store_name
 from pureflash.conductor.view import View
 from pureflash.model.domain import HealthState, StoreState
 
@@ -104,7 +105,7 @@ def _data_families(view: View) -> Iterator[Metric]:
             continue
         at = [volume.name, str(index)]
         for copy in found.copies:
-            damaged.add_metric([*at, states.store_name(view, copy.store)], copy.blocks)
+            damaged.add_metric([*at, store_name(view, copy.store)], copy.blocks)
         if found.lost_blocks:
             lost.add_metric(at, found.lost_blocks)
         if found.differing is not None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from pureflash.conductor.standing import store_name
 from pureflash.conductor.view import ShardKey, View
 from pureflash.model.domain import Differing, Volume
 from pureflash.model.rest import timestamp
@@ -118,7 +119,9 @@ def way_out(volume: Volume, damage: Damage) -> str:
 def copy_text(view: View, copy: CopyDamage) -> str:
     """Say which copy is damaged, how much of it, and since when."""
     since = f", since {timestamp(copy.since_ms)}" if copy.since_ms else ""
-    return f"{blocks(copy.blocks)} of the copy on {_name(view, copy.store)} cannot be read{since}"
+    return (
+        f"{blocks(copy.blocks)} of the copy on {store_name(view, copy.store)} cannot be read{since}"
+    )
 
 
 def differing_text(view: View, found: Differing) -> str:
@@ -126,7 +129,7 @@ def differing_text(view: View, found: Differing) -> str:
     region, store = found.regions[0]
     return (
         f"copies differ in {found.count} region(s) of 1 MiB, as found at"
-        f" {timestamp(found.found_at_ms)}; the first: MiB {region} on {_name(view, store)}"
+        f" {timestamp(found.found_at_ms)}; the first: MiB {region} on {store_name(view, store)}"
     )
 
 
@@ -147,8 +150,3 @@ def lost_ranges(volume: Volume, index: int, damage: Damage) -> list[str]:
 def blocks(count: int) -> str:
     """Say a number of blocks of 4 KiB."""
     return f"{count} block{'' if count == 1 else 's'}"
-
-
-def _name(view: View, store_id: int) -> str:
-    store = view.stores.get(store_id)
-    return store.name if store else f"store {store_id}"

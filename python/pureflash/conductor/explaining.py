@@ -7,12 +7,12 @@ decided about a shard.
 from __future__ import annotations
 
 from pureflash.conductor.damage import damage_of, lost_ranges
+from pureflash.conductor.standing import store_name
 from pureflash.conductor.states import (
     Verdict,
     judge_shard,
     judge_volume,
     member_view,
-    store_name,
 )
 from pureflash.conductor.view import View
 from pureflash.model.domain import HealthState, ShardConf, Volume

@@ -34,6 +34,7 @@ from pureflash.conductor.standing import (
     is_proven,
     is_reborn,
     report_of,
+    store_name,
 )
 from pureflash.conductor.view import ShardKey, View
 from pureflash.errors import CallerError, RouteError
@@ -99,15 +100,17 @@ def _wishes(view: View, key: ShardKey, conf: ShardConf) -> Iterator[Wish]:
     for copy in conf.learners:
         learner = members[copy]
         if is_reborn(view, learner) or not view.is_online(learner.store):
-            reason = f"{_name(view, learner.store)} is not there any more"
+            reason = f"{store_name(view, learner.store)} is not there any more"
             yield Cancel(copy=copy), ByConductor(), reason
         elif is_held_out(view, key, conf, learner):
-            reason = f"the disk of {_name(view, learner.store)} is slow"
+            reason = f"the disk of {store_name(view, learner.store)} is slow"
             yield Cancel(copy=copy), ByConductor(), reason
     if not conf.learners and is_good(view, key, primary):
         yield from _add_learner(view, key, conf)
     for member in demoted(view, key, conf):
-        reason = f"the disk of {_name(view, member.store)} is slow, and enough other copies are not"
+        reason = (
+            f"the disk of {store_name(view, member.store)} is slow, and enough other copies are not"
+        )
         yield Remove(copy=member.copy), ByConductor(), reason
 
 
@@ -118,11 +121,11 @@ def _replace_lost(view: View, key: ShardKey, isr: list[Member], primary: Member)
         # All of the ISR have what was acknowledged, so the best is a disk that keeps up.
         order = {one.copy: (is_slow(view, key, one), -_complete(view, key, one)) for one in others}
         for member in sorted(others, key=lambda member: order[member.copy]):
-            reason = f"the primary on {_name(view, primary.store)} is lost: {why}"
+            reason = f"the primary on {store_name(view, primary.store)} is lost: {why}"
             yield Promote(copy=member.copy), ByConductor(), reason
     for member in isr:
         if member is not primary and is_reborn(view, member):
-            reason = f"{_name(view, member.store)} has restarted"
+            reason = f"{store_name(view, member.store)} has restarted"
             yield Remove(copy=member.copy), ByConductor(), reason
 
 
@@ -144,7 +147,7 @@ def _proposed(view: View, key: ShardKey, conf: ShardConf) -> Iterator[Wish]:
         kind = type(proposal.transition).__name__.lower()
         who = ByReplica(copy=copy, incarnation=proposal.incarnation)
         about = f"to {kind} copy {proposal.transition.copy}"
-        yield proposal.transition, who, f"{_name(view, proposal.store)} proposed {about}"
+        yield proposal.transition, who, f"{store_name(view, proposal.store)} proposed {about}"
 
 
 def _reopen(view: View, key: ShardKey, isr: list[Member]) -> Iterator[Wish]:
@@ -180,7 +183,7 @@ def _reopen(view: View, key: ShardKey, isr: list[Member]) -> Iterator[Wish]:
         )
         for member in good
     )
-    names = ", ".join(_name(view, member.store) for member in good)
+    names = ", ".join(store_name(view, member.store) for member in good)
     reason = f"all of its ISR was lost at once; back: {names}"
     yield Reopen(primary=best.copy, present=present), ByConductor(), reason
 
@@ -252,8 +255,3 @@ def _disk_of(store: Store, report: ReplicaReport | None) -> Disk:
 def _complete(view: View, key: ShardKey, member: Member) -> int:
     report = report_of(view, key, member)
     return report.complete_seq if report else 0
-
-
-def _name(view: View, store_id: int) -> str:
-    store = view.stores.get(store_id)
-    return store.name if store else f"store {store_id}"

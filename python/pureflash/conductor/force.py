@@ -20,6 +20,7 @@ from typing import Final
 
 from pureflash.conductor import states
 from pureflash.conductor.failover import facts_of
+from pureflash.conductor.standing import store_name
 from pureflash.conductor.view import View
 from pureflash.errors import CallerError, ClusterError, Code, PureFlashError
 from pureflash.metastore import keys
@@ -160,7 +161,7 @@ def _store(view: View, reference: str) -> Store:
 def _member(view: View, volume: Volume, conf: ShardConf, store: Store) -> Member:
     found = next((one for one in conf.members if one.store == store.id), None)
     if found is None:
-        names = ", ".join(states.store_name(view, one.store) for one in conf.members)
+        names = ", ".join(store_name(view, one.store) for one in conf.members)
         raise CallerError(
             Code.NOT_FOUND,
             f"{store.name} has no copy of {volume.name}/{conf.index}",
@@ -227,7 +228,7 @@ def _unproven(view: View, plan: ForcePlan, *, may_revoke: bool) -> tuple[Store, 
     revoke: list[Store] = []
     for copy in plan.conf.isr:
         member = plan.conf.member(copy)
-        name = states.store_name(view, member.store)
+        name = store_name(view, member.store)
         known = facts.registered.get(member.store)
         if known is not None and known.is_reachable and known.has_good_journal:
             raise CallerError(
@@ -285,7 +286,7 @@ def _copy(view: View, conf: ShardConf, member: Member) -> ForcedCopy:
     return ForcedCopy(
         copy=member.copy,
         store=member.store,
-        name=states.store_name(view, member.store),
+        name=store_name(view, member.store),
         state=view.observation(member.store).state,
         role=role,
         last_seq=None if report is None else report.complete_seq,
@@ -297,7 +298,7 @@ def _copy(view: View, conf: ShardConf, member: Member) -> ForcedCopy:
 def _loss(view: View, conf: ShardConf, member: Member) -> str:
     """Say in one sentence what is lost when this copy counts."""
     key = (conf.volume_id, conf.index)
-    name = states.store_name(view, member.store)
+    name = store_name(view, member.store)
     mine = view.observation(member.store).replicas.get(key)
     if mine is None:
         return f"what {name} holds is not known"

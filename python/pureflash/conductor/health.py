@@ -25,13 +25,12 @@ from pureflash.conductor.pace import Stage
 from pureflash.conductor.placement import RAISE_RATIO
 from pureflash.conductor.requests import capacity
 from pureflash.conductor.slow import trial
-from pureflash.conductor.standing import RECOVER, awaited, is_proven
+from pureflash.conductor.standing import RECOVER, awaited, is_proven, store_name
 from pureflash.conductor.states import (
     OutKind,
     export_view,
     out_reason,
     replicas_out,
-    store_name,
     volume_state,
     why_out,
 )

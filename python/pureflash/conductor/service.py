@@ -28,7 +28,7 @@ from pureflash.conductor.observations import Observations
 from pureflash.conductor.planner import Offer
 from pureflash.conductor.recovering import Recovering
 from pureflash.conductor.specs import TICKET_S, Clock, Identity, Specs, peers_of, store_of
-from pureflash.conductor.standing import lost_memory
+from pureflash.conductor.standing import lost_memory, store_name
 from pureflash.conductor.tell import Tell
 from pureflash.conductor.view import View
 from pureflash.conductor.writer import Writer
@@ -584,7 +584,7 @@ class Conductor:
 
     def _watch_silence(self) -> None:
         for store_id, before, after in self.observations.watch(now_ms=self._clock.now_ms()):
-            name = states.store_name(self.view(), store_id)
+            name = store_name(self.view(), store_id)
             self.events.add(self._clock.wall_ms(), "store.changed", name, after.cause)
             self._log.warning(
                 "store.silent",

@@ -17,6 +17,12 @@ RECOVER: Final = "`pf conductor recover-config`"
 """What rebuilds records that are not the newest."""
 
 
+def store_name(view: View, store_id: int) -> str:
+    """Name a store, also one that nothing is known of."""
+    store = view.stores.get(store_id)
+    return store.name if store else f"store {store_id}"
+
+
 def is_reborn(view: View, member: Member) -> bool:
     """Whether a newer life of the member's store has registered."""
     store = view.stores.get(member.store)

@@ -30,7 +30,7 @@ from pureflash.conductor.disk_states import disk_views
 from pureflash.conductor.failover import GATHER_MS
 from pureflash.conductor.placement import home_of, place_shard, rooms
 from pureflash.conductor.slow import is_held_out, place_of, trial
-from pureflash.conductor.standing import RECOVER, failed_disk, is_given_up
+from pureflash.conductor.standing import RECOVER, failed_disk, is_given_up, store_name
 from pureflash.conductor.view import View
 from pureflash.errors import ClusterError, MediaError
 from pureflash.metastore.records import Record
@@ -470,12 +470,6 @@ def role_in(conf: ShardConf, member: Member) -> str:
     if member.copy in conf.isr:
         return "secondary"
     return "learner" if member.copy in conf.learners else "out"
-
-
-def store_name(view: View, store_id: int) -> str:
-    """Name a store, also one that nothing is known of."""
-    store = view.stores.get(store_id)
-    return store.name if store else f"store {store_id}"
 
 
 def _used_bytes(view: View, volume: Volume) -> int | None:

@@ -44,9 +44,11 @@ def recall(data: Path, index: int) -> KnownDisk | None:
         return UNKNOWN
 
 
-def is_same(known: KnownDisk, disk: Disk) -> bool:
-    """Whether a disk is the one that is known."""
-    return (known.disk_uuid, known.format_uuid) == (disk.disk_uuid, disk.format_uuid)
+def is_another(known: KnownDisk | None, *, disk_uuid: str, format_uuid: str) -> bool:
+    """Whether a disk is certainly not the one that was there; without a record it may be."""
+    if known is None or known is UNKNOWN:
+        return False
+    return (known.disk_uuid, known.format_uuid) != (disk_uuid, format_uuid)
 
 
 def remember(data: Path, disk: Disk) -> None:

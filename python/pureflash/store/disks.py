@@ -92,8 +92,9 @@ class Probe:
             format_uuid=found["format_uuid"],
             size_bytes=found["size_bytes"],
         )
-        is_told = known is not None and known is not known_disks.UNKNOWN
-        if known is not None and is_told and not known_disks.is_same(known, disk):
+        if known is not None and known_disks.is_another(
+            known, disk_uuid=disk.disk_uuid, format_uuid=disk.format_uuid
+        ):
             return Fault(
                 code=DISK_FAILED,
                 reason=f"{path} is disk {disk.disk_uuid[:8]}, and {self.name} had disk"

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from pureflash.errors import CallerError, Code, MediaError, PureFlashError
 from pureflash.model.layout import CONDUCTOR, GATEWAY, Layout, known_disk_file, store_name
-from pureflash.process.known_disks import UNKNOWN, recall
+from pureflash.process.known_disks import is_another, recall
 from pureflash.process.lifecycle import write_whole
 from pureflash.supervisor.ports import PORT_MAX, PortClaims
 from pureflash.units import format_size, format_sizes
@@ -270,11 +270,8 @@ def _is_own_disk(layout: Layout, cluster: ClusterFile, name: str) -> bool:
     except PureFlashError:
         return False
     known = recall(layout.store_data(name), 0)
-    is_same = known in (None, UNKNOWN) or (
-        known is not None
-        and (known.disk_uuid, known.format_uuid) == (found["disk_uuid"], found["format_uuid"])
-    )
-    return is_same and bool(found["cluster_id"] == cluster.cluster_id)
+    uuids = {name: found[name] for name in ("disk_uuid", "format_uuid")}
+    return found["cluster_id"] == cluster.cluster_id and not is_another(known, **uuids)
 
 
 def make_sockets_folder(path: Path) -> None:
