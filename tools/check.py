@@ -1,8 +1,7 @@
 """`make check`: the linters and the unit tests, two processes at a time.
 
 Unit tests that take long are marked `slow` and left out; `--all` (`make check-all`) runs them as
-well. The tests are dealt into parts, test by test, since whole files are of very different cost.
-Exit status 1 when anything failed.
+well. Exit status 1 when anything failed.
 """
 
 from __future__ import annotations
@@ -10,26 +9,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tools.lint import CHECKS, PROCESSES, Job, run_jobs
-
-PARTS = PROCESSES
-"""More would even out better, and each costs the collection of all tests once more: the linters
-come after them and fill the core that is free first."""
+from tools.lint import CHECKS, Job, run_jobs
+from tools.suite import pytest
 
 
-def unit_tests(*, with_slow: bool) -> list[Job]:
-    """Make the jobs of the unit tests; each part keeps its result out of the others' cache."""
+def unit_tests(*, with_slow: bool) -> Job:
+    """Make the job of the unit tests; it takes longest, so the linters run beside it."""
     chosen = () if with_slow else ("-m", "not slow")
-    return [
-        Job(
-            f"unit tests {part}/{PARTS}",
-            (
-                *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen),
-                *("--part", f"{part}/{PARTS}", "tests/unit"),
-            ),
-        )
-        for part in range(1, PARTS + 1)
-    ]
+    return Job("unit tests", pytest("tests/unit", "-q", *chosen))
 
 
 def main() -> int:
@@ -37,7 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run linters and unit tests.")
     parser.add_argument("--all", action="store_true", help="the slow unit tests as well")
     with_slow: bool = parser.parse_args().all
-    return 0 if run_jobs("check", [*unit_tests(with_slow=with_slow), *CHECKS]) else 1
+    return 0 if run_jobs("check", [unit_tests(with_slow=with_slow), *CHECKS]) else 1
 
 
 if __name__ == "__main__":

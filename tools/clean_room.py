@@ -5,8 +5,9 @@ the README's commands are run there with an empty environment (`env -i`):
 
 - `demo` and `test`: `make demo` and `make test` as root, after the README's own
   `apt-get install -y git make`;
-- `user`: the lines for a cluster of one's own, as uid 65534 without groups and without the means to
-  gain rights, with an empty HOME.
+- `user`: the lines for a cluster of one's own, then the tutorial and every guide, whose outputs are
+  compared with what they say; as uid 65534 without groups and without the means to gain rights,
+  with an empty HOME.
 
 After each walk nothing may be left: no process, no mount, and after `user` no file in HOME, the XDG
 directories or /tmp beyond what installing had put there. (A process holds every socket and every
@@ -22,13 +23,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +44,7 @@ WALKS = ("user", "demo", "test")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CHECKOUT = "srv/checkout"
 STRANGER_HOME = "srv/stranger"
+PAGES = ("docs/tutorial", "docs/guides")
 END_SECONDS_MAX = 10
 """How long processes that were told to end may take to be gone."""
 
@@ -106,6 +109,11 @@ def apt_line(output: str) -> list[str] | None:
         if found and words[:2] == ["apt-get", "install"]:
             return words
     return None
+
+
+def package_lines(page: str) -> list[list[str]]:
+    """Find the lines in a page by which its reader installs packages."""
+    return [line.split() for line in re.findall(r"`(apt-get install -y [^`]+)`", page)]
 
 
 # ---------------------------------------------------------------------------- inside: the walks --
@@ -305,7 +313,28 @@ def walk_as_user(room: Room) -> None:
     if "v1" not in stranger([pf, "volume", "list"], is_captured=True):
         raise CleanRoomError("pf volume list does not name v1")
     timed("pf down --purge --yes", [pf, "down", "--purge", "--yes"])
+    walk_pages(room, timed)
     expect_nothing_left(room, mounted, left_over(before, room.files(*folders)))
+
+
+def walk_pages(room: Room, timed: Callable[[str, Sequence[str]], float]) -> None:
+    """Walk the tutorial and the guides as the user, with the `pf` that she installed."""
+    checkout = room.root / CHECKOUT
+    pages = [
+        page
+        for folder in PAGES
+        for page in sorted((checkout / folder).glob("*.md"))
+        if "```console" in page.read_text()
+    ]
+    for page in pages:
+        for line in package_lines(page.read_text()):
+            room.install(f"the apt line of {page.name}", line)
+    names = [str(page.relative_to(checkout)) for page in pages]
+    path = f"/{STRANGER_HOME}/pf/bin:{PATH}"
+    timed(
+        "the tutorial and the guides",
+        ["env", f"PATH={path}", "python3", "-m", "tests.support.walk", *names],
+    )
 
 
 def install_what_setup_asks_for(room: Room) -> None:

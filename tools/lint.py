@@ -3,7 +3,7 @@
 All of them run even after one has failed: a list of everything to mend is worth more than the first
 item. They do not need one another, and the costly ones come first, so that none of them is left
 over for the end. A line has the wall time of its job, which the other one makes longer. Exit status
-1 when any found something. tools/check.py runs the unit tests in the same way.
+1 when any found something. tools/check.py runs the unit tests beside them.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tools.lint import PROCESSES
+
 CARGO_TEST = ("cargo", "test", "--release", "--locked")
 WORKSPACE = ("--workspace", "--exclude", "pureflash-py")  # the extension has no tests of its own
 MUTANTS = (
@@ -29,7 +31,19 @@ MUTANTS = (
 # With the seeded bugs compiled in, what matters is that each is caught; the rest ran before. The
 # tables that the tests print (crash explorer, machines, worlds) belong into the log.
 SEEDED_BUGS = ("every_seeded", "--", "--nocapture")
-PYTEST = (sys.executable, "-m", "pytest", "--color=no", "--durations=12")
+
+
+def pytest(folder: str, *options: str, processes: int = PROCESSES) -> tuple[str, ...]:
+    """Make the command that runs the tests below a folder, some at a time.
+
+    A process without tests takes over half of what another one still has, because tests are of very
+    different cost.
+    """
+    return (
+        *(sys.executable, "-m", "pytest", "--color=no", "-n", str(processes)),
+        *("--dist", "worksteal", "--durations=12", *options, folder),
+    )
+
 
 _CARGO_SUMMARY = re.compile(r"test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored")
 _PYTEST_SUMMARY = re.compile(r"=* ?((?:\d+ \w+(?:, )?)+ in [\d.]+s.*?) ?=*")
@@ -55,11 +69,11 @@ STEPS = (
     ),
     Step("lint", 1, ((sys.executable, "tools/lint.py"),)),
     Step("ring 0: cargo", 2, ((*CARGO_TEST, *WORKSPACE), (*CARGO_TEST, *MUTANTS, *SEEDED_BUGS))),
-    Step("ring 0: python", 1, ((*PYTEST, "tests/unit"),), Path("tests/unit")),
-    Step("ring 0: API", 1, ((*PYTEST, "tests/api"),), Path("tests/api")),
-    Step("ring 1: simulated", 2, ((*PYTEST, "tests/scenario"),), Path("tests/scenario")),
-    Step("ring 2: processes", 7, ((*PYTEST, "tests/cluster"),), Path("tests/cluster")),
-    Step("ring 3: foreign", 2, ((*PYTEST, "tests/conformance"),), Path("tests/conformance")),
+    Step("ring 0: python", 1, (pytest("tests/unit"),), Path("tests/unit")),
+    Step("ring 0: API", 1, (pytest("tests/api"),), Path("tests/api")),
+    Step("ring 1: simulated", 2, (pytest("tests/scenario"),), Path("tests/scenario")),
+    Step("ring 2: processes", 7, (pytest("tests/cluster"),), Path("tests/cluster")),
+    Step("ring 3: foreign", 2, (pytest("tests/conformance"),), Path("tests/conformance")),
 )
 
 

@@ -4,12 +4,19 @@ In a block ```console a line that begins with `$ ` is a command (`> ` continues 
 below it are what it prints. `...` stands for anything within a line, alone on a line for any lines;
 blanks count as one. All commands of a page run in one shell, and each has to succeed. A block that
 is not run has `<!-- not run: REASON -->` above it.
+
+`python -m tests.support.walk PAGE...` walks pages with the `pf` of PATH; it needs nothing beyond
+the standard library (tools/clean_room.py).
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,3 +119,23 @@ def check(page: Path, *, environment: Mapping[str, str], folder: Path, seconds: 
         )
     assert len(outcomes) == len(commands), "every command was reached"
     return len(commands)
+
+
+def main(names: Sequence[str]) -> int:
+    """Walk pages, each in an empty folder; exit status 1 when one does not do as it says."""
+    failed = False
+    for page in map(Path, names):
+        started = time.monotonic()
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                count = check(page, environment=os.environ, folder=Path(folder))
+        except AssertionError as problem:
+            print(f"{page}: FAILED: {problem}", flush=True)
+            failed = True
+        else:
+            print(f"{page}: {count} commands in {time.monotonic() - started:.1f} s", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

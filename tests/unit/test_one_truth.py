@@ -335,6 +335,7 @@ def tell(steps: list[Step]) -> None:
     run(story())
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(

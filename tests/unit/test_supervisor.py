@@ -385,7 +385,8 @@ def of_another_cluster(disk: Path) -> None:
 
 
 def of_another_store(disk: Path) -> None:
-    disk.write_bytes((disk.parent.parent / "s2/disk0.img").read_bytes()[: 64 << 20])
+    with (disk.parent.parent / "s2/disk0.img").open("rb") as other:
+        disk.write_bytes(other.read(64 << 20))
     os.truncate(disk, GIB)
 
 

@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.unit.conftest import deal
 from tools import arrows, check, clean_room, lint, suite, tidy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -243,30 +242,14 @@ def test_a_failing_command_fails_its_step_and_its_output_is_passed_on(
     assert "seen" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3, 7])
-def test_each_unit_test_is_in_exactly_one_part(parts: int) -> None:
-    tests = [f"test_{number}" for number in range(20)]
-    dealt = [deal(tests, f"{part}/{parts}") for part in range(1, parts + 1)]
-    assert sorted(one for ours, _ in dealt for one in ours) == sorted(tests)
-    assert all(sorted((*ours, *others)) == sorted(tests) for ours, others in dealt)
-    sizes = [len(ours) for ours, _ in dealt]
-    assert max(sizes) - min(sizes) <= 1
-
-
-@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "x/y", "1/0", ""])
-def test_a_part_that_is_none_is_refused(part: str) -> None:
-    with pytest.raises(pytest.UsageError, match="1/2"):
-        deal([1, 2], part)
-
-
 def test_check_leaves_out_what_is_slow_and_nothing_else() -> None:
-    parts = [f"{number}/{check.PARTS}" for number in range(1, check.PARTS + 1)]
-    for with_slow in (True, False):
-        jobs = check.unit_tests(with_slow=with_slow)
-        assert [job.command[job.command.index("--part") + 1] for job in jobs] == parts
-        assert all(("not slow" in job.command) is not with_slow for job in jobs)
-    whole = next(step for step in suite.STEPS if step.name == "ring 0: python")
-    assert whole.commands[0][-1] == "tests/unit", "make test runs all of them"
+    quick, whole = (check.unit_tests(with_slow=with_slow).command for with_slow in (False, True))
+    at = quick.index("-m", quick.index("pytest"))
+    assert quick[at : at + 2] == ("-m", "not slow")
+    assert (*quick[:at], *quick[at + 2 :]) == whole
+    step = next(step for step in suite.STEPS if step.name == "ring 0: python")
+    assert step.commands[0][-1] == whole[-1] == "tests/unit"
+    assert "not slow" not in step.commands[0], "make test runs all of them"
 
 
 def test_every_job_runs_and_is_timed_also_after_one_that_failed(
@@ -336,6 +319,12 @@ def test_the_clean_room_names_what_was_left_and_not_what_was_there() -> None:
     after = [*before, "/tmp/pureflash-65534/x.sock", "/srv/stranger/pf/__pycache__/a.pyc"]
     assert clean_room.left_over(before, after) == ["/tmp/pureflash-65534/x.sock"]
     assert clean_room.left_over(after, before) == []
+
+
+def test_the_clean_room_installs_what_the_tutorial_asks_for() -> None:
+    page = (ROOT / "docs/tutorial/first-volume.md").read_text()
+    (line,) = clean_room.package_lines(page)
+    assert line == ["apt-get", "install", "-y", "e2fsprogs", "qemu-utils"]
 
 
 def test_the_clean_room_reads_the_line_that_setup_prints() -> None:
