@@ -18,8 +18,9 @@ from pureflash.model.rest import ShardView
 
 MIB = 1 << 20
 SLOT_BYTES = 64 << 10
-BALLAST_BYTES = 600 * MIB
-"""Somebody else's, deleted later: what it gives back is more than what ends a store's restraint."""
+BALLAST_BYTES = 1200 * MIB
+"""Somebody else's, deleted later: what it gives back ends the restraint of every store, also of one
+that looks only after the disk files of the others have grown."""
 STORES_BYTES = 850 * MIB
 """For three disk files and the rest of the cluster, until 1 GiB is left."""
 LEAST_BYTES = 1 << 30
