@@ -220,6 +220,11 @@ impl Damage {
         self.here.runs().flat_map(|(first, count)| first..first + count).take(most).collect()
     }
 
+    /// Whether a block is known to be damaged here.
+    pub(super) fn is_here(&self, block: u32) -> bool {
+        self.here.contains(block)
+    }
+
     /// Whether blocks of a region are still being read again.
     pub(super) fn is_probing(&self, region: u32) -> bool {
         self.probes.iter().chain(&self.probing).any(|probe| probe.first / REGION_BLOCKS == region)
@@ -270,7 +275,7 @@ impl Replica {
     /// Whether this block is known to be unreadable here.
     #[must_use]
     pub fn is_damaged(&self, block: u32) -> bool {
-        self.damage.here.contains(block)
+        self.damage.is_here(block)
     }
 
     /// Read runs of blocks again.

@@ -210,6 +210,17 @@ impl Reign {
         matches!(self.phase, Phase::Active) && !self.is_suspended && !is_released
     }
 
+    /// The first block that waits to be mended and that no operation under way replaces.
+    pub(super) fn next_to_heal(&self) -> Option<u32> {
+        let is_open = |block: u32| {
+            self.open.values().any(|open| {
+                let (first, count) = open.body.range();
+                (first..first + count).contains(&block)
+            })
+        };
+        self.clients.repairs.wanted().find(|&block| !is_open(block))
+    }
+
     /// Whether requests may begin: those under way go on while the reign is being given away.
     pub(super) fn takes_requests(&self) -> bool {
         self.is_serving() && self.leaving.is_none()

@@ -7,10 +7,16 @@
 //! request fails only if one of its blocks is good nowhere, wherever the others are good.
 //!
 //! **What was met is mended.** A block that could not be read here, or by a member that was asked
-//! for it, is written again once a good copy has been found: under its exclusive lock, with an lsn
+//! for it, is written again once a good copy has been found: with an lsn
 //! of its own, at every member, so one writing mends all copies. A block that nobody has is *lost*:
 //! an error, told until it is overwritten. Only where it stands against a new copy it is poisoned
 //! on all members, so that it is the same everywhere.
+//!
+//! **Mending does not wait for clients.** A client's write may wait for a new copy (`min_write`), and
+//! that copy for the mending of a block here: so mending must not queue behind requests. It takes no
+//! range lock. It begins while no operation with an lsn is under way on its block, and until it is
+//! over no request gives the block an lsn. Reads go on beside it: the content stays the same. A block
+//! that an operation under way has replaced here needs no mending to be copied.
 //!
 //! **Bounds.** [`PIECES_MAX`] pieces of a read are under way at a time, and [`HEALS_MAX`] blocks
 //! are mended at a time; [`WANTED_MAX`] wait for it. A damaged block that finds no room is found
@@ -91,11 +97,21 @@ impl Repairs {
         }
     }
 
-    /// Whether blocks of a region wait to be mended, or are.
-    pub(super) fn is_mending(&self, region: u32) -> bool {
+    /// The blocks of a region that wait to be mended, or are.
+    pub(super) fn mending(&self, region: u32) -> impl Iterator<Item = u32> {
         let blocks = region * REGION_BLOCKS..(region + 1) * REGION_BLOCKS;
-        self.wanted.range(blocks.clone()).next().is_some()
-            || self.healing.range(blocks).next().is_some()
+        let wanted = self.wanted.range(blocks.clone()).map(|(&block, _)| block);
+        wanted.chain(self.healing.range(blocks).map(|(&block, _)| block))
+    }
+
+    /// The blocks that wait to be mended, ascending.
+    pub(super) fn wanted(&self) -> impl Iterator<Item = u32> {
+        self.wanted.keys().copied()
+    }
+
+    /// Whether one of these blocks is being written again.
+    pub(super) fn is_healing(&self, (first, count): (u32, u32)) -> bool {
+        self.healing.range(first..first + count).next().is_some()
     }
 
     /// Whether this answer belongs to a read.
@@ -389,11 +405,13 @@ impl Replica {
     fn start_heals(&mut self, ctx: &mut Ctx<'_, '_>) {
         while let Some(reign) = self.reign.as_mut().filter(|reign| reign.takes_requests())
             && reign.clients.repairs.healing.len() < HEALS_MAX
-            && let Some((block, mend)) = reign.clients.repairs.wanted.pop_first()
+            && let Some(block) = reign.next_to_heal()
         {
-            reign.clients.repairs.healing.insert(block, Heal { mend, is_poisoned: false });
+            let repairs = &mut reign.clients.repairs;
+            let mend = repairs.wanted.remove(&block).expect("just found");
+            repairs.healing.insert(block, Heal { mend, is_poisoned: false });
             ctx.out.push(Effect::Note(Note::Healing { block }));
-            self.begin_task(ctx, Task::heal(block), block..block + 1, true);
+            self.begin_task(ctx, Task::heal(block), 0..0, true);
         }
     }
 
@@ -404,6 +422,7 @@ impl Replica {
             ctx.out.push(Effect::Note(Note::Mended { block }));
             self.count_mended(block);
         }
+        self.start_waiting(ctx);
         self.start_heals(ctx);
         self.poke_verify(ctx);
     }

@@ -303,7 +303,10 @@ impl Replica {
                 return self.caught_up(ctx, store);
             }
             let (damage, repairs) = (&self.damage, &reign.clients.repairs);
-            let is_mending = |region: u32| damage.is_probing(region) || repairs.is_mending(region);
+            let is_mending = |region: u32| {
+                let mut mending = repairs.mending(region);
+                damage.is_probing(region) || mending.any(|block| damage.is_here(block))
+            };
             let Some(&region) = left.iter().find(|&&region| !is_mending(region)) else {
                 // The learner is asked for nothing until they can be read, and not silent for it.
                 resync.heard = now;

@@ -30,7 +30,8 @@ enum Pending {
 pub(super) struct Clients {
     tasks: Table<Task>,
     locks: RangeLocks,
-    /// Operations that wait for a region, for room or for more replicas.
+    /// Operations that wait for a region, for a block that is being mended, for room or for more
+    /// replicas.
     waiting: VecDeque<(u32, Body)>,
     /// Reads that wait for the lease.
     reads: VecDeque<(u32, Pending)>,
@@ -182,12 +183,17 @@ impl Replica {
     }
 
     pub(super) fn change(&mut self, ctx: &mut Ctx<'_, '_>, task: u32, body: Body) {
+        let is_heal = self.is_heal(task);
+        let clients = &mut self.reign().clients;
+        if !is_heal && clients.repairs.is_healing(body.range()) {
+            return clients.waiting.push_back((task, body));
+        }
         match self.room_for(ctx, &body) {
             Room::Enough => {}
             Room::Asked => return self.reign().clients.waiting.push_back((task, body)),
             Room::Lacking => return self.finish(ctx, task, Err(Status::NoSpace)),
         }
-        let owner = if self.is_heal(task) { Owner::Heal(task) } else { Owner::Task(task) };
+        let owner = if is_heal { Owner::Heal(task) } else { Owner::Task(task) };
         match self.assign(ctx, owner, body) {
             Ok(seq) => self.task(task).last_seq = seq,
             Err(body) => self.reign().clients.waiting.push_back((task, body)),
@@ -266,7 +272,7 @@ impl Replica {
         }
     }
 
-    /// Let operations go on that waited for a region, for room or for more replicas.
+    /// Let operations go on that waited; `Clients::waiting` says for what.
     pub(super) fn start_waiting(&mut self, ctx: &mut Ctx<'_, '_>) {
         for (task, body) in std::mem::take(&mut self.reign().clients.waiting) {
             self.change(ctx, task, body);

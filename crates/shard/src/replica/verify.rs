@@ -304,7 +304,7 @@ impl Replica {
         let is_searching = verify.mending.as_ref().is_some_and(|m| !m.searches.is_empty());
         let is_mending = is_searching
             || self.damage.is_probing(region)
-            || reign.clients.repairs.is_mending(region);
+            || reign.clients.repairs.mending(region).next().is_some();
         if !is_mending || is_late {
             self.reign().verify.as_mut().expect("under way").mending = None;
             self.verify_region(ctx);

@@ -524,3 +524,45 @@ fn a_block_that_nobody_has_does_not_stand_against_a_copy() {
     assert_eq!((mended(&bench), copies(&bench)), (vec![4], 1));
     assert_eq!(told(&bench.replica.lost()), (&[(3, 1)][..], 1));
 }
+
+/// A write that needs a second copy waits for the learner; so what the learner waits for must not
+/// wait behind that write.
+#[test]
+fn a_write_that_waits_for_a_second_copy_does_not_stand_against_mending_its_neighbour() {
+    let mut bench = Bench::primary(NONE, conf(5, 0, &[0, 1], &[]));
+    let mut rot = Rot::of([(ME, &[4])]);
+    bench.write(1, 3);
+    bench.run_lane(|_| true);
+    bench.read_run(2, 3, 2);
+    last_copy(&mut bench);
+    rot.pass(&mut bench, 3_000);
+    assert!(bench.tables.is_poisoned(0, 4), "nobody else has it");
+    assert_eq!(copies(&bench), 1);
+    assert!(bench.notes.iter().any(|note| matches!(note, Note::CaughtUp { .. })));
+    assert!(!bench.is_done(1), "nobody else has the write yet");
+}
+
+#[test]
+fn a_block_that_such_a_write_has_replaced_is_not_waited_for() {
+    let mut bench = Bench::primary(NONE, conf(5, 0, &[0, 1], &[]));
+    let mut rot = Rot::of([(ME, &[3])]);
+    // The damage is met while the write is under way.
+    bench.step(Event::CheckBlocks { runs: vec![(3, 1)] });
+    bench.write(1, 3);
+    bench.sent.clear();
+    rot.settle(&mut bench);
+    last_copy(&mut bench);
+    rot.pass(&mut bench, 3_000);
+    assert_eq!((rot.at(ME), told(&bench.replica.lost())), (vec![], (&[][..], 0)));
+    assert_eq!(copies(&bench), 1);
+    assert!(bench.notes.iter().any(|note| matches!(note, Note::CaughtUp { .. })));
+    assert!(!bench.is_done(1), "nobody else has the write yet");
+}
+
+/// B leaves the ISR without an answer, and C comes as a learner that is in doubt about block 0.
+fn last_copy(bench: &mut Bench) {
+    bench.sent.clear();
+    bench.learn(conf(6, 0, &[0], &[2]));
+    bench.pass(100);
+    bench.learner_tails(C, 0, &[0]);
+}
