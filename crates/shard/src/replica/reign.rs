@@ -562,7 +562,7 @@ impl Replica {
             // over: the lane gets the write again and may try another slot, which it was not told
             // while there were others.
             if required.is_empty() && status == Status::MediaError && !open.is_solo {
-                self.write_alone(ctx, seq);
+                self.write_again(ctx, seq, true);
             } else if required.is_empty() {
                 let open = reign.open.remove(&seq).expect("looked at above");
                 reign.advance_commit();
@@ -597,15 +597,35 @@ impl Replica {
         self.start_waiting(ctx);
     }
 
-    /// Give an operation to the lane once more, now that this is the only in-sync replica.
-    fn write_alone(&mut self, ctx: &mut Ctx<'_, '_>, seq: Seq) {
+    /// Give an operation to the lane once more; `is_solo`: this is the only in-sync replica now.
+    fn write_again(&mut self, ctx: &mut Ctx<'_, '_>, seq: Seq, is_solo: bool) {
         let shard_ix = self.options.shard_ix;
         let reign = self.reign();
         let commit = reign.commit;
-        let open = reign.open.get_mut(&seq).expect("it has failed here");
-        (open.local, open.is_solo) = (Local::Running, true);
-        let request = open.body.clone().into_op(shard_ix, (open.lsn, commit), 0, true);
+        let open = reign.open.get_mut(&seq).expect("it is under way");
+        (open.local, open.is_solo) = (Local::Running, is_solo);
+        let request = open.body.clone().into_op(shard_ix, (open.lsn, commit), 0, is_solo);
         self.lane(ctx, Work::Local(seq), request);
+    }
+
+    /// A write that waits for more replicas was damaged here meanwhile: the lane gets it again, because
+    /// a new copy cannot be made before the block can be read.
+    pub(super) fn restore_open(&mut self, ctx: &mut Ctx<'_, '_>) {
+        if self.has_min_write() {
+            return;
+        }
+        let (damage, reign) = (&self.damage, self.reign.as_ref().expect("a primary reigns"));
+        let is_damaged = |open: &Open| {
+            let (first, count) = open.body.range();
+            open.local == Local::Durable
+                && matches!(open.body, Body::Write { .. })
+                && (first..first + count).any(|block| damage.is_here(block))
+        };
+        let damaged = reign.open.iter().filter(|(_, open)| is_damaged(open));
+        let again: Vec<(Seq, bool)> = damaged.map(|(&seq, open)| (seq, open.is_solo)).collect();
+        for (seq, is_solo) in again {
+            self.write_again(ctx, seq, is_solo);
+        }
     }
 
     fn operation_over(&mut self, ctx: &mut Ctx<'_, '_>, open: &Open, result: Result<Seq, Status>) {

@@ -16,7 +16,8 @@
 //! that copy for the mending of a block here: so mending must not queue behind requests. It takes no
 //! range lock. It begins while no operation with an lsn is under way on its block, and until it is
 //! over no request gives the block an lsn. Reads go on beside it: the content stays the same. A block
-//! that an operation under way has replaced here needs no mending to be copied.
+//! that an operation under way has replaced here needs no mending to be copied; if that is damaged in
+//! its turn while it waits, the lane gets the operation again.
 //!
 //! **Bounds.** [`PIECES_MAX`] pieces of a read are under way at a time, and [`HEALS_MAX`] blocks
 //! are mended at a time; [`WANTED_MAX`] wait for it. A damaged block that finds no room is found
@@ -412,6 +413,9 @@ impl Replica {
             repairs.healing.insert(block, Heal { mend, is_poisoned: false });
             ctx.out.push(Effect::Note(Note::Healing { block }));
             self.begin_task(ctx, Task::heal(block), 0..0, true);
+        }
+        if self.reign.as_ref().is_some_and(|reign| reign.takes_requests()) {
+            self.restore_open(ctx);
         }
     }
 

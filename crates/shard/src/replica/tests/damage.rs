@@ -559,6 +559,20 @@ fn a_block_that_such_a_write_has_replaced_is_not_waited_for() {
     assert!(!bench.is_done(1), "nobody else has the write yet");
 }
 
+#[test]
+fn such_a_write_that_is_damaged_meanwhile_is_written_again() {
+    let mut bench = Bench::primary(NONE, conf(5, 0, &[0, 1], &[]));
+    bench.fill(1, 3);
+    bench.run_lane(|_| true);
+    let mut rot = Rot::of([(ME, &[3])]);
+    last_copy(&mut bench);
+    rot.pass(&mut bench, 3_000);
+    assert_eq!((rot.at(ME), told(&bench.replica.damaged())), (vec![], (&[][..], 0)));
+    assert_eq!(copies(&bench), 1);
+    assert!(bench.notes.iter().any(|note| matches!(note, Note::CaughtUp { .. })));
+    assert!(!bench.is_done(1), "nobody else has the write yet");
+}
+
 /// B leaves the ISR without an answer, and C comes as a learner that is in doubt about block 0.
 fn last_copy(bench: &mut Bench) {
     bench.sent.clear();
