@@ -386,17 +386,18 @@ impl World {
         self.count("audit");
         let Audit { store, block, begun, purpose } = audit;
         let value = match result {
-            Ok(Some(value)) => value,
             Ok(None) => {
                 let text = format!("I14: block {block} on store {store} is torn and was returned");
                 return self.check.fail(text);
             }
+            Ok(Some(content::LOST)) | Err(_) if self.losses.contains(&block) => return,
             Err(problem) if purpose == Purpose::Rest => {
                 let text = format!("I1: block {block} on store {store} is lost at rest: {problem}");
                 return self.check.fail(text);
             }
             // While faults happen a disk may fail; the content is there or repaired.
             Err(_) => return,
+            Ok(Some(value)) => value,
         };
         let allowed = self.check.history.check(block, value, begun, self.now);
         let named = allowed.map_err(|why| format!("I1: on store {store}, {why}"));

@@ -246,6 +246,11 @@ impl Options {
         ]
     }
 
+    /// Whether a member may be taken out of an ISR.
+    pub(crate) fn takes_members(&mut self) -> bool {
+        self.faults_of_members().into_iter().any(|fault| *fault > 0)
+    }
+
     /// Without those faults.
     fn keep_members(&mut self) {
         self.faults_of_members().into_iter().for_each(|fault| *fault = 0);
@@ -308,8 +313,7 @@ impl Options {
             let unknown = || OptionsProblem::Unknown(name.to_owned());
             *self.field(name).ok_or_else(unknown)? = value;
         }
-        let takes_members = self.faults_of_members().into_iter().any(|fault| *fault > 0);
-        if takes_members && !text.contains("\"rot_every_ms\"") {
+        if self.takes_members() && !text.contains("\"rot_every_ms\"") {
             self.rot_every_ms = 0;
         }
         self.check()

@@ -32,7 +32,7 @@ use shard::heartbeat::Timing;
 use shard::mutant::Mutant;
 use shard::replica::{Note, Role};
 use shard::session::{self, PathId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) const MICRO: u64 = 1_000;
 pub(crate) const MILLI: u64 = 1_000_000;
@@ -115,6 +115,8 @@ pub struct World {
     pub(crate) phase: Phase,
     pub(crate) audits: BTreeMap<u64, Audit>,
     pub(crate) rotten: Vec<Rotten>,
+    /// Blocks of the volume that were lost once, in a world that may lose.
+    pub(crate) losses: BTreeSet<u64>,
     pub(crate) next_audit: u64,
     /// What the lanes hold at rest: block, then store and value.
     pub(crate) found: BTreeMap<u64, Vec<(StoreId, Option<u64>)>>,
@@ -177,6 +179,7 @@ impl World {
             phase: Phase::Safety,
             audits: BTreeMap::new(),
             rotten: Vec::new(),
+            losses: BTreeSet::new(),
             next_audit: 0,
             found: BTreeMap::new(),
             opening: BTreeMap::new(),
@@ -543,6 +546,7 @@ impl World {
             // The medium failed here and nobody else could help: an error, not yet a loss. Whether
             // it is one shows at rest.
             Note::Lost { .. } if self.stores[index].has_failed_reads => self.count("unreadable"),
+            Note::Lost { block } if self.check_loss(store, shard, *block) => {}
             Note::Role { .. }
             | Note::Promised { .. }
             | Note::Assigned { .. }

@@ -119,3 +119,25 @@ fn copies_that_rot_are_mended() {
     let of = |name: &str| totals.get(name).copied().unwrap_or(0);
     assert!(of("fault.rot") > 200 && of("mended") > 50, "{totals:?}");
 }
+
+/// Rot while members come and go: the last good copy of a block may be lost, nothing else is, and every
+/// shard becomes whole again.
+#[test]
+fn what_rots_while_members_come_and_go_is_lost_at_most() {
+    let mut totals = std::collections::BTreeMap::new();
+    for fault in ["crash_every_ms", "pause_every_ms", "demote_every_ms", "partition_every_ms"] {
+        for seed in 0..12 {
+            let options = format!(
+                r#"{{"{fault}": 1000, "rot_every_ms": 300, "eio_read": 0, "bit_flip": 0}}"#
+            );
+            let world = run(seed, &options);
+            assert_eq!(world.violation(), None, "seed {seed}: {}", world.options());
+            for (name, value) in world.counts() {
+                *totals.entry(name).or_insert(0) += value;
+            }
+        }
+    }
+    let of = |name: &str| totals.get(name).copied().unwrap_or(0);
+    assert!(of("fault.rot") > 500 && of("mended") > 100 && of("lost") > 100, "{totals:?}");
+    assert!(of("transition.T1") > 100 && of("copied") > 500, "{totals:?}");
+}
