@@ -3,17 +3,17 @@
 //! **The budget.** A run of adjacent blocks, as one request reads it, loses some of its copies at
 //! once: each block on a member of the ISR of its own choosing, so that often no copy has all of
 //! the run, or all on one member. All others keep the block, and the ISR is whole then. Worlds with
-//! rot that a seed chooses have no faults that take members out of the ISR: the last good copy must not
-//! go by itself.
+//! rot that a seed chooses have no faults that take members out of the ISR: the last good copy must
+//! not go by itself.
 //!
 //! **What is checked.** A request is not failed while each of its blocks has a good copy (I29).
 //! What a primary knows to be damaged is mended within seconds, and at rest, after a verification
 //! that repairs, no copy is damaged or told to be (I30).
 //!
-//! **Worlds that lose.** With rot and faults of members, both named in the options, the last good copy
-//! of a block may go. A primary may call a block lost only while no member of its ISR has a good copy,
-//! and only such a block may fail and stay damaged or poisoned; all else holds as before: no wrong
-//! data, and every shard becomes whole and served.
+//! **Worlds that lose.** With rot and faults of members, both named in the options, the last good
+//! copy of a block may go. A primary may call a block lost only while no member of its ISR has a
+//! good copy, and only such a block may fail and stay damaged or poisoned; all else holds as
+//! before: no wrong data, and every shard becomes whole and served.
 
 use crate::check::Place;
 use crate::phases::Phase;
@@ -94,6 +94,12 @@ impl World {
 
     /// A primary says that nobody has a block; whether that is judged here.
     pub(crate) fn check_loss(&mut self, store: StoreId, shard: u32, block: u32) -> bool {
+        if self.stores[store as usize - 1].has_failed_reads {
+            // The medium failed here and nobody else could help: an error, not yet a loss. Whether
+            // it is one shows at rest.
+            self.count("unreadable");
+            return true;
+        }
         if !self.may_lose() {
             return false;
         }
@@ -234,7 +240,8 @@ impl World {
             .filter(|&(store, shard, block)| self.is_good(store, shard, block) != Some(false));
         if let Some((store, shard, block)) = false_ones.next() {
             let text = format!(
-                "I30: block {block} of shard {shard} on store {store} is told to be damaged, and is not"
+                "I30: block {block} of shard {shard} on store {store} is told to be damaged, and \
+                 is not"
             );
             self.check.fail(text);
         }

@@ -543,9 +543,6 @@ impl World {
         let moment = self.check.history.moment();
         let role_before = self.check.role(place);
         match note {
-            // The medium failed here and nobody else could help: an error, not yet a loss. Whether
-            // it is one shows at rest.
-            Note::Lost { .. } if self.stores[index].has_failed_reads => self.count("unreadable"),
             Note::Lost { block } if self.check_loss(store, shard, *block) => {}
             Note::Role { .. }
             | Note::Promised { .. }

@@ -120,8 +120,8 @@ fn copies_that_rot_are_mended() {
     assert!(of("fault.rot") > 200 && of("mended") > 50, "{totals:?}");
 }
 
-/// Rot while members come and go: the last good copy of a block may be lost, nothing else is, and every
-/// shard becomes whole again.
+/// Rot while members come and go: the last good copy of a block may be lost, nothing else is, and
+/// every shard becomes whole again.
 #[test]
 fn what_rots_while_members_come_and_go_is_lost_at_most() {
     let mut totals = std::collections::BTreeMap::new();
@@ -138,6 +138,6 @@ fn what_rots_while_members_come_and_go_is_lost_at_most() {
         }
     }
     let of = |name: &str| totals.get(name).copied().unwrap_or(0);
-    assert!(of("fault.rot") > 500 && of("mended") > 100 && of("lost") > 100, "{totals:?}");
+    assert!(of("fault.rot") > 500 && of("mended") > 100 && of("lost") > 20, "{totals:?}");
     assert!(of("transition.T1") > 100 && of("copied") > 500, "{totals:?}");
 }

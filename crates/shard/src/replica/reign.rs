@@ -608,8 +608,8 @@ impl Replica {
         self.lane(ctx, Work::Local(seq), request);
     }
 
-    /// A write that waits for more replicas was damaged here meanwhile: the lane gets it again, because
-    /// a new copy cannot be made before the block can be read.
+    /// A write that waits for more replicas was damaged here meanwhile: the lane gets it again,
+    /// because a new copy cannot be made before the block can be read.
     pub(super) fn restore_open(&mut self, ctx: &mut Ctx<'_, '_>) {
         if self.has_min_write() {
             return;

@@ -7,23 +7,23 @@
 //! request fails only if one of its blocks is good nowhere, wherever the others are good.
 //!
 //! **What was met is mended.** A block that could not be read here, or by a member that was asked
-//! for it, is written again once a good copy has been found: with an lsn
-//! of its own, at every member, so one writing mends all copies. A block that nobody has is *lost*:
-//! an error, told until it is overwritten. Only where it stands against a new copy it is poisoned
-//! on all members, so that it is the same everywhere.
+//! for it, is written again once a good copy has been found: with an lsn of its own, at every
+//! member, so one writing mends all copies. A block that nobody has is *lost*: an error, told until
+//! it is overwritten. Only where it stands against a new copy it is poisoned on all members, so
+//! that it is the same everywhere.
 //!
-//! **Mending does not wait for clients.** A client's write may wait for a new copy (`min_write`), and
-//! that copy for the mending of a block here: so mending must not queue behind requests. It takes no
-//! range lock. It begins while no operation with an lsn is under way on its block, and until it is
-//! over no request gives the block an lsn. Reads go on beside it: the content stays the same. A block
-//! that an operation under way has replaced here needs no mending to be copied; if that is damaged in
-//! its turn while it waits, the lane gets the operation again.
+//! **Mending does not wait for clients.** A client's write may wait for a new copy (`min_write`),
+//! and that copy for the mending of a block here: so mending must not queue behind requests. It
+//! takes no range lock. It begins while no operation with an lsn is under way on its block, and
+//! until it is over no request gives the block an lsn. Reads go on beside it: the content stays the
+//! same. A block that an operation under way has replaced here needs no mending to be copied; if
+//! that is damaged in its turn while it waits, the lane gets the operation again.
 //!
 //! **Bounds.** [`PIECES_MAX`] pieces of a read are under way at a time, and [`HEALS_MAX`] blocks
 //! are mended at a time; [`WANTED_MAX`] wait for it. A damaged block that finds no room is found
 //! again by its next read.
 
-use super::damage::{Mend, is_damage};
+use super::damage::{Damage, Mend, is_damage};
 use super::follower::Body;
 use super::{Command, Ctx, Effect, Kind, Mutant, Note, RESEND_MS, Replica, Work};
 use crate::client::{Task, status_of};
@@ -103,6 +103,12 @@ impl Repairs {
         let blocks = region * REGION_BLOCKS..(region + 1) * REGION_BLOCKS;
         let wanted = self.wanted.range(blocks.clone()).map(|(&block, _)| block);
         wanted.chain(self.healing.range(blocks).map(|(&block, _)| block))
+    }
+
+    /// Whether a region is to be copied only later, because what is damaged in it here is being
+    /// looked for or mended.
+    pub(super) fn stand_against(&self, damage: &Damage, region: u32) -> bool {
+        damage.is_probing(region) || self.mending(region).any(|block| damage.is_here(block))
     }
 
     /// The blocks that wait to be mended, ascending.

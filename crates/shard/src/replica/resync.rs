@@ -303,11 +303,8 @@ impl Replica {
                 return self.caught_up(ctx, store);
             }
             let (damage, repairs) = (&self.damage, &reign.clients.repairs);
-            let is_mending = |region: u32| {
-                let mut mending = repairs.mending(region);
-                damage.is_probing(region) || mending.any(|block| damage.is_here(block))
-            };
-            let Some(&region) = left.iter().find(|&&region| !is_mending(region)) else {
+            let is_readable = |&&region: &&u32| !repairs.stand_against(damage, region);
+            let Some(&region) = left.iter().find(is_readable) else {
                 // The learner is asked for nothing until they can be read, and not silent for it.
                 resync.heard = now;
                 return;
