@@ -360,6 +360,38 @@ def test_a_deletion_frees_the_name_at_once_and_ends_when_the_last_store_can(way:
     run(story())
 
 
+@pytest.mark.parametrize("way", ["back", "new disk"])
+def test_a_deletion_waits_for_a_disk_that_is_not_served(way: str) -> None:
+    async def story() -> None:
+        world = await begun()
+        store = world.stores[3]
+        store.disk_code = "DISK_FAILED"
+        store.incarnation += 1
+        await world.join(3)
+        await world.pump()
+        old = world.conductor.view().names["r3-0"].volume_id
+        job = await world.conductor.delete_volume("r3-0", if_version=None)
+        await world.pump()
+        view = world.conductor.view()
+        assert view.jobs[job.id].reason == "waiting for s3"
+        assert (
+            "space on s3 is freed when that is back"
+            in states.volume_view(view, view.volumes[old]).reason
+        )
+        if way == "new disk":
+            store.disk_uuid, store.sizes, store.confs = "ff" * 16, {}, {}
+        store.disk_code = ""
+        store.incarnation += 1
+        await world.join(3)
+        await world.pump()
+        view = world.conductor.view()
+        assert (old in view.volumes, view.jobs[job.id].state) == (False, "succeeded")
+        assert not any(volume == old for volume, _ in store.sizes), "its space is free again"
+        assert "REPLICA_UNKNOWN" not in {code for code, _ in codes_of(world)}
+
+    run(story())
+
+
 def test_what_the_supervisor_starts_and_nobody_has_heard_is_a_finding() -> None:
     async def story() -> None:
         world = World(expected=STORES, gateways=("g1",))

@@ -27,7 +27,13 @@ from pureflash.conductor.force import FORCE_JOB
 from pureflash.conductor.placement import home_of, place_shard, rooms
 from pureflash.conductor.requests import DELETE_JOB
 from pureflash.conductor.slow import plan_moves
-from pureflash.conductor.standing import has_heard_most, is_given_up, is_proven
+from pureflash.conductor.standing import (
+    has_heard_most,
+    is_given_up,
+    is_out_of_reach,
+    is_proven,
+    report_of,
+)
 from pureflash.conductor.states import waiting_stores
 from pureflash.conductor.tell import Tell
 from pureflash.conductor.verify import plan_verify
@@ -310,8 +316,9 @@ def _is_empty(view: View, member: Member, conf: ShardConf) -> bool:
     store, key = view.stores.get(member.store), (conf.volume_id, conf.index)
     if store is not None and is_given_up(view.cluster, store):
         return True
-    is_gone = view.is_online(member.store) and key not in view.observation(member.store).replicas
-    return is_gone and not _has_command(view, member.store, *key)
+    if is_out_of_reach(view, key, member) or report_of(view, key, member) is not None:
+        return False
+    return not _has_command(view, member.store, *key)
 
 
 def _has_command(view: View, store: int, volume_id: int, index: int) -> bool:

@@ -65,6 +65,20 @@ def failed_disk(view: View, key: ShardKey, member: Member) -> DiskReport | None:
     return disk if disk is not None and disk.state == "failed" else None
 
 
+def is_out_of_reach(view: View, key: ShardKey, member: Member) -> bool:
+    """Whether a member's replica may be there untold: its store is away, or its disk not served.
+
+    What a person has vouched to be lost for good is not waited for.
+    """
+    store = view.stores.get(member.store)
+    if store is not None and is_given_up(view.cluster, store):
+        return False
+    if not view.is_online(member.store):
+        return True
+    is_lost = member.format_uuid in view.cluster.given_up
+    return failed_disk(view, key, member) is not None and not is_lost
+
+
 def report_of(view: View, key: ShardKey, member: Member) -> ReplicaReport | None:
     """Give what the member's store told of its replica; None: nothing."""
     return view.observation(member.store).replicas.get(key)

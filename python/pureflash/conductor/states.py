@@ -30,7 +30,7 @@ from pureflash.conductor.disk_states import disk_views
 from pureflash.conductor.failover import GATHER_MS
 from pureflash.conductor.placement import home_of, place_shard, rooms
 from pureflash.conductor.slow import is_held_out, place_of, trial
-from pureflash.conductor.standing import RECOVER, failed_disk, is_given_up, store_name
+from pureflash.conductor.standing import RECOVER, failed_disk, is_out_of_reach, store_name
 from pureflash.conductor.view import View
 from pureflash.errors import ClusterError, MediaError
 from pureflash.metastore.records import Record
@@ -383,14 +383,14 @@ def judge_volume(view: View, volume: Volume) -> Verdict:
 
 
 def waiting_stores(view: View, volume: Volume) -> list[str]:
-    """Name the stores that hold replicas of a volume, are not online and not given up."""
-    ids = {member.store for conf in view.shards_of(volume) for member in conf.members}
-    known = [view.stores[number] for number in sorted(ids) if number in view.stores]
-    return [
-        store.name
-        for store in known
-        if not view.is_online(store.id) and not is_given_up(view.cluster, store)
-    ]
+    """Name the stores that may hold replicas of a volume which are out of reach."""
+    ids = {
+        member.store
+        for conf in view.shards_of(volume)
+        for member in conf.members
+        if is_out_of_reach(view, (conf.volume_id, conf.index), member)
+    }
+    return [view.stores[number].name for number in sorted(ids) if number in view.stores]
 
 
 def volume_state(view: View, volume: Volume) -> tuple[HealthState, str]:
