@@ -9,6 +9,7 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import msgspec.yaml
 import pytest
 from hypothesis import given
@@ -422,7 +423,7 @@ def test_off_a_terminal_progress_is_a_line_every_ten_seconds() -> None:
     ]
 
 
-def status_of(stores: int, findings: int) -> list[str]:
+def status_seen(stores: int, findings: int) -> ClusterView:
     gib = 1 << 30
     disk = DiskView(
         id="d", store="s1", index=0, path="/p", size_bytes=10 * gib, state="ok", reason="",
@@ -437,7 +438,7 @@ def status_of(stores: int, findings: int) -> list[str]:
         code="STORE_OFFLINE", severity="error", subject="s2", meaning="gone", cause="it ended",
         next_step="pf logs s2",
     )  # fmt: skip
-    seen = ClusterView(
+    return ClusterView(
         cluster_id="ab" * 16,
         state="offline" if findings else "healthy",
         sentence="A sentence.",
@@ -456,6 +457,9 @@ def status_of(stores: int, findings: int) -> list[str]:
         counters={},
         health=[finding] * findings,
     )  # fmt: skip
+
+
+def status_of(stores: int, findings: int) -> list[str]:
     children: list[dict[str, object]] = [
         {"name": "s1", "state": "running", "reason": "", "pid": 4711},
         {"name": "s2", "state": "waiting", "reason": "it ended by SIGKILL", "pid": None},
@@ -463,7 +467,7 @@ def status_of(stores: int, findings: int) -> list[str]:
     for number in range(3, 17):
         name = f"s{number}"
         children.append({"name": name, "state": "running", "reason": "", "pid": 4_194_304})
-    return status_lines(seen, "127.0.0.1:7180", children)
+    return status_lines(status_seen(stores, findings), "127.0.0.1:7180", children)
 
 
 def test_the_status_tells_space_disks_and_processes_apart() -> None:
@@ -478,6 +482,32 @@ def test_the_status_tells_space_disks_and_processes_apart() -> None:
     assert [line for line in lines if line.startswith("  s2: ")] == [
         "  s2: to be started again: it ended by SIGKILL"
     ]
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "shown"),
+    [
+        ("starting", "", None),
+        ("starting", "it ended with status 1: x", "starting: it ended with status 1: x"),
+        ("running", "it ended by SIGKILL", None),
+        ("given up", "it ended by SIGKILL", "given up: it ended by SIGKILL"),
+    ],
+)
+def test_a_process_says_why_it_ended_until_it_runs(
+    state: str, reason: str, shown: str | None
+) -> None:
+    child = {"name": "s9", "state": state, "reason": reason, "pid": None}
+    lines = status_lines(status_seen(1, 0), "127.0.0.1:7180", [child])
+    assert [line.strip() for line in lines if line.startswith("  s9: ")] == (
+        [f"s9: {shown}"] if shown else []
+    )
+
+
+def test_a_cluster_that_nobody_has_joined_knows_nothing_of_its_data() -> None:
+    seen = msgspec.structs.replace(status_seen(0, 0), state="offline")
+    lines = status_lines(seen, "127.0.0.1:7180", [])
+    assert "No known data errors" not in lines
+    assert lines[-1] == "Nothing is known of the data."
 
 
 def test_the_status_fits_one_screen_whatever_is_wrong() -> None:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from pureflash.model.rest import CapacityView, ClusterView, HealthView, StoreView
+from pureflash.model.rest import CapacityView, ClusterView, StoreView
 from pureflash.units import format_size
 
 FINDINGS_SHOWN: Final = 8
@@ -38,16 +38,22 @@ def status_lines(
         pids = (f"{child['name']} {child.get('pid') or '-'}" for child in children)
         text = f"processes of this machine, with their pids: {', '.join(pids)}"
         lines += ["", *textwrap.wrap(text, LINE_CHARS, subsequent_indent="  ")]
-    trouble = [child for child in children if child["state"] not in ("running", "starting")]
-    lines += [f"  {child['name']}: {_fate(child)}" for child in trouble]
+    lines += [f"  {child['name']}: {_fate(child)}" for child in children if _is_in_trouble(child)]
     if seen.running_jobs:
         lines += ["", "jobs:"]
         lines += [
             f"  {job.id} {job.kind} {job.target}: {job.done} of {job.total} {job.unit}"
             for job in seen.running_jobs
         ]
-    lines += ["", *_findings(seen.health)]
+    lines += ["", *_findings(seen)]
     return lines
+
+
+def _is_in_trouble(child: Mapping[str, Any]) -> bool:
+    """Whether a process does not run, or is being started again after an end that has a reason."""
+    if child["state"] == "starting":
+        return bool(child["reason"])
+    return bool(child["state"] != "running")
 
 
 def _fate(child: Mapping[str, Any]) -> str:
@@ -91,7 +97,10 @@ def _free(number: int | None) -> str:
     return "" if number is None else f"{format_size(number)} free of "
 
 
-def _findings(found: Sequence[HealthView]) -> list[str]:
+def _findings(seen: ClusterView) -> list[str]:
+    found = seen.health
+    if not found and seen.state != "healthy":
+        return ["Nothing is known of the data."]
     if not found:
         return ["No known data errors"]
     lines = ["findings:"]

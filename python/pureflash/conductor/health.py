@@ -281,7 +281,10 @@ def _exports(view: View) -> Iterator[HealthView]:
 
 def _restart(name: str) -> str:
     """Say how a process comes back."""
-    return f"`pf up` starts what ended again; else start it, or end it if it hangs: pf logs {name}"
+    return (
+        f"see why: `pf status` on its machine, and `pf logs {name}`; `pf up` starts what ended"
+        " again; end it if it hangs"
+    )
 
 
 def _space(view: View) -> Iterator[HealthView]:

@@ -168,6 +168,10 @@ class Child:
         self._on_change()
 
 
+PYTHON_CANNOT_FLUSH: Final = 120
+"""Exit status of an interpreter whose last output could not be written."""
+
+
 def process_command(kind: str, config: Path) -> tuple[str, ...]:
     """Give the command of a child: our own interpreter, without the CLI around it."""
     package = {"conductor": "pureflash.api"}.get(kind, f"pureflash.{kind}")
@@ -177,4 +181,6 @@ def process_command(kind: str, config: Path) -> tuple[str, ...]:
 def _describe(status: int) -> str:
     if status < 0:
         return f"by {signal.Signals(-status).name}"
+    if status == PYTHON_CANNOT_FLUSH:
+        return f"with status {status}: it could not write its output; is the file system full?"
     return f"with status {status}"
