@@ -68,6 +68,9 @@ class ManualClock:
         return 1_700_000_000_000 + self.ms
 
 
+RUNS_TOLD = 64
+"""Runs of blocks that a store names of a replica; it counts the others too."""
+
 REPLICA_COMMANDS = CreateReplica | DeleteReplica | ResizeReplica | SetConf | TransferPrimary
 
 
@@ -195,10 +198,10 @@ class SimStore:
             role=role_in(conf, store=self.id, incarnation=self.incarnation),
             disk=0,
             used_bytes=0,
-            damaged=self.damaged.get(key, ()),
+            damaged=self.damaged.get(key, ())[:RUNS_TOLD],
             damaged_blocks=sum(count for _, count in self.damaged.get(key, ())),
             damaged_since_ms=1_796_000_000_000 if self.damaged.get(key) else 0,
-            lost=self.lost.get(key, ()),
+            lost=self.lost.get(key, ())[:RUNS_TOLD],
             lost_blocks=sum(count for _, count in self.lost.get(key, ())),
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -386,6 +388,19 @@ def test_a_store_that_is_lost_for_good_is_given_up_and_never_comes_back() -> Non
         assert len(conf.isr) == 1
         with pytest.raises(ClusterError, match="was given up"):
             await world.join(2)
+
+    run(story())
+
+
+def test_two_configurations_of_one_epoch_are_not_chosen_from() -> None:
+    async def story() -> None:
+        world = await begun(gib=1)
+        ((key, conf),) = world.stores[2].confs.items()
+        world.stores[2].confs[key] = replace(conf, isr=conf.isr[:2])
+        await restart(world, MemoryMetastore(lineage=LATER), 1, 2, 3)
+        with pytest.raises(PureFlashError, match="two configurations of epoch") as caught:
+            await recover(world)
+        assert caught.value.code is Code.UNSAFE
 
     run(story())
 

@@ -124,6 +124,26 @@ def test_what_is_lost_has_a_warning_of_its_own(scene: Scene) -> None:
     assert scene.events() == ["replica.lost", "replica.readable"]
 
 
+def test_what_is_lost_again_is_told_again(scene: Scene) -> None:
+    scene.look(replica([(3, 1)], lost=[(3, 1)]))
+    assert scene.events() == ["replica.lost"]
+    scene.look(replica(found=1))
+    assert scene.events() == ["replica.readable"]
+    scene.now_s += WARN_EVERY_S
+    scene.look(replica([(3, 1)], found=2, lost=[(3, 1)]))
+    assert scene.events() == ["replica.lost"]
+
+
+def test_the_end_of_damage_is_not_told_before_all_of_it_was(scene: Scene) -> None:
+    scene.look(replica([(3, 1)]))
+    assert scene.events() == ["replica.damaged"]
+    scene.look(replica(found=4))
+    assert scene.events() == [], "three more blocks were mended already, and no warning is due"
+    scene.now_s += WARN_EVERY_S
+    scene.look(replica(found=4))
+    assert scene.events() == ["replica.damaged", "replica.readable"]
+
+
 def test_since_when_outlives_a_restart_and_ends_with_the_damage(scene: Scene) -> None:
     scene.look(replica([(3, 2)]))
     since = scene.damage.since_ms(7, 2)

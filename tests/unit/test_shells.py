@@ -20,6 +20,7 @@ from pureflash.model.domain import Disk, StoreState
 from pureflash.model.rest import CreateExport, CreateVolume
 from pureflash.model.settings import GATEWAY, STORE, DiskSetting, Settings, load_settings
 from pureflash.process.lifecycle import read_ready
+from pureflash.store.agent import disk_reports
 from pureflash.store.disks import DiskWatch, Fault, PreparedDisk, Probe, prepare_disks
 from pureflash.store.server import run_store_on
 
@@ -251,6 +252,54 @@ def test_what_happens_to_a_file_in_use_is_noticed_once(tmp_path: Path) -> None:
         (said,) = failed
         assert said.startswith("3: ")
         assert expected in said
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_a_disk_that_is_back_ends_only_a_store_that_serves_no_other(
+    tmp_path: Path, is_alone: bool
+) -> None:
+    """All replicas of a store have to be made equal again after its end."""
+    fault = Fault(code="DISK_FAILED", reason="it is not there", next_step="mount it")
+    paths = [tmp_path / f"disk{index}.img" for index in range(2)]
+    if not is_alone:
+        paths[1].touch()
+    disks = [
+        PreparedDisk(
+            disk=Disk(index=index, path=str(path), disk_uuid="", format_uuid="", size_bytes=0),
+            setting=DiskSetting(path=path),
+            fault=None if path.exists() else fault,
+        )
+        for index, path in enumerate(paths)
+    ]
+    failed: list[str] = []
+    ended: list[str] = []
+    watch = DiskWatch(
+        disks,
+        fail=partial(note, failed),
+        is_back=lambda index, _: index == 0,
+        restart=ended.append,
+    )
+    watch.look()
+    paths[0].touch()
+    watch.look()
+    watch.look()
+    assert (len(ended), failed) == (1 if is_alone else 0, [])
+
+
+def test_a_disk_is_reported_with_what_was_wrong_with_it_at_the_start() -> None:
+    fault = Fault(code="WRONG_CLUSTER", reason="of another cluster", next_step="give it back")
+    disk = {
+        "state": "failed",
+        "reason": "of another cluster",
+        "engine": "none",
+        "bytes_total": 0,
+        "bytes_free": 0,
+    }
+    told = disk_reports({"disks": [disk, disk]}, {}, {0: fault})
+    assert [(one.code, one.next_step) for one in told] == [
+        ("WRONG_CLUSTER", "give it back"),
+        ("DISK_FAILED", ""),
+    ]
 
 
 async def test_an_export_reaches_its_gateway_and_is_offered_again_after_its_restart(

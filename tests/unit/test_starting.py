@@ -230,6 +230,28 @@ def test_what_an_unread_disk_may_hold_is_not_left_out_of_a_recovery_unsaid() -> 
     run(story())
 
 
+def test_a_volume_on_a_disk_that_is_given_up_is_no_volume_that_was_deleted() -> None:
+    """No store reports a replica of it, and that is all that is known: a person decides."""
+
+    async def story() -> None:
+        world = await begun()
+        before = set(world.conductor.view().volumes)
+        world.stores[2].disk_code = "DISK_FAILED"
+        await reboot(world)
+        plan = await recover(world, "s2/0")
+        assert not any("deleted since" in change.change for change in plan.changes)
+        await world.join_all()
+        await world.pump()
+        view = world.conductor.view()
+        assert set(view.volumes) == before
+        for volume in view.volumes.values():
+            stores = {member.store for conf in view.shards_of(volume) for member in conf.members}
+            is_lost = states.judge_volume(view, volume).state is HealthState.OFFLINE
+            assert is_lost == (stores == {2})
+
+    run(story())
+
+
 @pytest.mark.parametrize(
     ("answer", "who"),
     [
@@ -360,34 +382,39 @@ def test_a_deletion_frees_the_name_at_once_and_ends_when_the_last_store_can(way:
     run(story())
 
 
-@pytest.mark.parametrize("way", ["back", "new disk"])
-def test_a_deletion_waits_for_a_disk_that_is_not_served(way: str) -> None:
+@pytest.mark.parametrize("way", ["back", "given up", "new disk"])
+def test_a_deletion_does_not_forget_what_is_on_a_disk_that_is_not_served(way: str) -> None:
+    """Its store is there and reports no replica, and the disk may come back with all of them."""
+
     async def story() -> None:
         world = await begun()
         store = world.stores[3]
         store.disk_code = "DISK_FAILED"
-        store.incarnation += 1
-        await world.join(3)
-        await world.pump()
+        await reboot(world)
         old = world.conductor.view().names["r3-0"].volume_id
         job = await world.conductor.delete_volume("r3-0", if_version=None)
         await world.pump()
         view = world.conductor.view()
-        assert view.jobs[job.id].reason == "waiting for s3"
-        assert (
-            "space on s3 is freed when that is back"
-            in states.volume_view(view, view.volumes[old]).reason
-        )
-        if way == "new disk":
+        assert (old, 0) in view.shards
+        assert view.jobs[job.id].reason == "waiting for disk 0 of s3"
+        shown = states.volume_view(view, view.volumes[old])
+        assert "space on disk 0 of s3 is freed when that is back" in shown.reason
+        if way == "given up":
+            await recover(world, "s3/0")
+            await world.join_all()
+        elif way == "new disk":
             store.disk_uuid, store.sizes, store.confs = "ff" * 16, {}, {}
-        store.disk_code = ""
-        store.incarnation += 1
-        await world.join(3)
+        if way != "given up":
+            store.disk_code = ""
+            store.incarnation += 1
+            await world.join(3)
         await world.pump()
         view = world.conductor.view()
-        assert (old in view.volumes, view.jobs[job.id].state) == (False, "succeeded")
-        assert not any(volume == old for volume, _ in store.sizes), "its space is free again"
-        assert "REPLICA_UNKNOWN" not in {code for code, _ in codes_of(world)}
+        assert old not in view.volumes
+        assert view.jobs[job.id].state == "succeeded"
+        if way != "given up":
+            assert (old, 0) not in store.sizes, "nothing is left that no record has"
+            assert not any(code == "REPLICA_UNKNOWN" for code, _ in codes_of(world))
 
     run(story())
 

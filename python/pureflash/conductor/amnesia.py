@@ -326,9 +326,19 @@ def _deleted(
         conf.volume_id
         for conf in confs.values()
         for member in conf.members
-        if member.store in gone or member.store not in held
+        if member.store in gone
+        or member.store not in held
+        or _is_unseen(held[member.store], member)
     }
     return frozenset(view.volumes.keys() - left)
+
+
+def _is_unseen(one: Held, member: Member) -> bool:
+    """Whether a connected store may have a member's replica on a disk that it does not serve."""
+    told, meant = one.registration, (member.disk, member.format_uuid)
+    failed = {report.index for report in told.disk_reports if report.state == "failed"}
+    own = [disk for disk in told.disks if (disk.disk_uuid, disk.format_uuid) == meant]
+    return any(disk.index in failed for disk in own or told.disks)
 
 
 def _volumes(

@@ -16,11 +16,17 @@ from typing import Final
 from pureflash.conductor.standing import store_name
 from pureflash.conductor.view import ShardKey, View
 from pureflash.model.domain import Differing, Volume
+from pureflash.model.messages import ReplicaReport
 from pureflash.model.rest import timestamp
 from pureflash.units import BLOCK_BYTES
 
 RANGES_SHOWN: Final = 64
 """What `explain` lists of a shard; a store tells no more either."""
+BLOCKS_MAX: Final = 1 << 24
+"""Above every block of a shard: the largest has 64 GiB."""
+
+Runs = Sequence[tuple[int, int]]
+"""First block and number of blocks of each run, ascending."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +73,33 @@ def damage_of(view: View, key: ShardKey) -> Damage:
     copies = tuple(
         CopyDamage(store=member.store, blocks=blocks, since_ms=report.damaged_since_ms)
         for member, report in reports.items()
-        if (blocks := report.damaged_blocks - _shared(report.damaged, ranges)) > 0
+        if (blocks := report.damaged_blocks - _lost_of(report, lost, ranges)) > 0
     )
     return Damage(copies=copies, lost_blocks=lost, ranges=ranges, differing=view.differing.get(key))
 
 
-def _shared(some: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> int:
+def _lost_of(report: ReplicaReport, lost_blocks: int, lost: Runs) -> int:
+    """Count the damaged blocks of a copy that are lost.
+
+    A store names the first runs only. Up to where both lists reach, that is exact; of what lies
+    beyond only the numbers are known, and what is lost there is damaged on this copy too.
+    """
+    until = min(_reach(report.damaged, report.damaged_blocks), _reach(lost, lost_blocks))
+    near: Runs = ((0, until),)
+    damaged_beyond = report.damaged_blocks - _shared(report.damaged, near)
+    lost_beyond = lost_blocks - _shared(lost, near)
+    inside = tuple((first, min(count, until - first)) for first, count in lost if first < until)
+    return _shared(report.damaged, inside) + min(damaged_beyond, lost_beyond)
+
+
+def _reach(runs: Runs, blocks: int) -> int:
+    """Say up to which block a list of runs names all of so many blocks."""
+    if sum(count for _, count in runs) >= blocks:
+        return BLOCKS_MAX
+    return sum(runs[-1]) if runs else 0
+
+
+def _shared(some: Runs, others: Runs) -> int:
     """Count the blocks in both of two lists of (first block, count), each ascending."""
     return sum(
         max(0, min(first + count, start + length) - max(first, start))

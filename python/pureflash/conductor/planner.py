@@ -6,8 +6,8 @@ gateways. It is level-triggered: nothing depends on having seen an event, so a c
 anywhere and starts again plans the rest. Two rules make that safe:
 
 * a configuration is stored before a store is told (a command appears only for stored shards);
-* a shard's record goes only when its store, online, reports no replica: nothing is forgotten that
-  still holds data.
+* a shard's record goes only when its store, online, serves the disk and reports no replica: nothing
+  is forgotten that still holds data.
 
 A volume is deleted by a job, and the job's record is the intent, written first:
 `QUEUED -> volume DELETING -> RUNNING -> replicas, shards, name, volume gone -> SUCCEEDED`.
@@ -30,9 +30,8 @@ from pureflash.conductor.slow import plan_moves
 from pureflash.conductor.standing import (
     has_heard_most,
     is_given_up,
-    is_out_of_reach,
     is_proven,
-    report_of,
+    unserved_disk,
 )
 from pureflash.conductor.states import waiting_stores
 from pureflash.conductor.tell import Tell
@@ -316,7 +315,8 @@ def _is_empty(view: View, member: Member, conf: ShardConf) -> bool:
     store, key = view.stores.get(member.store), (conf.volume_id, conf.index)
     if store is not None and is_given_up(view.cluster, store):
         return True
-    if is_out_of_reach(view, key, member) or report_of(view, key, member) is not None:
+    is_gone = view.is_online(member.store) and key not in view.observation(member.store).replicas
+    if not is_gone or unserved_disk(view, member) is not None:
         return False
     return not _has_command(view, member.store, *key)
 

@@ -65,18 +65,23 @@ def failed_disk(view: View, key: ShardKey, member: Member) -> DiskReport | None:
     return disk if disk is not None and disk.state == "failed" else None
 
 
-def is_out_of_reach(view: View, key: ShardKey, member: Member) -> bool:
-    """Whether a member's replica may be there untold: its store is away, or its disk not served.
+def unserved_disk(view: View, member: Member) -> DiskReport | None:
+    """Give the report of a failed disk that may hold a member's replica unseen; None: no such.
 
-    What a person has vouched to be lost for good is not waited for.
+    The disk of the configuration, while the store has it, else any. One that a person has given up
+    never comes back.
     """
     store = view.stores.get(member.store)
-    if store is not None and is_given_up(view.cluster, store):
-        return False
-    if not view.is_online(member.store):
-        return True
-    is_lost = member.format_uuid in view.cluster.given_up
-    return failed_disk(view, key, member) is not None and not is_lost
+    there = store.disks if store is not None else ()
+    meant = (member.disk, member.format_uuid)
+    own = tuple(it for it in there if (it.disk_uuid, it.format_uuid) == meant)
+    reports = view.observation(member.store).disks
+    for disk in own or there:
+        report = reports.get(disk.index)
+        is_failed = report is not None and report.state == "failed"
+        if is_failed and disk.format_uuid not in view.cluster.given_up:
+            return report
+    return None
 
 
 def report_of(view: View, key: ShardKey, member: Member) -> ReplicaReport | None:

@@ -30,7 +30,13 @@ from pureflash.conductor.disk_states import disk_views
 from pureflash.conductor.failover import GATHER_MS
 from pureflash.conductor.placement import home_of, place_shard, rooms
 from pureflash.conductor.slow import is_held_out, place_of, trial
-from pureflash.conductor.standing import RECOVER, failed_disk, is_out_of_reach, store_name
+from pureflash.conductor.standing import (
+    RECOVER,
+    failed_disk,
+    is_given_up,
+    store_name,
+    unserved_disk,
+)
 from pureflash.conductor.view import View
 from pureflash.errors import ClusterError, MediaError
 from pureflash.metastore.records import Record
@@ -383,14 +389,18 @@ def judge_volume(view: View, volume: Volume) -> Verdict:
 
 
 def waiting_stores(view: View, volume: Volume) -> list[str]:
-    """Name the stores that may hold replicas of a volume which are out of reach."""
-    ids = {
-        member.store
-        for conf in view.shards_of(volume)
-        for member in conf.members
-        if is_out_of_reach(view, (conf.volume_id, conf.index), member)
-    }
-    return [view.stores[number].name for number in sorted(ids) if number in view.stores]
+    """Name what may hold replicas of a volume, is not there and not given up: stores and disks."""
+    names: dict[str, None] = {}
+    members = [member for conf in view.shards_of(volume) for member in conf.members]
+    for member in sorted(members, key=lambda member: member.store):
+        store = view.stores.get(member.store)
+        if store is None or is_given_up(view.cluster, store):
+            continue
+        if not view.is_online(store.id):
+            names[store.name] = None
+        elif (disk := unserved_disk(view, member)) is not None:
+            names[f"disk {disk.index} of {store.name}"] = None
+    return list(names)
 
 
 def volume_state(view: View, volume: Volume) -> tuple[HealthState, str]:

@@ -25,6 +25,7 @@ from pureflash.model.domain import (
     Differing,
     Job,
     JobState,
+    ShardConf,
     StoreState,
     Volume,
     VolumeIntent,
@@ -71,6 +72,9 @@ def _ask(
         if seen.state is not StoreState.ONLINE or not is_serving:
             waiting = f"shard {index} has no primary that serves"
             continue
+        if _is_growing(view, conf):
+            waiting = f"shard {index} is still growing on some of its stores"
+            continue
         command = VerifyReplica(
             id=0, term=0, volume_id=volume.id, index=index, is_repairing=job.is_repairing
         )
@@ -82,6 +86,14 @@ def _ask(
     now = replace(job, state=next_job_state(job.state, JobState.RUNNING), done=done, reason=waiting)
     if now != job:
         yield Write(keys.job(job.id), now, "progress")
+
+
+def _is_growing(view: View, conf: ShardConf) -> bool:
+    """Whether copies have different sizes: their last regions would differ for that alone."""
+    key = (conf.volume_id, conf.index)
+    stores = [conf.member(copy).store for copy in conf.isr]
+    reports = (view.observation(store).replicas.get(key) for store in stores)
+    return len({report.size_bytes for report in reports if report is not None}) > 1
 
 
 def _remember(view: View, job: Job, volume: Volume, answers: list[Verified]) -> Iterator[Write]:
