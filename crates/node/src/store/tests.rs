@@ -346,20 +346,9 @@ fn among_bad_disks(folder: &Folder) -> StoreConfig {
     }
 }
 
-/// A disk that cannot be read is one failure, not the end of its store.
-#[test]
-fn a_store_serves_the_disks_that_it_can_and_says_what_is_wrong_with_the_others() {
-    let folder = Folder::new();
-    let mut node = OpenStore::open(among_bad_disks(&folder)).start().expect("started");
-    let disks = node.facts().expect("it runs").disks;
-    let said: Vec<&str> =
-        disks.iter().map(|disk| disk.failure.as_deref().unwrap_or("served")).collect();
-    let expected =
-        ["No such file", "was truncated", "served", "ends before", "belongs to", "not mounted"];
-    for (said, expected) in said.iter().zip(expected) {
-        assert!(said.contains(expected), "{said} does not say: {expected}");
-    }
-    let shard = ShardId { volume: VolumeId(9), index: 0 };
+/// Make a shard's only replica on a disk of store 1.
+fn creation(volume: u64, disk_uuid: &str) -> ControlOp {
+    let shard = ShardId { volume: VolumeId(volume), index: 0 };
     let member = Member { copy: 0, store: 1, incarnation: 10, disk: [1; 16], format_uuid: [1; 16] };
     let conf = ShardConf {
         shard,
@@ -374,8 +363,61 @@ fn a_store_serves_the_disks_that_it_can_and_says_what_is_wrong_with_the_others()
         attach_epoch: 0,
     };
     let replica = ReplicaId { shard, copy: 0 };
-    let disk_uuid = disks[2].uuid.clone();
-    assert!(node.control(1, ControlOp::Create { disk_uuid, replica, blocks: 64, conf }));
+    ControlOp::Create { disk_uuid: disk_uuid.to_owned(), replica, blocks: 64, conf }
+}
+
+/// Events up to the answer to this command.
+fn events_until(node: &StoreNode, number: u64) -> Vec<StoreEvent> {
+    let is_answer = |event: &StoreEvent| match event {
+        StoreEvent::Done { request_id } | StoreEvent::Failed { request_id, .. } => {
+            *request_id == number
+        }
+        _ => false,
+    };
+    let mut events = Vec::new();
+    until("a command is answered", || {
+        events.extend(node.drain());
+        events.iter().any(is_answer)
+    });
+    events
+}
+
+fn failed_disks(events: &[StoreEvent]) -> usize {
+    events.iter().filter(|event| matches!(event, StoreEvent::DiskFailed { .. })).count()
+}
+
+/// Said once, however often the store looks at its disks afterwards.
+#[test]
+fn a_disk_that_was_stopped_takes_no_replica() {
+    let (folder, faults) = (Folder::new(), Arc::new(Faults::default()));
+    let (mut node, disk_uuid) = start(&folder, &faults, Limits::default());
+    assert!(node.fail_disk(0, "it was exchanged".to_owned()));
+    assert!(node.control(1, creation(9, &disk_uuid)));
+    let mut events = events_until(&node, 1);
+    assert!(events.iter().any(|event| {
+        matches!(event, StoreEvent::Failed { status: Status::DiskFailed, message, .. }
+            if message.contains("has stopped"))
+    }));
+    assert!(node.control(2, creation(10, &disk_uuid)));
+    events.extend(events_until(&node, 2));
+    assert_eq!(failed_disks(&events), 1);
+    node.close();
+}
+
+/// A disk that cannot be read is one failure, not the end of its store.
+#[test]
+fn a_store_serves_the_disks_that_it_can_and_says_what_is_wrong_with_the_others() {
+    let folder = Folder::new();
+    let mut node = OpenStore::open(among_bad_disks(&folder)).start().expect("started");
+    let disks = node.facts().expect("it runs").disks;
+    let said: Vec<&str> =
+        disks.iter().map(|disk| disk.failure.as_deref().unwrap_or("served")).collect();
+    let expected =
+        ["No such file", "was truncated", "served", "ends before", "belongs to", "not mounted"];
+    for (said, expected) in said.iter().zip(expected) {
+        assert!(said.contains(expected), "{said} does not say: {expected}");
+    }
+    assert!(node.control(1, creation(9, &disks[2].uuid)));
     let mut events = Vec::new();
     until("a replica is made on the good disk", || {
         events.extend(node.drain());

@@ -121,7 +121,7 @@ pub(super) struct Reign {
     /// It is being given away.
     pub(super) leaving: Option<Leaving>,
     /// Members that have reported an error of their own.
-    failed: BTreeSet<StoreId>,
+    pub(super) failed: BTreeSet<StoreId>,
     /// What other stores' lanes had for new data when they last said so.
     credits: BTreeMap<StoreId, Credit>,
     /// Times that nobody could read a block.

@@ -279,7 +279,9 @@ impl Replica {
         let (now, pace) = (ctx.now, ctx.view.pace);
         let is_single = self.stored.conf.as_ref().is_some_and(|conf| conf.isr.len() == 1);
         let reign = self.reign.as_mut().expect("checked by the caller");
-        let Some(resync) = reign.resyncs.get_mut(&store).filter(|resync| resync.is_known) else {
+        let is_failed = reign.failed.contains(&store); // It is to go: nothing more is asked of it.
+        let resync = reign.resyncs.get_mut(&store);
+        let Some(resync) = resync.filter(|r| r.is_known && !(is_failed && r.job.is_none())) else {
             return;
         };
         if resync.job.is_none() {

@@ -37,7 +37,7 @@ const MENDING_MS: u64 = 30_000;
 pub struct VerifyReport {
     /// Regions compared.
     pub regions: u32,
-    /// Copies compared, the primary's own included.
+    /// Copies of which every region was compared, the primary's own included.
     pub copies: u32,
     /// Regions whose content is not the primary's, with the store that differs.
     pub different: Vec<(u32, StoreId)>,
@@ -242,6 +242,8 @@ impl Replica {
                 Some(_) => verify.report.different.push((region, store)),
             }
         }
+        let copies = 1 + required.len() as u32;
+        verify.report.copies = verify.report.copies.min(copies);
         verify.report.regions += 1;
         (verify.region, verify.tries, verify.attempt) = (region + 1, 0, None);
         verify.is_mended = false;

@@ -17,8 +17,8 @@ pub(crate) const ME: StoreId = 1;
 pub(crate) const B: StoreId = 2;
 /// The store of copy 2.
 pub(crate) const C: StoreId = 3;
-/// Blocks of the shard: two regions.
-pub(crate) const BLOCKS: u32 = 2 * lane::REGION_BLOCKS;
+/// Blocks of the shard: two regions, of which the last one is not whole.
+pub(crate) const BLOCKS: u32 = 2 * lane::REGION_BLOCKS - 6;
 /// A lease that no test outlives.
 pub(crate) const FOREVER: Tick = Tick(u64::MAX / 4);
 /// The history that configurations name.
@@ -238,6 +238,10 @@ impl Bench {
         }
     }
 
+    fn blocks(&self) -> u32 {
+        self.tables.shard(0).expect("the replica is there").blocks
+    }
+
     /// The shard grows to so many regions.
     pub(crate) fn grow(&mut self, regions: u32) {
         let change = ShardChange::Resize { blocks: regions * lane::REGION_BLOCKS };
@@ -405,7 +409,7 @@ impl Bench {
 
     /// This life of a store says that it has done this.
     pub(crate) fn acknowledge_as(&mut self, from: StoreId, life: Incarnation, request: &Request) {
-        let reply = done(request, life, self.credit, &self.options.pool);
+        let reply = done(request, life, (self.credit, self.blocks()), &self.options.pool);
         self.step(Event::PeerReply { from, reply });
     }
 
@@ -422,8 +426,12 @@ impl Bench {
     pub(crate) fn learner_tails(&mut self, from: StoreId, complete: u64, doubtful: &[u32]) {
         let asked = self.sent_to(from);
         let asked = asked.iter().find(|request| request.op.opcode() == Opcode::Tails);
-        let mut reply =
-            done(asked.expect("it was asked"), life(from), self.credit, &self.options.pool);
+        let mut reply = done(
+            asked.expect("it was asked"),
+            life(from),
+            (self.credit, self.blocks()),
+            &self.options.pool,
+        );
         let record = |&block: &u32| {
             let (op, state) = (proto::wire::TailOp::Write, proto::wire::BlockState::Data);
             TailRecord { lsn: Lsn::default(), range: range(block), snap_seq: 0, op, state }
@@ -510,7 +518,13 @@ pub(crate) fn copy(peer: PeerContext, resync_id: u64, block: u32) -> RequestOp {
 }
 
 /// The answer of a store in this life that has done what it was asked for, with nothing in its tail.
-pub(crate) fn done(request: &Request, incarnation: Incarnation, credit: u64, pool: &Pool) -> Reply {
+/// Its replica has so many blocks.
+pub(crate) fn done(
+    request: &Request,
+    incarnation: Incarnation,
+    (credit, blocks): (u64, u32),
+    pool: &Pool,
+) -> Reply {
     let peer = context_of(&request.op).expect("replicas ask with a context");
     let (history_id, lsn_epoch) = (peer.history_id, peer.lsn.epoch);
     let ack = |resync_id| Ack { incarnation, history_id, lsn_epoch, resync_id, credit };
@@ -518,8 +532,10 @@ pub(crate) fn done(request: &Request, incarnation: Incarnation, credit: u64, poo
         RequestOp::Prepare(_) => ReplyOp::Prepare(ack(0)),
         RequestOp::Settle(_) => ReplyOp::Settle(ack(0)),
         RequestOp::Copy(copy) => ReplyOp::Copy(ack(copy.resync_id)),
-        RequestOp::Digest(Digest { resync_id, .. }) => {
-            let digest = super::super::follower::digest_of(&nothing(lane::REGION_BLOCKS, pool));
+        RequestOp::Digest(Digest { resync_id, first_region, .. }) => {
+            let left = blocks - first_region * lane::REGION_BLOCKS;
+            let content = nothing(left.min(lane::REGION_BLOCKS), pool);
+            let digest = super::super::follower::digest_of(&content);
             ReplyOp::Digest(ack(*resync_id), vec![digest])
         }
         RequestOp::Tails(_) => ReplyOp::Tails(Box::new(Tails {

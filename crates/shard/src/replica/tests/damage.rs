@@ -3,7 +3,10 @@
 //! All content is zeros here; that what is mended is right the simulator shows. What these tests
 //! look at is which blocks are read where, which are written again, and what is told of the others.
 
-use super::bench::{B, BLOCKS, Bench, C, ME, conf, context, done, life, lsn, nothing, prepare};
+use super::bench::{
+    B, BLOCKS, Bench, C, ME, conf, context, done, life, lsn, nothing, prepare, range,
+};
+use crate::conf::transition::Transition;
 use crate::conf::{ShardConf, StoreId};
 use crate::mutant::Mutant;
 use crate::replica::follower::blocks_of;
@@ -12,7 +15,7 @@ use crate::seeded::demand;
 use lane::{Op, Outcome, Problem, REGION_BLOCKS};
 use proto::disk::DiskError;
 use proto::wire::{
-    CheckedData, Digest, Failure, Opcode, PrepareOp, Reply, ReplyOp, Request, RequestOp,
+    ByteRange, CheckedData, Digest, Failure, Opcode, PrepareOp, Reply, ReplyOp, Request, RequestOp,
 };
 use proto::{Pool, Status};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +28,10 @@ struct Rot {
     damaged: BTreeMap<StoreId, BTreeSet<u32>>,
     /// Blocks that the own device fails to read, and how often it still will.
     failing: BTreeMap<u32, u32>,
+    /// Stores whose disk has stopped: they cannot say what they hold.
+    stopped: BTreeSet<StoreId>,
+    /// Stores whose damaged blocks stay so when they are written.
+    hopeless: BTreeSet<StoreId>,
     /// Reads of the own lane.
     reads: usize,
 }
@@ -44,6 +51,9 @@ impl Rot {
     }
 
     fn written(&mut self, store: StoreId, (first, count): (u32, u32)) {
+        if self.hopeless.contains(&store) {
+            return;
+        }
         if let Some(damaged) = self.damaged.get_mut(&store) {
             damaged.retain(|block| !(first..first + count).contains(block));
         }
@@ -52,13 +62,18 @@ impl Rot {
     /// The own lane's answer.
     fn perform(&mut self, bench: &mut Bench, op: Op) -> Result<Outcome, Problem> {
         match &op {
-            &Op::Read { first, count, .. } => {
+            &Op::Read { first, count, with_poison, .. } => {
                 self.reads += 1;
                 for block in first..first + count {
                     if let Some(left) = self.failing.get_mut(&block).filter(|left| **left > 0) {
                         *left -= 1;
                         return Err(Problem::Media { block: first, error: DiskError::Errno(5) });
                     }
+                }
+                let is_poisoned = |block: &u32| bench.tables.is_poisoned(0, *block);
+                let poisoned = (first..first + count).find(is_poisoned);
+                if let Some(block) = poisoned.filter(|_| !with_poison) {
+                    return Err(Problem::Poisoned { block });
                 }
                 if let Some(block) = self.first_in(ME, first, count) {
                     return Err(Problem::BadChecksum { block });
@@ -87,6 +102,9 @@ impl Rot {
             Reply { command_id, shard, epoch, seq: proto::Seq(0), result }
         };
         let (first, count) = match &request.op {
+            RequestOp::Read { .. } if self.stopped.contains(&store) => {
+                return refuse(Status::DiskFailed);
+            }
             RequestOp::Read { range, .. } => blocks_of(*range),
             RequestOp::Digest(digest) => (digest.first_region * REGION_BLOCKS, REGION_BLOCKS),
             RequestOp::Prepare(prepare) => match &prepare.op {
@@ -115,13 +133,13 @@ impl Rot {
             | RequestOp::Tails(_)
             | RequestOp::Snap(_)
             | RequestOp::Attach(..)
-            | RequestOp::NeedConf(_) => return done(request, life(store), 1_000, pool),
+            | RequestOp::NeedConf(_) => return done(request, life(store), (1_000, BLOCKS), pool),
         };
         if self.first_in(store, first, count).is_some() {
             return refuse(Status::BadChecksum);
         }
         if !matches!(request.op, RequestOp::Read { .. }) {
-            return done(request, life(store), 1_000, pool);
+            return done(request, life(store), (1_000, BLOCKS), pool);
         }
         let Outcome::Read { data, crcs } = nothing(count, pool) else { unreachable!("a read") };
         let Request { command_id, shard, epoch, .. } = *request;
@@ -131,7 +149,7 @@ impl Rot {
 
     fn wrote(&mut self, store: StoreId, request: &Request, blocks: (u32, u32)) -> Reply {
         self.written(store, blocks);
-        done(request, life(store), 1_000, &Pool::new(0))
+        done(request, life(store), (1_000, BLOCKS), &Pool::new(0))
     }
 
     /// Let everything go on that is under way, until nothing is.
@@ -314,6 +332,30 @@ fn a_member_that_cannot_say_is_asked_again_and_nothing_is_called_lost() {
     assert_eq!(mended(&bench), [1]);
 }
 
+#[test]
+fn the_only_other_member_is_asked_again_when_its_answer_is_lost() {
+    let mut bench = Bench::primary(NONE, conf(5, 0, &[0, 1], &[]));
+    let mut rot = Rot::of([(ME, &[1])]);
+    bench.read(1, 1);
+    bench.fail_lane(&Problem::BadChecksum { block: 1 }, |op| matches!(op, Op::Read { .. }));
+    assert_eq!(bench.sent_to(B).len(), 1, "and the answer is lost");
+    bench.pass(500);
+    rot.settle(&mut bench);
+    assert!(bench.is_done(1));
+    assert_eq!((mended(&bench), bench.replica.lost().blocks), (vec![1], 0));
+}
+
+#[test]
+fn what_a_member_could_not_say_is_not_called_lost() {
+    let mut bench = primary(NONE);
+    let mut rot = Rot::of([(ME, &[1]), (C, &[1])]);
+    rot.stopped.insert(B);
+    bench.read(1, 1);
+    rot.settle(&mut bench);
+    assert_eq!(bench.refusal(1), Some(Status::BadChecksum));
+    assert_eq!((bench.replica.damaged().blocks, bench.replica.lost().blocks), (1, 0));
+}
+
 /// A secondary that is asked for the digest of a region.
 fn digest(region: u32) -> RequestOp {
     let peer = context(lsn(5, 9), 8);
@@ -348,6 +390,77 @@ fn a_secondary_knows_every_damaged_block_of_what_it_was_asked_to_read() {
     assert_eq!(bench.replica.damaged().blocks, 0);
 }
 
+/// Halving loses no block, whatever the length of what is halved.
+#[test]
+fn every_damaged_block_of_a_run_of_any_length_is_found() {
+    for count in 1..=12 {
+        let all: Vec<u32> = (0..count).collect();
+        let mut bench = Bench::follower(NONE, conf(5, 1, &[0, 1, 2], &[]));
+        let mut rot = Rot::of([(ME, &all)]);
+        bench.step(Event::CheckBlocks { runs: vec![(0, count)] });
+        rot.settle(&mut bench);
+        assert_eq!(told(&bench.replica.damaged()), (&[(0, count)][..], u64::from(count)));
+        let mut bench = primary(NONE);
+        bench.read_run(1, 0, count);
+        rot.settle(&mut bench);
+        assert!(bench.is_done(1));
+        assert_eq!((rot.at(ME), mended(&bench)), (vec![], all));
+    }
+}
+
+#[test]
+fn a_write_that_fails_ends_no_damage() {
+    let mut bench = Bench::follower(NONE, conf(5, 1, &[0, 1, 2], &[]));
+    let mut rot = Rot::of([(ME, &[3])]);
+    bench.step(Event::CheckBlocks { runs: vec![(3, 1)] });
+    rot.settle(&mut bench);
+    bench.asks(B, 1, 5, prepare(context(lsn(5, 10), 8), 3));
+    bench.fail_lane(&Problem::Media { block: 3, error: DiskError::Errno(5) }, |op| {
+        matches!(op, Op::Range { .. })
+    });
+    assert_eq!(told(&bench.replica.damaged()), (&[(3, 1)][..], 1), "it holds what it held");
+}
+
+/// Poison names one block for certain, and says nothing of its neighbours.
+#[test]
+fn damage_beside_a_poisoned_block_is_found_too() {
+    let mut bench = Bench::follower(NONE, conf(5, 1, &[0, 1, 2], &[]));
+    bench.poisons(lsn(5, 1), 17);
+    let mut rot = Rot::of([(ME, &[14, 20])]);
+    let range = ByteRange::new(12 * 4096, 12 * 4096).expect("whole blocks");
+    bench.asks(B, 1, 5, RequestOp::Read { range, snap_seq: None });
+    rot.settle(&mut bench);
+    assert_eq!(told(&bench.replica.damaged()), (&[(14, 1), (17, 1), (20, 1)][..], 3));
+}
+
+/// Whoever has promised more belongs to another reign: this one must not count its copy.
+#[test]
+fn what_is_read_while_a_newer_epoch_is_promised_is_not_told() {
+    let mut bench = Bench::follower(NONE, conf(5, 1, &[0, 1, 2], &[]));
+    bench.asks(B, 1, 5, digest(0));
+    bench.asks(B, 2, 5, RequestOp::Read { range: range(3), snap_seq: None });
+    bench.step(Event::Conf(conf(6, 2, &[0, 2], &[])));
+    bench.run_lane(|_| true);
+    assert_eq!([1, 2].map(|token| bench.refused(token)), [Some(Status::StaleEpoch); 2]);
+}
+
+/// What nobody can give is the knowledge of one reign: a later one has asked nobody yet.
+#[test]
+fn what_is_lost_is_told_by_the_reign_that_has_found_it() {
+    let mut bench = primary(NONE);
+    let mut rot = Rot::of([(ME, &[1]), (B, &[1]), (C, &[1])]);
+    bench.read(1, 1);
+    rot.settle(&mut bench);
+    assert_eq!(bench.replica.lost().blocks, 1);
+    bench.learn(conf(6, 1, &[0, 1, 2], &[]));
+    assert_eq!((bench.replica.damaged().blocks, bench.replica.lost().blocks), (1, 0));
+    rot.damaged.remove(&B);
+    bench.learn(conf(7, 0, &[0, 1, 2], &[]));
+    rot.settle(&mut bench);
+    assert_eq!(bench.replica.role(), Role::Active);
+    assert_eq!((mended(&bench), bench.replica.lost().blocks), (vec![1], 0));
+}
+
 #[test]
 fn a_new_primary_mends_what_it_has_known_as_a_secondary() {
     let mut bench = Bench::follower(NONE, conf(5, 1, &[0, 1, 2], &[]));
@@ -373,10 +486,10 @@ fn blocks_that_are_poisoned_in_the_map_are_known_from_the_start() {
 #[test]
 fn checked_blocks_are_mended_by_a_primary() {
     let mut bench = primary(NONE);
-    let mut rot = Rot::of([(ME, &[3, 300])]);
-    bench.step(Event::CheckBlocks { runs: vec![(0, 8), (290, 20)] });
+    let mut rot = Rot::of([(ME, &[3, 300, BLOCKS - 1])]);
+    bench.step(Event::CheckBlocks { runs: vec![(0, 8), (290, 20), (BLOCKS - 3, 9)] });
     rot.settle(&mut bench);
-    assert_eq!((mended(&bench), rot.at(ME)), (vec![3, 300], vec![]));
+    assert_eq!((mended(&bench), rot.at(ME)), (vec![3, 300, BLOCKS - 1], vec![]));
 }
 
 // ------------------------------------------------------------------------------- verifications --
@@ -424,6 +537,30 @@ fn a_verification_of_a_single_copy_tells_what_is_lost() {
 }
 
 #[test]
+fn a_member_that_leaves_is_not_searched_any_more() {
+    let mut bench = primary(NONE);
+    let mut rot = Rot::of([(B, &[7])]);
+    bench.step(Event::Verify { token: 1, is_repairing: true });
+    let pool = Pool::new(0);
+    // B says that it cannot read the region, and nothing more.
+    loop {
+        bench.run_lane(|_| true);
+        if bench.sent.iter().any(|(_, request)| request.op.opcode() == Opcode::Read) {
+            break;
+        }
+        let (store, request) = bench.sent.remove(0);
+        let reply = rot.answer(store, &request, &pool);
+        bench.step(Event::PeerReply { from: store, reply });
+    }
+    bench.sent.clear();
+    rot.stopped.insert(B);
+    bench.learn(conf(6, 0, &[0, 2], &[]));
+    rot.pass(&mut bench, 500);
+    let report = bench.verified.pop().expect("nothing stands against it").expect("it serves");
+    assert_eq!((report.regions, report.copies, report.unreadable), (2, 2, vec![]));
+}
+
+#[test]
 fn a_verification_yields_to_clients() {
     let mut bench = primary(NONE);
     let mut rot = Rot::default();
@@ -439,6 +576,24 @@ fn a_verification_yields_to_clients() {
     assert_eq!(bench.now.0 - ended.0, 8_000_000);
     rot.settle(&mut bench);
     assert!(matches!(bench.verified[..], [Ok(_)]));
+}
+
+/// Whoever left in the middle was compared in a part only: nothing is known of the rest.
+#[test]
+fn a_verification_counts_the_copies_that_were_there_from_its_beginning_to_its_end() {
+    let mut bench = primary(NONE);
+    let mut rot = Rot::default();
+    bench.read(1, 0);
+    rot.settle(&mut bench);
+    bench.step(Event::Verify { token: 1, is_repairing: false });
+    bench.now = bench.now.after_nanos(2_000_000);
+    rot.settle(&mut bench);
+    assert_eq!(bench.replica.verifying(), Some((1, 2)), "the second region waits for its turn");
+    bench.learn(conf(6, 0, &[0, 1], &[]));
+    bench.wait(1_000_000_000);
+    rot.settle(&mut bench);
+    let report = bench.verified.pop().expect("nothing stands against it").expect("it serves");
+    assert_eq!((report.regions, report.copies), (2, 2));
 }
 
 #[test]
@@ -476,17 +631,14 @@ fn all_damaged_blocks_of_a_region_that_is_copied_are_mended_at_once() {
     assert!(bench.notes.iter().any(|note| matches!(note, Note::CaughtUp { .. })));
 }
 
-#[test]
-fn a_learner_that_cannot_read_its_copy_is_given_it_again() {
-    let mut bench = resyncing();
-    let mut rot = Rot::default();
-    // The copy is made, and damaged before it is compared.
+/// The copy is made, and not compared yet.
+fn until_compared(bench: &mut Bench, rot: &mut Rot) {
     let is_digest = |(_, request): &(StoreId, Request)| request.op.opcode() == Opcode::Digest;
     let pool = Pool::new(0);
     while !bench.sent.iter().any(is_digest) {
         if let Some((&op, _)) = bench.lane.first_key_value() {
             let request = bench.lane.remove(&op).expect("just found");
-            let result = rot.perform(&mut bench, request);
+            let result = rot.perform(bench, request);
             bench.step(Event::Lane { op, result });
         } else {
             let (store, request) = bench.sent.remove(0);
@@ -494,6 +646,52 @@ fn a_learner_that_cannot_read_its_copy_is_given_it_again() {
             bench.step(Event::PeerReply { from: store, reply });
         }
     }
+}
+
+#[test]
+fn a_learner_that_can_never_read_its_copy_is_given_up() {
+    let mut bench = resyncing();
+    let mut rot = Rot::default();
+    rot.damaged.insert(C, BTreeSet::from([5]));
+    rot.hopeless.insert(C);
+    rot.pass(&mut bench, 500);
+    assert_eq!(copies(&bench), 3, "it is not copied for ever, whoever answers the proposal");
+    assert!(
+        matches!(bench.proposals[..], [Transition::Cancel { copy: 2 }]),
+        "and that is said once"
+    );
+}
+
+#[test]
+fn a_block_that_is_damaged_after_it_was_copied_does_not_stand_against_the_comparison() {
+    let mut bench = resyncing();
+    let mut rot = Rot::default();
+    until_compared(&mut bench, &mut rot);
+    rot.damaged = Rot::of([(ME, &[3]), (B, &[3])]).damaged;
+    rot.pass(&mut bench, 15_000);
+    assert!(bench.tables.is_poisoned(0, 3), "nobody has it that is asked");
+    assert!(bench.notes.iter().any(|note| matches!(note, Note::CaughtUp { .. })));
+}
+
+#[test]
+fn a_block_that_is_poisoned_already_is_not_poisoned_again() {
+    let mut bench = Bench::new(NONE);
+    bench.learn(conf(5, 0, &[0], &[2]));
+    bench.poisons(lsn(5, 1), 5);
+    bench.pass(100);
+    bench.learner_tails(C, 0, &[0]);
+    let mut rot = Rot::of([(ME, &[3])]);
+    rot.pass(&mut bench, 300);
+    let block = |note: &Note| if let Note::Lost { block } = note { Some(*block) } else { None };
+    let poisoned: Vec<u32> = bench.notes.iter().filter_map(block).collect();
+    assert_eq!((poisoned, copies(&bench)), (vec![3], 1));
+}
+
+#[test]
+fn a_learner_that_cannot_read_its_copy_is_given_it_again() {
+    let mut bench = resyncing();
+    let mut rot = Rot::default();
+    until_compared(&mut bench, &mut rot);
     rot.damaged.insert(C, BTreeSet::from([5]));
     rot.pass(&mut bench, 300);
     assert_eq!((copies(&bench), rot.at(C)), (2, vec![]));
@@ -579,4 +777,34 @@ fn last_copy(bench: &mut Bench) {
     bench.learn(conf(6, 0, &[0], &[2]));
     bench.pass(100);
     bench.learner_tails(C, 0, &[0]);
+}
+
+/// A device's error may pass, here or at a member: poison would be for good.
+#[test]
+fn a_block_that_nobody_could_read_once_is_not_poisoned_for_a_copy() {
+    let mut bench = resyncing();
+    let mut rot = Rot::of([(ME, &[3]), (B, &[3])]);
+    rot.settle(&mut bench);
+    assert!(!bench.tables.is_poisoned(0, 3), "it was asked for once");
+    rot.damaged.remove(&B);
+    rot.pass(&mut bench, 1_000);
+    assert_eq!((mended(&bench), bench.tables.is_poisoned(0, 3)), (vec![3], false));
+    assert_eq!((copies(&bench), bench.replica.lost().blocks), (1, 0));
+}
+
+/// What a learner holds is committed content only once it was admitted.
+#[test]
+fn a_learner_is_not_asked_for_what_is_damaged_and_gives_nothing() {
+    let mut bench = resyncing();
+    let mut rot = Rot::default();
+    rot.pass(&mut bench, 300);
+    assert!(bench.notes.iter().any(|note| matches!(note, Note::CaughtUp { .. })));
+    rot.damaged = Rot::of([(ME, &[3]), (B, &[3])]).damaged;
+    bench.read(1, 3);
+    rot.settle(&mut bench);
+    assert_eq!(bench.refusal(1), Some(Status::BadChecksum));
+    let mut bench = Bench::follower(NONE, conf(5, 1, &[1, 2], &[0]));
+    bench.asks(B, 1, 5, RequestOp::Read { range: range(3), snap_seq: None });
+    bench.run_lane(|_| true);
+    assert_eq!(bench.refused(1), Some(Status::NotPrimary));
 }

@@ -251,8 +251,8 @@ fn t4_an_admitted_learner_is_in_doubt_of_nothing() {
     let tails = bench.tails(1).expect("answered at once");
     let ranges: Vec<(u64, u32)> =
         tails.records.iter().map(|record| (record.range.offset(), record.range.length())).collect();
-    let bytes = REGION_BLOCKS * 4096;
-    assert_eq!(ranges, [(u64::from(bytes), bytes)], "it says what it is in doubt of");
+    let (start, rest) = (REGION_BLOCKS * 4096, (BLOCKS - REGION_BLOCKS) * 4096);
+    assert_eq!(ranges, [(u64::from(start), rest)], "it says what it is in doubt of");
     bench.learn(conf(6, 1, &[0, 1, 2], &[]));
     assert_eq!(bench.replica.role(), Role::Secondary);
     let suspects = |bench: &Bench| {

@@ -352,6 +352,11 @@ fn full(mutant: Mutant) -> Result<(), String> {
     bench.obey(B);
     demand(bench.refusal(7) == full, "it was asked, and still has none")?;
     bench.free_slots = 0;
+    bench.pass(SECOND);
+    bench.fill(8, 300);
+    demand(bench.refusal(8) == full, "whatever it says, the own lane has no room")?;
+    bench.credit = 1_000;
+    bench.obey(B);
     bench.fill(6, 200);
     demand(bench.refusal(6) == full, "the own lane has no room for it")
 }
