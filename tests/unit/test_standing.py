@@ -8,10 +8,11 @@ import msgspec
 from tests.support.views import KEY, Situation, disk_report, member
 
 from pureflash.conductor import health
-from pureflash.conductor.damage import damage_of
+from pureflash.conductor.damage import Damage, damage_of, lost_ranges
 from pureflash.conductor.disk_states import disk_views
 from pureflash.conductor.pace import Pace, Stage
 from pureflash.conductor.standing import failed_disk, has_good_disk, is_given_up
+from pureflash.model.domain import GIB
 from pureflash.model.messages import ReplicaReport
 
 
@@ -69,3 +70,9 @@ def test_a_disk_that_was_slow_and_has_failed_is_shown_as_failed() -> None:
     view = replace(view, paces={member(1).disk: pace})
     (shown,) = disk_views(view, view.stores[2])
     assert (shown.state, shown.reason) == ("failed", "a flush failed")
+
+
+def test_what_is_lost_is_told_in_bytes_of_the_volume() -> None:
+    lines = lost_ranges(Situation().volume(), 1, Damage(lost_blocks=5, ranges=((4, 2),)))
+    first = GIB + 4 * 4096
+    assert lines == [f"bytes {first} to {first + 8191} of v1 (2 blocks)", "and 3 blocks more"]

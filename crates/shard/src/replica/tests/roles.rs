@@ -554,3 +554,20 @@ fn only_the_primary_of_the_epoch_is_obeyed() {
     assert_eq!(bench.refused(2), Some(Status::Fenced), "of another history");
     assert!(bench.lane.is_empty());
 }
+
+/// What a learner knows of its content counts in one reign: the seqs of the last one may lie above
+/// those of a new primary, which never saw them.
+#[test]
+fn a_late_copy_is_refused_and_that_of_a_new_primary_is_not() {
+    let mut bench = Bench::follower(NONE, conf(5, 1, &[1, 2], &[0]));
+    for (token, seq) in [(1, 50), (2, 40)] {
+        bench.asks(B, token, 5, copy(context(lsn(5, seq), 8), 1, 3));
+        bench.run_lane(|_| true);
+    }
+    assert!(bench.answers[&1].result.is_ok());
+    assert_eq!(bench.refused(2), Some(Status::Busy), "it is older than what is there");
+    bench.learn(conf(6, 2, &[1, 2], &[0]));
+    bench.asks(C, 3, 6, copy(context(lsn(6, 20), 8), 2, 3));
+    bench.run_lane(|_| true);
+    assert!(bench.answers[&3].result.is_ok());
+}
