@@ -42,6 +42,8 @@ UP_SECONDS_MAX = 60
 """README and `pf up` promise a volume within this time."""
 WALKS = ("user", "demo", "test")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+LOGIN_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
+"""What a login shell of a user has: without sbin."""
 CHECKOUT = "srv/checkout"
 STRANGER_HOME = "srv/stranger"
 PAGES = ("docs/tutorial", "docs/guides")
@@ -114,6 +116,12 @@ def apt_line(output: str) -> list[str] | None:
 def package_lines(page: str) -> list[list[str]]:
     """Find the lines in a page by which its reader installs packages."""
     return [line.split() for line in re.findall(r"`(apt-get install -y [^`]+)`", page)]
+
+
+def path_line(pages: Iterable[Path]) -> str:
+    """Find the command by which a page's reader gets its programs."""
+    text = "".join(page.read_text() for page in pages)
+    return next(line[2:] for line in text.splitlines() if line.startswith("$ export PATH="))
 
 
 # ---------------------------------------------------------------------------- inside: the walks --
@@ -330,11 +338,8 @@ def walk_pages(room: Room, timed: Callable[[str, Sequence[str]], float]) -> None
         for line in package_lines(page.read_text()):
             room.install(f"the apt line of {page.name}", line)
     names = [str(page.relative_to(checkout)) for page in pages]
-    path = f"/{STRANGER_HOME}/pf/bin:{PATH}"
-    timed(
-        "the tutorial and the guides",
-        ["env", f"PATH={path}", "python3", "-m", "tests.support.walk", *names],
-    )
+    walk = f"{path_line(pages)} && exec python3 -m tests.support.walk {' '.join(names)}"
+    timed("the tutorial and the guides", ["env", f"PATH={LOGIN_PATH}", "sh", "-c", walk])
 
 
 def install_what_setup_asks_for(room: Room) -> None:

@@ -327,6 +327,12 @@ def test_the_clean_room_installs_what_the_tutorial_asks_for() -> None:
     assert line == ["apt-get", "install", "-y", "e2fsprogs", "qemu-utils"]
 
 
+def test_the_clean_room_gives_the_pages_the_path_of_the_tutorial() -> None:
+    line = clean_room.path_line([ROOT / "docs/tutorial/first-volume.md"])
+    assert line == 'export PATH="$HOME/pf/bin:$PATH:/usr/sbin"'
+    assert "sbin" not in clean_room.LOGIN_PATH
+
+
 def test_the_clean_room_reads_the_line_that_setup_prints() -> None:
     line = "setup: please run:  sudo apt-get install -y --no-install-recommends git fio \n"
     wanted = ["apt-get", "install", "-y", "--no-install-recommends", "git", "fio"]
