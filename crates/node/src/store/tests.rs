@@ -372,7 +372,10 @@ fn events_until(node: &StoreNode, number: u64) -> Vec<StoreEvent> {
         StoreEvent::Done { request_id } | StoreEvent::Failed { request_id, .. } => {
             *request_id == number
         }
-        _ => false,
+        StoreEvent::Verified { .. }
+        | StoreEvent::Proposal { .. }
+        | StoreEvent::FetchConf { .. }
+        | StoreEvent::DiskFailed { .. } => false,
     };
     let mut events = Vec::new();
     until("a command is answered", || {
