@@ -176,7 +176,16 @@ impl World {
             let store = &self.stores[primary.store as usize - 1];
             let replica = store.process.as_ref().and_then(|process| process.replica(shard));
             let role = replica.map(shard::replica::Replica::role);
-            let is_whole = conf.isr.len() == usize::from(conf.rf);
+            // A member that has just stopped is still one: the conductor has to hear of it first.
+            let is_there = |member: &shard::conf::Member| {
+                let store = &self.stores[member.store as usize - 1];
+                let replica = store.process.as_ref().and_then(|process| process.replica(shard));
+                let role = replica.map(shard::replica::Replica::role);
+                store.incarnation == member.incarnation
+                    && matches!(role, Some(Role::Active | Role::Secondary))
+            };
+            let is_whole =
+                conf.isr.len() == usize::from(conf.rf) && conf.isr_members().all(is_there);
             let is_served = role == Some(Role::Active)
                 && replica.and_then(|replica| replica.conf()).is_some_and(|own| own == conf);
             if is_whole && is_served {
