@@ -189,7 +189,7 @@ def test_what_is_larger_than_the_volume_is_refused_whichever_way_it_comes(
     with context():  # type: ignore[attr-defined]  # of whichever
         problem = refusal(image)
     assert problem.exit_status is Exit.USAGE
-    assert "v1 only 0.01 GiB (8,388,608 bytes)" in problem.message
+    assert "v1 only 8 MiB (8,388,608 bytes)" in problem.message
     assert "8,388,609 bytes" in problem.message or "8,389,120 bytes" in problem.message
     assert str(problem.next_step).startswith("pf volume resize v1 819")
 
