@@ -344,7 +344,8 @@ def walk_pages(room: Room, timed: Callable[[str, Sequence[str]], float]) -> None
         for line in package_lines(page.read_text()):
             room.install(f"the apt line of {page.name}", line)
     names = [str(page.relative_to(checkout)) for page in pages]
-    lines = [line for page in pages if (line := export_line(page.read_text())) is not None]
+    found = (export_line(page.read_text()) for page in pages)
+    lines = [exported for exported in found if exported is not None]
     if len(lines) != 1:
         raise CleanRoomError(f"{len(lines)} pages say how PATH finds pf; it has to be one")
     command = ["python3", "-m", "tests.support.walk", *names]
