@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,11 @@ def up(data: Path, home: Path, *flags: str) -> tuple[int, str]:
         ("new", ("--disk", "4G", "--journal", "3G"), Exit.USAGE, "a journal of", "use 1M to 256M"),
         ("new", ("--disk", "10"), Exit.USAGE, "10G for GiB", "10GB for decimal"),
         ("new", ("--stores", "17"), Exit.USAGE, "17 stores", "1 to 16"),
+        ("deep/new", ("--stores", "0"), Exit.USAGE, "0 stores", "1 to 16"),
+        ("new", ("--disk", "1M"), Exit.USAGE, "a disk of 1 MiB", "1 GiB"),
+        ("new", ("--conductor-port", "99999"), Exit.USAGE, "no port 99999", "1 to 65535"),
+        ("new", ("--store-port", "65535", "--detach"), Exit.USAGE, "no port 65536", "1 to 65535"),
+        ("new", ("--nbd-port", "TAKEN"), Exit.IN_THE_WAY, "is taken", "another port"),
         ("damaged", (), Exit.USAGE, "cluster.toml is damaged", "restore it"),
     ],
 )
@@ -45,10 +51,12 @@ def test_a_cluster_that_cannot_be_is_refused(
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/cluster.toml").write_text("[cluster]\n")
-    found, said = up(tmp_path / place, tmp_path / "home", *more)
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = str(holder.getsockname()[1])
+        flags = (port if flag == "TAKEN" else flag for flag in more)
+        found, said = up(tmp_path / place, tmp_path / "home", *flags)
     assert (found, cause in said, step in said) == (status, True, True), said
     assert "Traceback" not in said
-    assert not (tmp_path / "new/cluster.toml").exists()
-    left = {entry.name for entry in (tmp_path / "new").rglob("*")}
-    assert left <= {"run", "up.lock"}, "no cluster, and no part of one"
-    assert not (tmp_path / "home").exists(), "the context names no cluster that is none"
+    left = {str(entry.relative_to(tmp_path)) for entry in tmp_path.rglob("*")}
+    there = {"file", "damaged", "damaged/cluster.toml"}
+    assert left == there, "no part of a cluster, and no context that names one"
