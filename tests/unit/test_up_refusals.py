@@ -36,7 +36,7 @@ def up(data: Path, home: Path, *flags: str) -> tuple[int, str]:
         ("new", ("--disk", "500T", "--detach"), Exit.FAILED, "% of all disks", "smaller --disk"),
         ("new", ("--disk", "4G", "--journal", "3G"), Exit.USAGE, "a journal of", "use 1M to 256M"),
         ("new", ("--disk", "10"), Exit.USAGE, "10G for GiB", "10GB for decimal"),
-        ("new", ("--stores", "17"), Exit.USAGE, "17 stores", "1 to 16"),
+        ("new", ("--stores", "17"), Exit.USAGE, "17 stores", "use 1 to 16"),
         ("deep/new", ("--stores", "0"), Exit.USAGE, "0 stores", "1 to 16"),
         ("new", ("--disk", "1M"), Exit.USAGE, "a disk of 1 MiB", "1 GiB"),
         ("new", ("--conductor-port", "99999"), Exit.USAGE, "no port 99999", "1 to 65535"),

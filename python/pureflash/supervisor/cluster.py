@@ -142,9 +142,17 @@ def _make_cluster(layout: Layout, wish: Wish, ports: PortClaims) -> tuple[Cluste
     stores = STORES_DEFAULT if wish.stores is None else wish.stores
     disk_bytes = DISK_BYTES_DEFAULT if wish.disk_bytes is None else wish.disk_bytes
     if not 1 <= stores <= STORES_MAX:
-        raise CallerError(Code.INVALID, f"{stores} stores; use 1 to {STORES_MAX}")
+        raise CallerError(
+            Code.INVALID,
+            f"--stores: {stores} stores cannot be on one machine",
+            next_step=f"use 1 to {STORES_MAX}",
+        )
     if disk_bytes < DISK_BYTES_MIN:
-        raise CallerError(Code.INVALID, f"a disk of {format_size(disk_bytes)}; the least is 1 GiB")
+        raise CallerError(
+            Code.INVALID,
+            f"--disk: a disk of {format_size(disk_bytes)} is too small; the least is 1 GiB",
+            next_step="use 1G or more",
+        )
     _check_journal(wish.journal_bytes, disk_bytes)
     warnings = _check_space(layout, stores * disk_bytes)
     cluster = ClusterFile(
@@ -309,6 +317,43 @@ def _check_wish(cluster: ClusterFile, wish: Wish, layout: Layout) -> None:
                 f"{flag}: the cluster in {layout.directory} was made with {was}, not {now}",
                 next_step=f"leave {flag} out, or make another cluster with --data",
             )
+
+
+def check_running(layout: Layout, wish: Wish) -> None:
+    """Refuse a wish that differs from the cluster that runs: nothing of it would be done.
+
+    Errors: CallerError INVALID, which names each; also when `cluster.toml` cannot be read.
+    """
+    if wish == Wish():
+        return
+    cluster = read_cluster(layout)
+    differing: list[tuple[str, str]] = []
+
+    def compare(flag: str, wanted: int | None, there: int, text: str) -> None:
+        if wanted is None or wanted == there:
+            return
+        is_size = flag in ("--disk", "--journal")
+        was, asked = format_sizes(there, wanted) if is_size else (str(there), str(wanted))
+        differing.append((text.format(was), f"{flag} {asked}"))
+
+    count = len(cluster.store_ports)
+    journals = "journals of {}" if cluster.journal_bytes else "journals that the stores chose"
+    compare("--stores", wish.stores, count, "{} stores" if count > 1 else "{} store")
+    compare("--disk", wish.disk_bytes, cluster.disk_bytes, "disks of {}")
+    compare("--journal", wish.journal_bytes, cluster.journal_bytes, journals)
+    compare("--conductor-port", wish.conductor_port, cluster.conductor_port, "its API at port {}")
+    compare("--store-port", wish.store_port, cluster.store_ports[0], "stores from port {}")
+    compare("--nbd-port", wish.nbd_port, cluster.nbd_port, "NBD at port {}")
+    if differing:
+        flags = ", ".join(asked.partition(" ")[0] for _, asked in differing)
+        raise CallerError(
+            Code.INVALID,
+            f"already running with {', '.join(there for there, _ in differing)};"
+            f" {', '.join(asked for _, asked in differing)}"
+            f" {'is' if len(differing) == 1 else 'are'} not applied",
+            next_step=f"leave {flags} out, or make another cluster with --data; a port can be"
+            " changed after `pf down`",
+        )
 
 
 def _check_journal(journal_bytes: int | None, disk_bytes: int) -> None:

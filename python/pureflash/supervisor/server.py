@@ -46,6 +46,7 @@ from pureflash.supervisor.children import Child, ChildSpec, process_command
 from pureflash.supervisor.cluster import (
     ClusterFile,
     Wish,
+    check_running,
     forget_disks,
     make_sockets_folder,
     open_cluster,
@@ -525,6 +526,7 @@ def main(arguments: Sequence[str]) -> int:
                     f"--new-disk: the cluster in {options.layout.directory} runs",
                     next_step="stop it with `pf down` first",
                 )
+            check_running(options.layout, options.wish)
             tell(ready_fd, Outcome(is_running=True))
             if ready_fd is None:
                 print(f"already running in {options.layout.directory}")  # noqa: T201 - for a person
@@ -534,7 +536,9 @@ def main(arguments: Sequence[str]) -> int:
         problem = _explained(cause, options.layout)
         tell(ready_fd, outcome_of(problem, []))
         if ready_fd is None:
-            print(f"pf up: {problem}", file=sys.stderr)  # noqa: T201 - for a person
+            # As `describe` of the command line has it, which is no server's to import.
+            text = f"pf: {problem.message} ({problem.code.name})\n  what to do: {problem.next_step}"
+            print(text, file=sys.stderr)  # noqa: T201 - for a person
         return exit_of_code(problem.code.name)
 
 
