@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from tests.support.making import opened
 from tests.support.world import ListLog
 
 from pureflash import _core
+from pureflash.cli.app import run
 from pureflash.client.directory import take_lock
 from pureflash.errors import Code, PureFlashError
 from pureflash.model.domain import Disk
@@ -576,6 +578,32 @@ def test_a_damaged_cluster_file_is_said_and_nothing_starts(
     assert "cluster.toml is damaged" in said
     assert named in said
     assert "restore it from a backup" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", r"the section \[\w+\] is missing"),
+        ("cluster = 7\nports = 7", r"\w+ is no section"),
+        ("[cluster]\n[ports]", r"(cluster\.id|ports\.\w+) is missing"),
+        ("not toml", "Expected"),
+    ],
+)
+def test_every_command_says_the_same_of_a_cluster_file_without_its_entries(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, named: str
+) -> None:
+    layout = Layout(tmp_path)
+    opened(layout, Wish(stores=1, disk_bytes=GIB))
+    layout.cluster_file.write_text(text)
+    for command in (("up",), ("up", "--detach"), ("status",), ("down", "--purge", "--yes")):
+        if command == ("up",):
+            assert main(["--data", str(tmp_path)]) == Exit.USAGE
+        else:
+            assert run([*command, "--data", str(tmp_path)]) == Exit.USAGE
+        said = capsys.readouterr().err
+        assert re.search(f"cluster.toml is damaged: {named}", said), (command, said)
+        assert "what to do: restore it from a backup; the disks name the cluster" in said, command
+    assert layout.token.exists(), "nothing was deleted"
 
 
 @pytest.mark.parametrize("name", ["cluster.toml", "config/c1.toml"])

@@ -17,6 +17,7 @@ from typing import Final
 
 from pureflash.errors import CallerError, ClusterError, Code, SecurityError
 from pureflash.model.bearer import TOKEN_BYTES_MAX, token_in
+from pureflash.model.cluster_file import DAMAGED_STEP, entry
 from pureflash.model.layout import Layout
 
 CONTEXT_BYTES_MAX = 64 * 1024
@@ -201,18 +202,34 @@ def _remove_empty(folder: Path, home: Path) -> None:
         folder = folder.parent
 
 
+def cluster_id_in(layout: Layout) -> str:
+    """Give the id of the cluster of a directory. Errors: CallerError INVALID for a damaged file.
+
+    OSError for one that cannot be read.
+    """
+    try:
+        return str(entry(tomllib.loads(layout.cluster_file.read_text()), "cluster", "id"))
+    except ValueError as cause:  # also what is no TOML, or no UTF-8
+        raise _damaged(layout, cause) from cause
+
+
+def _damaged(layout: Layout, cause: ValueError) -> CallerError:
+    text = f"{layout.cluster_file} is damaged: {cause}"
+    return CallerError(Code.INVALID, text, next_step=DAMAGED_STEP)
+
+
 def _cluster_of(layout: Layout) -> str:
     """Give the id of the cluster of a directory; empty when it cannot be read."""
     try:
-        return str(tomllib.loads(layout.cluster_file.read_text())["cluster"]["id"])
-    except (OSError, KeyError, TypeError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return cluster_id_in(layout)
+    except (OSError, CallerError):
         return ""
 
 
 def _address_of(layout: Layout, place: Place) -> str:
     try:
         document = tomllib.loads(layout.cluster_file.read_text())
-        return f"127.0.0.1:{document['ports']['conductor']}"
+        return f"127.0.0.1:{entry(document, 'ports', 'conductor')}"
     except FileNotFoundError as cause:
         raise ClusterError(
             Code.UNAVAILABLE,
@@ -225,5 +242,5 @@ def _address_of(layout: Layout, place: Place) -> str:
             f"cannot read {layout.cluster_file} (from {place.source}): {cause.strerror}",
             next_step="name a directory of your own with --data; a cluster is run by its owner",
         ) from cause
-    except (KeyError, TypeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
-        raise CallerError(Code.INVALID, f"{layout.cluster_file} is damaged: {cause}") from cause
+    except ValueError as cause:  # also what is no TOML, or no UTF-8
+        raise _damaged(layout, cause) from cause

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pureflash.errors import CallerError, Code, MediaError, PureFlashError
+from pureflash.model.cluster_file import DAMAGED_STEP, entry
 from pureflash.model.layout import CONDUCTOR, GATEWAY, Layout, known_disk_file, store_name
 from pureflash.process.known_disks import is_another, recall
 from pureflash.process.lifecycle import write_whole
@@ -187,24 +188,24 @@ def read_cluster(layout: Layout) -> ClusterFile:
     """Read `cluster.toml`. Errors: CallerError INVALID for one that is damaged or not readable."""
     try:
         cluster = _described(tomllib.loads(layout.cluster_file.read_text()))
-    except (KeyError, TypeError, ValueError) as cause:  # also what is no TOML, or no UTF-8
+    except ValueError as cause:  # also what is no TOML, or no UTF-8
         raise CallerError(
             Code.INVALID,
             f"{layout.cluster_file} is damaged: {cause}",
-            next_step="restore it from a backup; the disks name the cluster they belong to",
+            next_step=DAMAGED_STEP,
         ) from cause
     except OSError as cause:
         raise CallerError(
             Code.INVALID,
             f"cannot read {layout.cluster_file}: {cause.strerror}",
-            next_step="restore it from a backup; the disks name the cluster they belong to",
+            next_step=DAMAGED_STEP,
         ) from cause
     return cluster
 
 
 def _described(document: dict[str, Any]) -> ClusterFile:
-    """Take the cluster out of a document. Errors: KeyError, TypeError, ValueError."""
-    identity, stores = document["cluster"]["id"], document["ports"]["stores"]
+    """Take the cluster out of a document. Errors: ValueError."""
+    identity, stores = entry(document, "cluster", "id"), entry(document, "ports", "stores")
     if not isinstance(identity, str) or not CLUSTER_ID.fullmatch(identity):
         raise ValueError(f"the id of a cluster is not {str(identity)[:40]!r}")
     if not isinstance(stores, list) or not 1 <= len(stores) <= STORES_MAX:
@@ -218,14 +219,16 @@ def _described(document: dict[str, Any]) -> ClusterFile:
     def port(value: object, name: str) -> int:
         return number(value, f"ports.{name}", PORT_MAX)
 
-    disk = document["disk"]
+    def disk(key: str, most: int) -> int:
+        return number(entry(document, "disk", key), f"disk.{key}", most)
+
     return ClusterFile(
         cluster_id=identity,
-        conductor_port=port(document["ports"]["conductor"], "conductor"),
+        conductor_port=port(entry(document, "ports", "conductor"), "conductor"),
         store_ports=tuple(port(one, "stores") for one in stores),
-        nbd_port=port(document["ports"]["nbd"], "nbd"),
-        disk_bytes=number(disk["size_bytes"], "disk.size_bytes", SIZE_MAX),
-        journal_bytes=number(disk["journal_bytes"], "disk.journal_bytes", JOURNAL_BYTES_MAX),
+        nbd_port=port(entry(document, "ports", "nbd"), "nbd"),
+        disk_bytes=disk("size_bytes", SIZE_MAX),
+        journal_bytes=disk("journal_bytes", JOURNAL_BYTES_MAX),
     )
 
 
