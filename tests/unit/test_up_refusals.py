@@ -14,17 +14,40 @@ from pureflash.cli.outcome import Exit
 PF = str(Path(sys.executable).with_name("pf"))
 
 
-def up(data: Path, home: Path, *flags: str) -> tuple[int, str]:
-    """Run `pf up`; gives its exit status and what it said."""
+def up(data: Path, home: Path, *flags: str, **variables: str) -> tuple[int, str]:
+    """Run `pf up` with `variables` beside HOME; gives its exit status and what it said."""
     result = subprocess.run(
         [PF, "up", "--data", str(data), *flags],
         check=False,
         capture_output=True,
         text=True,
         timeout=60,
-        env={"HOME": str(home), "PATH": "/usr/bin:/bin"},
+        env={"HOME": str(home), "PATH": "/usr/bin:/bin", **variables},
     )
     return result.returncode, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "failed", "more"),
+    [
+        ("XDG_CONFIG_HOME", "home/.config/pureflash/context.toml", ()),
+        ("XDG_CONFIG_HOME", "home/.config/pureflash/context.toml", ("--detach",)),
+        ("XDG_RUNTIME_DIR", "sockets/pureflash/", ()),
+    ],
+)
+def test_a_place_beside_the_data_that_cannot_be_written_is_named_with_what_moves_it(
+    tmp_path: Path, variable: str, failed: str, more: tuple[str, ...]
+) -> None:
+    for name in ("home", "sockets"):  # no folder can be made below a file, not by root either
+        (tmp_path / name).write_text("not a folder")
+    sockets = {"XDG_RUNTIME_DIR": str(tmp_path / "sockets")} if variable.endswith("DIR") else {}
+    flags = ("--disk", "1G", *more)
+    found, said = up(tmp_path / "data", tmp_path / "home", *flags, **sockets)
+    assert found == Exit.USAGE
+    assert str(tmp_path / failed) in said
+    assert f"  what to do: let {variable} name a folder" in said
+    left = sorted(str(entry.relative_to(tmp_path)) for entry in tmp_path.rglob("*"))
+    assert left == ["home", "sockets"], "nothing is at --data"
 
 
 @pytest.mark.parametrize(

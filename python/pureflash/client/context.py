@@ -11,6 +11,7 @@ import os
 import stat
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -54,7 +55,11 @@ def _folder(variables: Mapping[str, str], name: str, below_home: str) -> Path:
     value = variables.get(name, "")
     if value.startswith("/"):
         return Path(value)
-    return Path(variables.get("HOME") or Path.home()) / below_home
+    return _home(variables) / below_home
+
+
+def _home(variables: Mapping[str, str]) -> Path:
+    return Path(variables.get("HOME") or Path.home())
 
 
 def _read_context(file: Path) -> Path | None:
@@ -165,15 +170,28 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def remember(directory: Path, environment: Mapping[str, str]) -> None:
-    """Let later commands use this data directory."""
+    """Let later commands use this data directory.
+
+    Errors: CallerError INVALID when it cannot be written; then nothing is left of it.
+    """
     file = context_file(environment)
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    with temporary.open("x") as stream:
-        # A JSON string is a TOML basic string.
-        stream.write(f"data = {json.dumps(str(directory))}\n")
-    temporary.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        with temporary.open("x") as stream:
+            # A JSON string is a TOML basic string.
+            stream.write(f"data = {json.dumps(str(directory))}\n")
+        temporary.replace(file)
+    except OSError as cause:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        _remove_empty(file.parent, _home(environment))
+        raise CallerError(
+            Code.INVALID,
+            f"cannot write {file}, which tells later commands of {directory}: {cause.strerror}",
+            next_step="let XDG_CONFIG_HOME name a folder that you may write to",
+        ) from cause
 
 
 def forget(directory: Path, environment: Mapping[str, str]) -> None:
@@ -185,7 +203,7 @@ def forget(directory: Path, environment: Mapping[str, str]) -> None:
     file = context_file(environment)
     if _read_context(file) == directory:
         file.unlink()
-    home = Path(environment.get("HOME") or Path.home())
+    home = _home(environment)
     for folder in (file.parent, _folder(environment, "XDG_STATE_HOME", ".local/state")):
         _remove_empty(folder, home)
 

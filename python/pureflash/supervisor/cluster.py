@@ -288,10 +288,17 @@ def _is_own_disk(layout: Layout, cluster: ClusterFile, name: str) -> bool:
 def make_sockets_folder(path: Path) -> None:
     """Make the folder of the sockets, 0700 and ours, or refuse one that is not.
 
-    Errors: CallerError INVALID when another user made it first.
+    Errors: CallerError INVALID when another user made it first, or when it cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.mkdir(exist_ok=True, mode=0o700)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.mkdir(exist_ok=True, mode=0o700)
+    except OSError as cause:
+        raise CallerError(
+            Code.INVALID,
+            f"cannot make {path} for the sockets: {cause.strerror}",
+            next_step="let XDG_RUNTIME_DIR name a folder that you may write to",
+        ) from cause
     for folder in (path.parent, path):
         found = folder.lstat()
         is_ours = found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode)
