@@ -43,7 +43,7 @@ UP_SECONDS_MAX = 60
 WALKS = ("user", "demo", "test")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LOGIN_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
-"""What a login shell of a user has: without sbin."""
+"""What Debian gives to who is not root and logs in: without the folders of system programs."""
 CHECKOUT = "srv/checkout"
 STRANGER_HOME = "srv/stranger"
 PAGES = ("docs/tutorial", "docs/guides")
@@ -118,10 +118,16 @@ def package_lines(page: str) -> list[list[str]]:
     return [line.split() for line in re.findall(r"`(apt-get install -y [^`]+)`", page)]
 
 
-def path_line(pages: Iterable[Path]) -> str:
-    """Find the command by which a page's reader gets its programs."""
-    text = "".join(page.read_text() for page in pages)
-    return next(line[2:] for line in text.splitlines() if line.startswith("$ export PATH="))
+def export_line(page: str) -> str | None:
+    """Find the command in a page by which its reader finds `pf` from then on."""
+    found = re.search(r"^\$ (export PATH=.+)$", page, re.MULTILINE)
+    return None if found is None else found[1]
+
+
+def as_reader(exported: str, command: Sequence[str]) -> list[str]:
+    """Give the words that run a command in a login shell's PATH after the line `exported`."""
+    shell = ["bash", "-c", f'{exported} && exec "$@"', "bash"]
+    return ["env", f"PATH={LOGIN_PATH}", *shell, *command]
 
 
 # ---------------------------------------------------------------------------- inside: the walks --
@@ -326,7 +332,7 @@ def walk_as_user(room: Room) -> None:
 
 
 def walk_pages(room: Room, timed: Callable[[str, Sequence[str]], float]) -> None:
-    """Walk the tutorial and the guides as the user, with the `pf` that she installed."""
+    """Walk the tutorial and the guides as the user, who logged in and did as the tutorial says."""
     checkout = room.root / CHECKOUT
     pages = [
         page
@@ -338,8 +344,12 @@ def walk_pages(room: Room, timed: Callable[[str, Sequence[str]], float]) -> None
         for line in package_lines(page.read_text()):
             room.install(f"the apt line of {page.name}", line)
     names = [str(page.relative_to(checkout)) for page in pages]
-    walk = f"{path_line(pages)} && exec python3 -m tests.support.walk {' '.join(names)}"
-    timed("the tutorial and the guides", ["env", f"PATH={LOGIN_PATH}", "sh", "-c", walk])
+    found = (export_line(page.read_text()) for page in pages)
+    lines = [exported for exported in found if exported is not None]
+    if len(lines) != 1:
+        raise CleanRoomError(f"{len(lines)} pages say how PATH finds pf; it has to be one")
+    command = ["python3", "-m", "tests.support.walk", *names]
+    timed("the tutorial and the guides", as_reader(lines[0], command))
 
 
 def install_what_setup_asks_for(room: Room) -> None:

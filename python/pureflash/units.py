@@ -35,6 +35,7 @@ _SIZE_UNITS = {
 }
 _DURATION_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
+_MIB = 1024**2
 _GIB = 1024**3
 
 
@@ -84,20 +85,22 @@ def parse_size(text: str) -> Size:
 
 
 def format_size(size_bytes: int) -> str:
-    """Write a size in GiB, always, so that any two sizes on a screen compare at a glance.
+    """Write a size in GiB, or in MiB when it is less than one: two units, easily told apart.
 
     At most two decimals, rounded to nearest; what is not zero is never shown as zero.
     """
     if size_bytes < 0:
         raise ValueError(f"a size cannot be negative: {size_bytes}")
-    text = _decimal(Fraction(size_bytes, _GIB))
-    return "<0.01 GiB" if size_bytes and text == "0" else f"{text} GiB"
+    in_mib = _decimal(Fraction(size_bytes, _MIB))
+    if size_bytes == 0 or in_mib == "1,024" or size_bytes >= _GIB:
+        return f"{_decimal(Fraction(size_bytes, _GIB))} GiB"
+    return "<0.01 MiB" if in_mib == "0" else f"{in_mib} MiB"
 
 
 def format_sizes(*sizes_bytes: int) -> list[str]:
     """Write sizes that stand beside each other; those that differ and look alike get their bytes.
 
-    For a message that compares: "0.06 GiB, only 0.06 GiB" says nothing.
+    For a message that compares: "5.25 GiB, only 5.25 GiB" says nothing.
     """
     texts = [format_size(one) for one in sizes_bytes]
     alike: dict[str, set[int]] = {}

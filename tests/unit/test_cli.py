@@ -58,6 +58,29 @@ def test_the_console_script_is_installed_and_lists_its_commands() -> None:
         assert command in result.stdout
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("version",), ("version", "-o", "json"), ("doctor",), ("completion", "bash")],
+)
+def test_output_that_cannot_be_written_is_one_error_with_its_status(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [PF, *arguments],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        )
+    assert done.stderr == (
+        "pf: cannot write standard output: No space left on device\n"
+        "  what to do: make room there, or send it elsewhere\n"
+    )
+    assert done.returncode == Exit.FAILED
+
+
 def test_version_names_the_package_and_an_equal_core(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["version"]) == Exit.OK
     lines = capsys.readouterr().out.splitlines()

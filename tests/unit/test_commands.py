@@ -229,6 +229,25 @@ async def test_the_parts_of_a_cluster_and_a_deletion_from_the_command_line(
         assert json.loads(out)["items"][0]["kind"] == "volume.delete"
 
 
+async def test_what_a_deletion_prints_for_a_program_is_one_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with serving(tmp_path) as served, served.store(1):
+        command = commands_of(served, monkeypatch, capsys)
+        await command("volume", "create", "v1", "1G")
+        _, shown, _ = await command("volume", "show", "v1", "-o", "json")
+        status, out, _ = await command("volume", "delete", "v1", "--dry-run", "-o", "json")
+        assert (status, json.loads(out)) == (Exit.OK, json.loads(shown)), "what would be deleted"
+        _, out, _ = await command("volume", "delete", "v1", "--dry-run", "-o", "yaml")
+        assert msgspec.yaml.decode(out.encode()) == json.loads(shown)
+        assert (await command("volume", "delete", "v1", "--dry-run", "-o", "name"))[1] == "v1\n"
+        _, out, _ = await command("volume", "delete", "v1", "--dry-run", "-o", "wide")
+        assert out.startswith("would delete volume v1")
+        status, out, err = await command("volume", "delete", "v1", "--yes", "-o", "json")
+        assert (status, json.loads(out)["state"]) == (Exit.OK, "succeeded")
+        assert err.startswith("delete volume v1: 1 GiB"), "a person may look on"
+
+
 async def test_a_replicated_volume_is_shown_copy_by_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

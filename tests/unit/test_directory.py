@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from tests.support.making import opened
 from pureflash.cli.app import run
 from pureflash.cli.outcome import Exit
 from pureflash.client import directory
-from pureflash.client.directory import check_directory, purge, purge_sockets, take_lock
+from pureflash.client.directory import Beginning, check_directory, purge, purge_sockets, take_lock
 from pureflash.errors import Code, PureFlashError
 from pureflash.model.layout import Layout, known_disk_file
 from pureflash.process.lifecycle import write_whole
@@ -352,6 +353,52 @@ def test_a_folder_that_appears_after_the_look_is_looked_at_too(
     monkeypatch.setattr(server, "take_lock", planting)
     assert server.main(["--data", str(tmp_path / "data")]) == Exit.UNSAFE
     assert not (tmp_path / "data/secret").exists()
+
+
+def test_what_a_refused_start_made_is_taken_back_and_nothing_else(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "deep/data")
+    beginning = Beginning(layout)
+    lock = take_lock(layout)
+    assert lock is not None
+    beginning.look()
+    opened(layout, Wish(stores=1, disk_bytes=GIB))
+    (layout.directory / "log/mine.txt").write_text("a note")
+    beginning.take_back()
+    os.close(lock)
+    left = [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))]
+    assert left == ["deep", "deep/data", "deep/data/log", "deep/data/log/mine.txt"]
+
+
+def test_a_cluster_that_another_command_made_meanwhile_is_not_taken_back(layout: Layout) -> None:
+    """It came and went between our look and our lock."""
+    late = Layout(layout.directory.with_name("late"))
+    beginning = Beginning(late)
+    layout.directory.rename(late.directory)
+    names = set(late.directory.rglob("*"))
+    lock = take_lock(late)
+    assert lock is not None
+    beginning.look()
+    beginning.take_back()
+    os.close(lock)
+    assert names - set(late.directory.rglob("*")) == {late.lock}, "which is made anew when needed"
+
+
+def test_a_lock_that_was_deleted_as_it_was_taken_is_none(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder took back a start; who has a lock without a name would exclude nobody."""
+    flock, times = fcntl.flock, iter([True])
+
+    def deleting(descriptor: int, operation: int) -> None:
+        flock(descriptor, operation)
+        if next(times, False):
+            layout.lock.unlink()
+
+    monkeypatch.setattr(fcntl, "flock", deleting)
+    lock = take_lock(layout)
+    assert lock is not None
+    assert os.fstat(lock).st_ino == layout.lock.stat().st_ino
+    os.close(lock)
 
 
 def test_a_link_that_leads_to_itself_is_an_error_with_a_cause(

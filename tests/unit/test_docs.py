@@ -28,6 +28,24 @@ def test_every_folder_of_the_docs_has_an_index_that_names_each_page() -> None:
             assert {name for name in pages if f"({name})" not in index} == set()
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial/first-volume.md"])
+def test_who_begins_is_told_to_clone_and_to_set_up_once(page: str) -> None:
+    text = " ".join((ROOT / page).read_text().split())
+    assert "in a clone of this repository (`git clone`, then `cd` into it)" in text
+    assert (
+        "Run `tools/setup` once. If it prints an apt line, run that as root; it needs no second"
+        " run." in text
+    )
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["raw", "usable", "promised", "overcommit", "used", "out", "job", "export", "finding"],
+)
+def test_the_words_of_the_status_are_among_the_concepts(word: str) -> None:
+    assert f"*{word}*" in (ROOT / "docs/concepts.md").read_text().lower()
+
+
 def test_the_readme_has_all_rows_of_the_roadmap() -> None:
     rows = re.findall(r"^\| (\d+) \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
     assert [int(row) for row in rows] == list(range(1, 33))

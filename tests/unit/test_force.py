@@ -6,6 +6,7 @@ that what was decided is carried out, once (docs/internals/replication.md, secti
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -418,12 +419,13 @@ async def decide(served: Served, command: Command, gone: int, left: int) -> None
         status, _, err = await command(*arguments)
         assert status == Exit.UNSAFE, "there is no terminal to ask on"
         assert served.conductor.view().shards[1, 0] == alone
-        status, out, err = await command(*arguments, "--yes")
+        status, out, err = await command(*arguments, "--yes", "-o", "json")
         assert status == Exit.OK, err
-        assert f"decided that the copy on s{left} counts" in out
+        assert f"decided that the copy on s{left} counts" in json.loads(out)["job"]["reason"]
+        assert "This cannot be undone." in err
         status, repeated, _ = await command(*arguments, "--yes")
         assert status == Exit.OK
-        assert repeated.splitlines()[0] == out.splitlines()[-6], "the same job"
+        assert repeated.split()[:2] == ["job", str(json.loads(out)["job"]["id"])], "the same job"
         status, out, _ = await command("volume", "explain", "v1", "-o", "json")
         assert '"state": "forced"' in out
         status, _, err = await command(*arguments[:4], "7", *arguments[5:], "--yes")

@@ -327,10 +327,18 @@ def test_the_clean_room_installs_what_the_tutorial_asks_for() -> None:
     assert line == ["apt-get", "install", "-y", "e2fsprogs", "qemu-utils"]
 
 
-def test_the_clean_room_gives_the_pages_the_path_of_the_tutorial() -> None:
-    line = clean_room.path_line([ROOT / "docs/tutorial/first-volume.md"])
-    assert line == 'export PATH="$HOME/pf/bin:$PATH:/usr/sbin"'
-    assert "sbin" not in clean_room.LOGIN_PATH
+def test_the_clean_room_walks_in_a_login_shell_and_with_what_the_tutorial_exports(
+    tmp_path: Path,
+) -> None:
+    line = clean_room.export_line((ROOT / "docs/tutorial/first-volume.md").read_text())
+    assert line is not None
+    words = clean_room.as_reader(line, ["printenv", "PATH"])
+    done = subprocess.run(
+        words, env={"HOME": str(tmp_path)}, check=True, capture_output=True, text=True
+    )
+    login = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
+    assert done.stdout == f"{tmp_path}/pf/bin:{login}:/usr/sbin\n"
+    assert clean_room.export_line("no $ export PATH=here") is None
 
 
 def test_the_clean_room_reads_the_line_that_setup_prints() -> None:

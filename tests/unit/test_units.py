@@ -48,8 +48,8 @@ def test_sizes_that_differ_and_look_alike_are_told_apart_by_their_bytes() -> Non
     assert format_sizes(2**30, 5 * 2**30) == ["1 GiB", "5 GiB"]
     assert format_sizes(2**30, 2**30) == ["1 GiB", "1 GiB"], "they are alike"
     assert format_sizes(64 << 20, (64 << 20) - 4096) == [
-        "0.06 GiB (67,108,864 bytes)",
-        "0.06 GiB (67,104,768 bytes)",
+        "64 MiB (67,108,864 bytes)",
+        "64 MiB (67,104,768 bytes)",
     ]
     assert format_sizes(2**30, 5 * 2**30, 2**30 + 512) == [
         "1 GiB (1,073,741,824 bytes)",
@@ -125,12 +125,16 @@ def test_any_number_of_bytes_is_rounded_up_by_less_than_a_block(size_bytes: int)
         (5 * 2**30, "5 GiB"),
         (3 * 2**29, "1.5 GiB"),
         (10 * 2**40, "10,240 GiB"),
-        (4096, "<0.01 GiB"),
-        (2**30 // 100 + 1, "0.01 GiB"),
+        (1, "<0.01 MiB"),
+        (4096, "<0.01 MiB"),
+        (2**20 // 100 + 1, "0.01 MiB"),
+        (64 * 2**20, "64 MiB"),
+        (2**28 + 2**19, "256.5 MiB"),
+        (2**30 - 2**20, "1,023 MiB"),
         (2**30 - 1, "1 GiB"),
     ],
 )
-def test_a_size_is_always_written_in_gib(size_bytes: int, text: str) -> None:
+def test_a_size_is_written_in_gib_and_below_one_in_mib(size_bytes: int, text: str) -> None:
     assert format_size(size_bytes) == text
 
 

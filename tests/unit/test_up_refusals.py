@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,17 +14,40 @@ from pureflash.cli.outcome import Exit
 PF = str(Path(sys.executable).with_name("pf"))
 
 
-def up(data: Path, home: Path, *flags: str) -> tuple[int, str]:
-    """Run `pf up`; gives its exit status and what it said."""
+def up(data: Path, home: Path, *flags: str, **variables: str) -> tuple[int, str]:
+    """Run `pf up` with `variables` beside HOME; gives its exit status and what it said."""
     result = subprocess.run(
         [PF, "up", "--data", str(data), *flags],
         check=False,
         capture_output=True,
         text=True,
         timeout=60,
-        env={"HOME": str(home), "PATH": "/usr/bin:/bin"},
+        env={"HOME": str(home), "PATH": "/usr/bin:/bin", **variables},
     )
     return result.returncode, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "failed", "more"),
+    [
+        ("XDG_CONFIG_HOME", "home/.config/pureflash/context.toml", ()),
+        ("XDG_CONFIG_HOME", "home/.config/pureflash/context.toml", ("--detach",)),
+        ("XDG_RUNTIME_DIR", "sockets/pureflash/", ()),
+    ],
+)
+def test_a_place_beside_the_data_that_cannot_be_written_is_named_with_what_moves_it(
+    tmp_path: Path, variable: str, failed: str, more: tuple[str, ...]
+) -> None:
+    for name in ("home", "sockets"):  # no folder can be made below a file, not by root either
+        (tmp_path / name).write_text("not a folder")
+    sockets = {"XDG_RUNTIME_DIR": str(tmp_path / "sockets")} if variable.endswith("DIR") else {}
+    flags = ("--disk", "1G", *more)
+    found, said = up(tmp_path / "data", tmp_path / "home", *flags, **sockets)
+    assert found == Exit.USAGE
+    assert str(tmp_path / failed) in said
+    assert f"  what to do: let {variable} name a folder" in said
+    left = sorted(str(entry.relative_to(tmp_path)) for entry in tmp_path.rglob("*"))
+    assert left == ["home", "sockets"], "nothing is at --data"
 
 
 @pytest.mark.parametrize(
@@ -35,7 +59,12 @@ def up(data: Path, home: Path, *flags: str) -> tuple[int, str]:
         ("new", ("--disk", "500T", "--detach"), Exit.FAILED, "% of all disks", "smaller --disk"),
         ("new", ("--disk", "4G", "--journal", "3G"), Exit.USAGE, "a journal of", "use 1M to 256M"),
         ("new", ("--disk", "10"), Exit.USAGE, "10G for GiB", "10GB for decimal"),
-        ("new", ("--stores", "17"), Exit.USAGE, "17 stores", "1 to 16"),
+        ("new", ("--stores", "17"), Exit.USAGE, "17 stores", "use 1 to 16"),
+        ("deep/new", ("--stores", "0"), Exit.USAGE, "0 stores", "1 to 16"),
+        ("new", ("--disk", "1M"), Exit.USAGE, "a disk of 1 MiB", "1 GiB"),
+        ("new", ("--conductor-port", "99999"), Exit.USAGE, "no port 99999", "1 to 65535"),
+        ("new", ("--store-port", "65535", "--detach"), Exit.USAGE, "no port 65536", "1 to 65535"),
+        ("new", ("--nbd-port", "TAKEN"), Exit.IN_THE_WAY, "is taken", "another port"),
         ("damaged", (), Exit.USAGE, "cluster.toml is damaged", "restore it"),
     ],
 )
@@ -45,10 +74,12 @@ def test_a_cluster_that_cannot_be_is_refused(
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/cluster.toml").write_text("[cluster]\n")
-    found, said = up(tmp_path / place, tmp_path / "home", *more)
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = str(holder.getsockname()[1])
+        flags = (port if flag == "TAKEN" else flag for flag in more)
+        found, said = up(tmp_path / place, tmp_path / "home", *flags)
     assert (found, cause in said, step in said) == (status, True, True), said
     assert "Traceback" not in said
-    assert not (tmp_path / "new/cluster.toml").exists()
-    left = {entry.name for entry in (tmp_path / "new").rglob("*")}
-    assert left <= {"run", "up.lock"}, "no cluster, and no part of one"
-    assert not (tmp_path / "home").exists(), "the context names no cluster that is none"
+    left = {str(entry.relative_to(tmp_path)) for entry in tmp_path.rglob("*")}
+    there = {"file", "damaged", "damaged/cluster.toml"}
+    assert left == there, "no part of a cluster, and no context that names one"

@@ -13,7 +13,7 @@ import typer
 
 from pureflash.cli import bench, clusters, exports, images, jobs, processes, stores, volumes
 from pureflash.cli.options import DataOption, Output, OutputOption
-from pureflash.cli.outcome import CommandProblem, Exit, Terminated, present
+from pureflash.cli.outcome import CommandProblem, Exit, Terminated, flush_output, present
 
 app = typer.Typer(
     name="pf",
@@ -108,17 +108,20 @@ def completion(
 def run(arguments: Sequence[str]) -> int:
     """Run one `pf` command line and give its exit status; prints results and errors."""
     command = typer.main.get_command(app)
+    status: int = Exit.OK
+    problem: BaseException | None = None
     try:
         command.main(args=list(arguments), prog_name="pf")
     except SystemExit as exit_request:  # typer's own end: help, usage errors, typer.Exit
-        return exit_request.code if isinstance(exit_request.code, int) else int(Exit.FAILED)
-    except (
-        Exception,
-        KeyboardInterrupt,
-        Terminated,
-    ) as problem:  # the edge: no trace reaches a user
-        return int(present(problem))
-    raise AssertionError("typer's standalone mode always ends with SystemExit")
+        status = exit_request.code if isinstance(exit_request.code, int) else Exit.FAILED
+    except (Exception, KeyboardInterrupt, Terminated) as found:  # the edge: no trace reaches a user
+        problem = found
+    else:
+        raise AssertionError("typer's standalone mode always ends with SystemExit")
+    unwritten = flush_output()
+    if unwritten is not None and (isinstance(problem, OSError) or not (problem or status)):
+        problem = unwritten
+    return int(status if problem is None else present(problem))
 
 
 def _core_facts() -> dict[str, object]:

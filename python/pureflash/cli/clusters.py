@@ -348,12 +348,11 @@ def _purge(layout: Layout) -> None:
 
 def _foreign_to(layout: Layout) -> Callable[[Path], bool]:
     """Tell disks of other clusters by their headers; what has none is a disk of ours, damaged."""
-    import tomllib
-
     from pureflash.cli.core import load_core
+    from pureflash.client.context import cluster_id_in
     from pureflash.errors import PureFlashError
 
-    own = tomllib.loads(layout.cluster_file.read_text())["cluster"]["id"]
+    own = cluster_id_in(layout)
     core = load_core()
 
     def is_foreign(disk: Path) -> bool:

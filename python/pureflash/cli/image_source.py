@@ -173,6 +173,20 @@ class Source:
                 next_step=f"pf volume resize {self._target.name} {-(-size_bytes // 4096) * 4}K",
             )
 
+    def _too_large(self) -> CommandProblem:
+        """Say that a stream goes on behind the volume's end; how far, nobody has looked."""
+        volume = self._target.name
+        if self.image.way is Way.UNPACK:
+            step = "unpack it into a file and import that, or grow the volume to the unpacked size"
+        else:
+            step = "put it into a file and import that, or grow the volume to its size"
+        return CommandProblem(
+            f"{self.name} has more than {format_size(self._target.size_bytes)}, which is what"
+            f" {volume} has; {volume} was not touched",
+            exit_status=Exit.USAGE,
+            next_step=f"{step}: pf volume resize {volume} SIZE",
+        )
+
     @property
     def name(self) -> str:
         """What people call it."""
@@ -201,7 +215,7 @@ class Source:
                 _write_sparse(spooled, chunk)
                 written += len(chunk)
                 if room.limit_bytes is not None and written > room.limit_bytes:
-                    self._check_size(written)
+                    raise self._too_large()
                 room.watch(written)
                 progress.update(self._stream.tell() if total is not None else written)
             spooled.truncate(written)

@@ -26,6 +26,11 @@ class Output(StrEnum):
     YAML = "yaml"
     NAME = "name"
 
+    @property
+    def is_for_people(self) -> bool:
+        """Whether more than the result may be printed; else a program reads it."""
+        return self in (Output.TABLE, Output.WIDE)
+
 
 OutputOption = Annotated[
     Output,
@@ -71,12 +76,14 @@ def read_size(text: str, *, flag: str) -> int:
     return size.size_bytes
 
 
-def confirm(plan: str, name: str, *, is_agreed: bool) -> None:
+def confirm(plan: str, name: str, *, is_agreed: bool, output: Output = Output.TABLE) -> None:
     """Show what will be destroyed and want its name typed, unless `--yes` was given.
 
+    Where the result is for a program, this goes to standard error.
     Errors: CommandProblem (unsafe) without a terminal or with another name.
     """
-    typer.echo(plan)
+    is_aside = not output.is_for_people
+    typer.echo(plan, err=is_aside)
     if is_agreed:
         return
     if not sys.stdin.isatty():
@@ -85,5 +92,6 @@ def confirm(plan: str, name: str, *, is_agreed: bool) -> None:
             exit_status=Exit.UNSAFE,
             next_step="add --yes",
         )
-    if typer.prompt(f"Type {name} to go on", default="", show_default=False) != name:
+    question = f"Type {name} to go on"
+    if typer.prompt(question, default="", show_default=False, err=is_aside) != name:
         raise CommandProblem("not the name; nothing was changed", exit_status=Exit.UNSAFE)

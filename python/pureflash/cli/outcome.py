@@ -25,6 +25,7 @@ __all__ = [
     "catch_term",
     "describe",
     "exit_status_of",
+    "flush_output",
     "present",
     "unreadable",
 ]
@@ -123,6 +124,28 @@ def present(problem: BaseException) -> Exit:
         traceback.print_exception(problem, file=sys.stderr)
     print(describe(problem), file=sys.stderr)
     return exit_status_of(problem)
+
+
+def flush_output() -> CommandProblem | None:
+    """Write what standard output still holds; gives the problem if that cannot be done.
+
+    Then nothing more is written there: the interpreter would try once more on its way out, show a
+    trace of its own, and end with its own status.
+    """
+    if sys.stdout is None:  # closed before we began
+        return None
+    try:
+        sys.stdout.flush()
+    except OSError as cause:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return CommandProblem(
+            f"cannot write standard output: {cause.strerror}",
+            exit_status=Exit.FAILED,
+            next_step="make room there, or send it elsewhere",
+        )
+    return None
 
 
 def unreadable(

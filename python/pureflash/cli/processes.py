@@ -72,7 +72,7 @@ def recover_config(
     with connected(server, data) as api:
         plan = api.recover_config(wish)
         if not dry_run:
-            confirm("\n".join(plan_lines(plan)), WORD, is_agreed=yes)
+            confirm("\n".join(plan_lines(plan)), WORD, is_agreed=yes, output=output)
             plan = api.recover_config(structs.replace(wish, dry_run=False))
     print_recovered(plan, output)
 

@@ -146,6 +146,7 @@ def delete(
 ) -> None:
     """Delete a volume and all data on it."""
     from pureflash.cli.jobs import print_job, wait_for_job
+    from pureflash.cli.render import print_object
     from pureflash.units import format_size
 
     with connected(server, data) as api:
@@ -156,15 +157,19 @@ def delete(
             f" {len(found.shards)} shard(s) x {found.replicas} replica(s); this cannot be undone"
         )
         if dry_run:
-            typer.echo(f"would {plan}")
+            if output.is_for_people:
+                typer.echo(f"would {plan}")
+            else:
+                print_object(found, [], name=found.name, output=output)
             return
-        confirm(plan, found.name, is_agreed=yes)
+        confirm(plan, found.name, is_agreed=yes, output=output)
         job = api.delete_volume(str(found.id), if_version=found.version)
         if wait:
             job = wait_for_job(api, job, is_enough=lambda now: bool(now.reason))
     print_job(job, output)
     if wait and job.reason:  # a store is away, perhaps for days: the rest needs nobody
-        typer.echo(f"{found.name} is deleted and its name is free; space: {job.reason}")
+        text = f"{found.name} is deleted and its name is free; space: {job.reason}"
+        typer.echo(text, err=not output.is_for_people)
 
 
 @app.command()
@@ -218,7 +223,7 @@ def force_accept(
     with connected(server, data) as api:
         plan = api.force_accept(volume, wish)
         if plan.job is None and not dry_run:
-            confirm("\n".join(plan_lines(plan)), plan.volume, is_agreed=yes)
+            confirm("\n".join(plan_lines(plan)), plan.volume, is_agreed=yes, output=output)
             plan = api.force_accept(volume, structs.replace(wish, dry_run=False))
     print_forced(plan, output)
 

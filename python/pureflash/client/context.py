@@ -11,12 +11,14 @@ import os
 import stat
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pureflash.errors import CallerError, ClusterError, Code, SecurityError
 from pureflash.model.bearer import TOKEN_BYTES_MAX, token_in
+from pureflash.model.cluster_file import DAMAGED_STEP, entry
 from pureflash.model.layout import Layout
 
 CONTEXT_BYTES_MAX = 64 * 1024
@@ -53,7 +55,11 @@ def _folder(variables: Mapping[str, str], name: str, below_home: str) -> Path:
     value = variables.get(name, "")
     if value.startswith("/"):
         return Path(value)
-    return Path(variables.get("HOME") or Path.home()) / below_home
+    return _home(variables) / below_home
+
+
+def _home(variables: Mapping[str, str]) -> Path:
+    return Path(variables.get("HOME") or Path.home())
 
 
 def _read_context(file: Path) -> Path | None:
@@ -164,15 +170,28 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def remember(directory: Path, environment: Mapping[str, str]) -> None:
-    """Let later commands use this data directory."""
+    """Let later commands use this data directory.
+
+    Errors: CallerError INVALID when it cannot be written; then nothing is left of it.
+    """
     file = context_file(environment)
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    with temporary.open("x") as stream:
-        # A JSON string is a TOML basic string.
-        stream.write(f"data = {json.dumps(str(directory))}\n")
-    temporary.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        with temporary.open("x") as stream:
+            # A JSON string is a TOML basic string.
+            stream.write(f"data = {json.dumps(str(directory))}\n")
+        temporary.replace(file)
+    except OSError as cause:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        _remove_empty(file.parent, _home(environment))
+        raise CallerError(
+            Code.INVALID,
+            f"cannot write {file}, which tells later commands of {directory}: {cause.strerror}",
+            next_step="let XDG_CONFIG_HOME name a folder that you may write to",
+        ) from cause
 
 
 def forget(directory: Path, environment: Mapping[str, str]) -> None:
@@ -184,7 +203,7 @@ def forget(directory: Path, environment: Mapping[str, str]) -> None:
     file = context_file(environment)
     if _read_context(file) == directory:
         file.unlink()
-    home = Path(environment.get("HOME") or Path.home())
+    home = _home(environment)
     for folder in (file.parent, _folder(environment, "XDG_STATE_HOME", ".local/state")):
         _remove_empty(folder, home)
 
@@ -201,18 +220,34 @@ def _remove_empty(folder: Path, home: Path) -> None:
         folder = folder.parent
 
 
+def cluster_id_in(layout: Layout) -> str:
+    """Give the id of the cluster of a directory. Errors: CallerError INVALID for a damaged file.
+
+    OSError for one that cannot be read.
+    """
+    try:
+        return str(entry(tomllib.loads(layout.cluster_file.read_text()), "cluster", "id"))
+    except ValueError as cause:  # also what is no TOML, or no UTF-8
+        raise _damaged(layout, cause) from cause
+
+
+def _damaged(layout: Layout, cause: ValueError) -> CallerError:
+    text = f"{layout.cluster_file} is damaged: {cause}"
+    return CallerError(Code.INVALID, text, next_step=DAMAGED_STEP)
+
+
 def _cluster_of(layout: Layout) -> str:
     """Give the id of the cluster of a directory; empty when it cannot be read."""
     try:
-        return str(tomllib.loads(layout.cluster_file.read_text())["cluster"]["id"])
-    except (OSError, KeyError, TypeError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return cluster_id_in(layout)
+    except (OSError, CallerError):
         return ""
 
 
 def _address_of(layout: Layout, place: Place) -> str:
     try:
         document = tomllib.loads(layout.cluster_file.read_text())
-        return f"127.0.0.1:{document['ports']['conductor']}"
+        return f"127.0.0.1:{entry(document, 'ports', 'conductor')}"
     except FileNotFoundError as cause:
         raise ClusterError(
             Code.UNAVAILABLE,
@@ -225,5 +260,5 @@ def _address_of(layout: Layout, place: Place) -> str:
             f"cannot read {layout.cluster_file} (from {place.source}): {cause.strerror}",
             next_step="name a directory of your own with --data; a cluster is run by its owner",
         ) from cause
-    except (KeyError, TypeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
-        raise CallerError(Code.INVALID, f"{layout.cluster_file} is damaged: {cause}") from cause
+    except ValueError as cause:  # also what is no TOML, or no UTF-8
+        raise _damaged(layout, cause) from cause

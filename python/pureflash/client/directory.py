@@ -6,7 +6,7 @@ looked: it must be this user's, nobody else may be able to write to it, to move 
 link to it lead elsewhere, and what is in it must be a cluster or nothing. And nothing is deleted by
 walking down from it: `purge` knows by name what processes of a cluster make (`_OWN`), follows no
 link in it, and removes a folder only when nothing is left in it. What it does not know it leaves,
-and says so.
+and says so. By the same names a command that is refused takes back what it made (`Beginning`).
 
 `_OWN` is the one list of these names. A process that begins to make another file adds it here; the
 test that purges a used cluster fails otherwise, because the folder is still there.
@@ -31,6 +31,8 @@ OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 LEFT_SHOWN: Final = 8
 DEPTH_MAX: Final = 4
 """Folders below each other that are searched for what would be left; ours are three."""
+LOCK_TRIES: Final = 8
+"""How often a lock may be deleted by who held it, just as it is taken."""
 LINKS_MAX: Final = 40
 """Links on the way to a directory; the kernel follows no more either."""
 
@@ -124,25 +126,71 @@ def take_lock(layout: Layout) -> int | None:
     The directory is made where there is none. Errors: CallerError INVALID when it cannot be
     written.
     """
+    for _ in range(LOCK_TRIES):
+        lock = _open_lock(layout)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        if os.fstat(lock).st_nlink:
+            os.ftruncate(lock, 0)
+            os.write(lock, str(os.getpid()).encode())
+            return lock
+        os.close(lock)  # deleted between our opening and our taking it: another one counts now
+    return None
+
+
+def _open_lock(layout: Layout) -> int:
     try:
         layout.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         layout.lock.parent.mkdir(exist_ok=True, mode=0o700)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        lock = os.open(layout.lock, flags, 0o600)
+        return os.open(layout.lock, flags, 0o600)
     except OSError as cause:
         raise CallerError(
             Code.INVALID,
             f"cannot write {layout.directory}: {cause.strerror}",
             next_step="name a directory of your own with --data",
         ) from cause
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    os.ftruncate(lock, 0)
-    os.write(lock, str(os.getpid()).encode())
-    return lock
+
+
+class Beginning:
+    """What was in a data directory when a command began: it can take back what it has added."""
+
+    def __init__(self, layout: Layout) -> None:
+        """Look before the lock is taken, which makes folders."""
+        self._directory = layout.directory
+        inside = [layout.directory / name for name in _OWN if name not in ("", "stores/*")]
+        folders = {*inside, layout.directory, *layout.directory.parents}
+        missing = [folder for folder in folders if not os.path.lexists(folder)]
+        self._missing = sorted(missing, key=lambda folder: -len(folder.parts))
+        self._lock = None if os.path.lexists(layout.lock) else layout.lock
+        self._names: frozenset[str] | None = None
+
+    def look(self) -> None:
+        """Look again with the lock: another one may have made a cluster before we had it."""
+        found = {name for name, _ in _entries(self._directory)}
+        if self._lock is not None:
+            found.discard(str(self._lock.relative_to(self._directory)))
+        self._names = frozenset(found)
+
+    def take_back(self) -> None:
+        """Remove files of ours that were not there, and folders that were not and are empty.
+
+        The caller has the lock, or no file is removed. What cannot be removed stays: the error that
+        a person should see is another one.
+        """
+        with suppress(OSError):
+            if self._names is not None:
+                for name, is_own in list(_entries(self._directory)):
+                    if is_own and name not in self._names:
+                        path = self._directory / name
+                        _unlink(path.parent, path.name)
+        for folder in self._missing:
+            with suppress(OSError):  # something is in it
+                if _is_folder(folder) and _is_this_users(folder):
+                    folder.rmdir()
 
 
 def purge(layout: Layout, *, is_foreign: Callable[[Path], bool]) -> Purged:

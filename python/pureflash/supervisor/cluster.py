@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pureflash.errors import CallerError, Code, MediaError, PureFlashError
+from pureflash.model.cluster_file import DAMAGED_STEP, entry
 from pureflash.model.layout import CONDUCTOR, GATEWAY, Layout, known_disk_file, store_name
 from pureflash.process.known_disks import is_another, recall
 from pureflash.process.lifecycle import write_whole
@@ -142,9 +143,17 @@ def _make_cluster(layout: Layout, wish: Wish, ports: PortClaims) -> tuple[Cluste
     stores = STORES_DEFAULT if wish.stores is None else wish.stores
     disk_bytes = DISK_BYTES_DEFAULT if wish.disk_bytes is None else wish.disk_bytes
     if not 1 <= stores <= STORES_MAX:
-        raise CallerError(Code.INVALID, f"{stores} stores; use 1 to {STORES_MAX}")
+        raise CallerError(
+            Code.INVALID,
+            f"--stores: {stores} stores cannot be on one machine",
+            next_step=f"use 1 to {STORES_MAX}",
+        )
     if disk_bytes < DISK_BYTES_MIN:
-        raise CallerError(Code.INVALID, f"a disk of {format_size(disk_bytes)}; the least is 1 GiB")
+        raise CallerError(
+            Code.INVALID,
+            f"--disk: a disk of {format_size(disk_bytes)} is too small; the least is 1 GiB",
+            next_step="use 1G or more",
+        )
     _check_journal(wish.journal_bytes, disk_bytes)
     warnings = _check_space(layout, stores * disk_bytes)
     cluster = ClusterFile(
@@ -179,24 +188,24 @@ def read_cluster(layout: Layout) -> ClusterFile:
     """Read `cluster.toml`. Errors: CallerError INVALID for one that is damaged or not readable."""
     try:
         cluster = _described(tomllib.loads(layout.cluster_file.read_text()))
-    except (KeyError, TypeError, ValueError) as cause:  # also what is no TOML, or no UTF-8
+    except ValueError as cause:  # also what is no TOML, or no UTF-8
         raise CallerError(
             Code.INVALID,
             f"{layout.cluster_file} is damaged: {cause}",
-            next_step="restore it from a backup; the disks name the cluster they belong to",
+            next_step=DAMAGED_STEP,
         ) from cause
     except OSError as cause:
         raise CallerError(
             Code.INVALID,
             f"cannot read {layout.cluster_file}: {cause.strerror}",
-            next_step="restore it from a backup; the disks name the cluster they belong to",
+            next_step=DAMAGED_STEP,
         ) from cause
     return cluster
 
 
 def _described(document: dict[str, Any]) -> ClusterFile:
-    """Take the cluster out of a document. Errors: KeyError, TypeError, ValueError."""
-    identity, stores = document["cluster"]["id"], document["ports"]["stores"]
+    """Take the cluster out of a document. Errors: ValueError."""
+    identity, stores = entry(document, "cluster", "id"), entry(document, "ports", "stores")
     if not isinstance(identity, str) or not CLUSTER_ID.fullmatch(identity):
         raise ValueError(f"the id of a cluster is not {str(identity)[:40]!r}")
     if not isinstance(stores, list) or not 1 <= len(stores) <= STORES_MAX:
@@ -210,14 +219,16 @@ def _described(document: dict[str, Any]) -> ClusterFile:
     def port(value: object, name: str) -> int:
         return number(value, f"ports.{name}", PORT_MAX)
 
-    disk = document["disk"]
+    def disk(key: str, most: int) -> int:
+        return number(entry(document, "disk", key), f"disk.{key}", most)
+
     return ClusterFile(
         cluster_id=identity,
-        conductor_port=port(document["ports"]["conductor"], "conductor"),
+        conductor_port=port(entry(document, "ports", "conductor"), "conductor"),
         store_ports=tuple(port(one, "stores") for one in stores),
-        nbd_port=port(document["ports"]["nbd"], "nbd"),
-        disk_bytes=number(disk["size_bytes"], "disk.size_bytes", SIZE_MAX),
-        journal_bytes=number(disk["journal_bytes"], "disk.journal_bytes", JOURNAL_BYTES_MAX),
+        nbd_port=port(entry(document, "ports", "nbd"), "nbd"),
+        disk_bytes=disk("size_bytes", SIZE_MAX),
+        journal_bytes=disk("journal_bytes", JOURNAL_BYTES_MAX),
     )
 
 
@@ -277,10 +288,17 @@ def _is_own_disk(layout: Layout, cluster: ClusterFile, name: str) -> bool:
 def make_sockets_folder(path: Path) -> None:
     """Make the folder of the sockets, 0700 and ours, or refuse one that is not.
 
-    Errors: CallerError INVALID when another user made it first.
+    Errors: CallerError INVALID when another user made it first, or when it cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.mkdir(exist_ok=True, mode=0o700)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.mkdir(exist_ok=True, mode=0o700)
+    except OSError as cause:
+        raise CallerError(
+            Code.INVALID,
+            f"cannot make {path} for the sockets: {cause.strerror}",
+            next_step="let XDG_RUNTIME_DIR name a folder that you may write to",
+        ) from cause
     for folder in (path.parent, path):
         found = folder.lstat()
         is_ours = found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode)
@@ -309,6 +327,43 @@ def _check_wish(cluster: ClusterFile, wish: Wish, layout: Layout) -> None:
                 f"{flag}: the cluster in {layout.directory} was made with {was}, not {now}",
                 next_step=f"leave {flag} out, or make another cluster with --data",
             )
+
+
+def check_running(layout: Layout, wish: Wish) -> None:
+    """Refuse a wish that differs from the cluster that runs: nothing of it would be done.
+
+    Errors: CallerError INVALID, which names each; also when `cluster.toml` cannot be read.
+    """
+    if wish == Wish():
+        return
+    cluster = read_cluster(layout)
+    differing: list[tuple[str, str]] = []
+
+    def compare(flag: str, wanted: int | None, there: int, text: str) -> None:
+        if wanted is None or wanted == there:
+            return
+        is_size = flag in ("--disk", "--journal")
+        was, asked = format_sizes(there, wanted) if is_size else (str(there), str(wanted))
+        differing.append((text.format(was), f"{flag} {asked}"))
+
+    count = len(cluster.store_ports)
+    journals = "journals of {}" if cluster.journal_bytes else "journals that the stores chose"
+    compare("--stores", wish.stores, count, "{} stores" if count > 1 else "{} store")
+    compare("--disk", wish.disk_bytes, cluster.disk_bytes, "disks of {}")
+    compare("--journal", wish.journal_bytes, cluster.journal_bytes, journals)
+    compare("--conductor-port", wish.conductor_port, cluster.conductor_port, "its API at port {}")
+    compare("--store-port", wish.store_port, cluster.store_ports[0], "stores from port {}")
+    compare("--nbd-port", wish.nbd_port, cluster.nbd_port, "NBD at port {}")
+    if differing:
+        flags = ", ".join(asked.partition(" ")[0] for _, asked in differing)
+        raise CallerError(
+            Code.INVALID,
+            f"already running with {', '.join(there for there, _ in differing)};"
+            f" {', '.join(asked for _, asked in differing)}"
+            f" {'is' if len(differing) == 1 else 'are'} not applied",
+            next_step=f"leave {flags} out, or make another cluster with --data; a port can be"
+            " changed after `pf down`",
+        )
 
 
 def _check_journal(journal_bytes: int | None, disk_bytes: int) -> None:

@@ -86,7 +86,9 @@ class PortClaims:
     def exactly(self, port: int, *, flag: str) -> int:
         """Claim the port that a person asked for. Errors: CallerError IN_USE, INVALID."""
         if not 1 <= port <= PORT_MAX:
-            raise CallerError(Code.INVALID, f"{flag}: there is no port {port}; use 1 to {PORT_MAX}")
+            raise CallerError(
+                Code.INVALID, f"{flag}: there is no port {port}", next_step=f"use 1 to {PORT_MAX}"
+            )
         if not self.take(port):
             raise CallerError(
                 Code.IN_USE,

@@ -33,7 +33,7 @@ import msgspec
 
 from pureflash.client.api import Api
 from pureflash.client.context import remember
-from pureflash.client.directory import check_directory, take_lock
+from pureflash.client.directory import Beginning, check_directory, purge_sockets, take_lock
 from pureflash.errors import CallerError, ClusterError, Code, PureFlashError
 from pureflash.model.exits import Exit, exit_of_code
 from pureflash.model.layout import CONDUCTOR, GATEWAY, Layout
@@ -46,6 +46,7 @@ from pureflash.supervisor.children import Child, ChildSpec, process_command
 from pureflash.supervisor.cluster import (
     ClusterFile,
     Wish,
+    check_running,
     forget_disks,
     make_sockets_folder,
     open_cluster,
@@ -335,23 +336,49 @@ def log_tail(layout: Layout, message: str) -> list[str]:
     return lines[-LOG_LINES_SHOWN:]
 
 
-async def supervise(options: Options, environment: Mapping[str, str], ready_fd: int | None) -> int:
-    """Run until a signal; gives the exit status. The lock is held by the caller."""
-    with PortClaims() as ports:
-        return await _supervise(options, environment, ready_fd, ports)
-
-
-async def _supervise(
-    options: Options, environment: Mapping[str, str], ready_fd: int | None, ports: PortClaims
+async def supervise(
+    options: Options, environment: Mapping[str, str], ready_fd: int | None, beginning: Beginning
 ) -> int:
+    """Run until a signal; gives the exit status. The lock is held by the caller.
+
+    Until a process is started, an error takes back what was made since `beginning`.
+    """
+    with PortClaims() as ports:
+        layout = options.layout
+        runtime = environment.get("XDG_RUNTIME_DIR")
+        sockets = layout.sockets(runtime_directory=runtime, uid=os.getuid())
+        had_sockets = os.path.lexists(sockets)
+        try:
+            beginning.look()
+            cluster, warnings = await _prepare(options, environment, ports, sockets)
+        except BaseException:
+            if not had_sockets:
+                with contextlib.suppress(OSError):
+                    purge_sockets(sockets)
+            beginning.take_back()
+            raise
+        return await _supervise(options, cluster, warnings, ready_fd)
+
+
+async def _prepare(
+    options: Options, environment: Mapping[str, str], ports: PortClaims, sockets: Path
+) -> tuple[ClusterFile, list[str]]:
+    """Make or read the cluster, and all that its processes need; gives it with warnings."""
     layout = options.layout
+    check_directory(layout)  # again: another one may have been made there meanwhile
     cluster, warnings = await open_cluster(layout, options.wish, ports=ports)
     stamp = dt.datetime.now(tz=dt.UTC).strftime("%Y%m%dT%H%M%SZ")
     warnings += forget_disks(layout, cluster, options.new_disks, stamp=stamp)
-    sockets = layout.sockets(runtime_directory=environment.get("XDG_RUNTIME_DIR"), uid=os.getuid())
     make_sockets_folder(sockets)
     write_settings(layout, cluster, sockets)
     remember(layout.directory, environment)
+    return cluster, warnings
+
+
+async def _supervise(
+    options: Options, cluster: ClusterFile, warnings: list[str], ready_fd: int | None
+) -> int:
+    layout = options.layout
     json_log = JsonLog("supervisor", layout.log("supervisor"))
     log: Log = json_log if ready_fd is not None else HumanLog(json_log)
     supervisor = Supervisor(options, cluster, log)
@@ -486,7 +513,12 @@ def main(arguments: Sequence[str]) -> int:
     options, ready_fd = parse(arguments)
     try:
         check_directory(options.layout)
-        lock = take_lock(options.layout) or _await_lock(options.layout)
+        beginning = Beginning(options.layout)
+        try:
+            lock = take_lock(options.layout) or _await_lock(options.layout)
+        except PureFlashError:
+            beginning.take_back()
+            raise
         if lock is None:
             if options.new_disks:
                 raise CallerError(
@@ -494,17 +526,19 @@ def main(arguments: Sequence[str]) -> int:
                     f"--new-disk: the cluster in {options.layout.directory} runs",
                     next_step="stop it with `pf down` first",
                 )
+            check_running(options.layout, options.wish)
             tell(ready_fd, Outcome(is_running=True))
             if ready_fd is None:
                 print(f"already running in {options.layout.directory}")  # noqa: T201 - for a person
             return 0
-        check_directory(options.layout)  # again: another one may have been made there meanwhile
-        return asyncio.run(supervise(options, os.environ, ready_fd))
+        return asyncio.run(supervise(options, os.environ, ready_fd, beginning))
     except (PureFlashError, OSError) as cause:
         problem = _explained(cause, options.layout)
         tell(ready_fd, outcome_of(problem, []))
         if ready_fd is None:
-            print(f"pf up: {problem}", file=sys.stderr)  # noqa: T201 - for a person
+            # As `describe` of the command line has it, which is no server's to import.
+            text = f"pf: {problem.message} ({problem.code.name})\n  what to do: {problem.next_step}"
+            print(text, file=sys.stderr)  # noqa: T201 - for a person
         return exit_of_code(problem.code.name)
 
 
