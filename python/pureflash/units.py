@@ -35,6 +35,7 @@ _SIZE_UNITS = {
 }
 _DURATION_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
+_WITH_COMMA = re.compile(r"([0-9]+),([0-9]+)\s*([A-Za-z]*)")
 _MIB = 1024**2
 _GIB = 1024**3
 
@@ -125,7 +126,8 @@ def parse_duration_ms(text: str) -> int:
     while rest:
         match = re.match(r"([0-9]+(?:\.[0-9]+)?)(ms|[smhd]|$)", rest)
         if match is None:
-            raise ValueError(f"{text!r} is not a duration; write for example 500ms, 1.5s or 1h30m")
+            advice = _without_comma(text.strip()) or "write for example 500ms, 1.5s or 1h30m"
+            raise ValueError(f"{text!r} is not a duration; {advice}")
         number, unit = match.groups()
         if not unit:
             raise ValueError(f"{text!r} has no unit; write {number}s for seconds or {number}ms")
@@ -164,8 +166,21 @@ def _split_quantity(text: str, *, example: str) -> tuple[Fraction, str]:
     stripped = text.strip()
     match = _QUANTITY.fullmatch(stripped) if len(stripped) <= NUMBER_CHARS_MAX else None
     if match is None:
-        raise ValueError(f"{text[:NUMBER_CHARS_MAX]!r} is not a size; write for example {example}")
+        advice = _without_comma(stripped) or f"write for example {example}"
+        raise ValueError(f"{text[:NUMBER_CHARS_MAX]!r} is not a size; {advice}")
     return Fraction(match[1]), match[2]
+
+
+def _without_comma(text: str) -> str:
+    """Say how a number with a comma is written here; empty for any other text."""
+    match = _WITH_COMMA.fullmatch(text) if len(text) <= NUMBER_CHARS_MAX else None
+    if match is None:
+        return ""
+    whole, part, unit = match.groups()
+    with_point = f"{whole}.{part}{unit}, with a point"
+    if len(part) == 3:  # thousands, as we write them ourselves, or a fraction: who knows
+        return f"write {whole}{part}{unit}, or {with_point}"
+    return f"write {with_point}"
 
 
 def _both_readings(text: str, number: Fraction) -> str:

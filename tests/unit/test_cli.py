@@ -88,6 +88,13 @@ def test_version_names_the_package_and_an_equal_core(capsys: pytest.CaptureFixtu
     assert lines[1].startswith(f"core      {pureflash.__version__} (release, opt-level 3, ")
 
 
+def test_the_version_is_also_an_option_as_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["version"]) == Exit.OK
+    first = capsys.readouterr().out.splitlines()[0]
+    assert run(["--version"]) == Exit.OK
+    assert capsys.readouterr().out == f"{first}\n"
+
+
 def test_version_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["version", "-o", "json"]) == Exit.OK
     facts = json.loads(capsys.readouterr().out)

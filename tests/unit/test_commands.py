@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import pwd
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from pureflash.cli.outcome import Exit
 from pureflash.cli.progress import LINE_EVERY_S, Progress
 from pureflash.cli.status import status_lines
 from pureflash.cli.volumes import growth_notice
-from pureflash.client.context import forget, remember, resolve_data, resolve_server
+from pureflash.client.context import context_file, forget, remember, resolve_data, resolve_server
 from pureflash.client.device import Device
 from pureflash.errors import CallerError, PureFlashError
 from pureflash.model.layout import Layout
@@ -332,6 +333,20 @@ def test_the_context_is_remembered_and_forgotten(tmp_path: Path) -> None:
     assert resolve_data(None, environment).source != "default"
     forget(tmp_path / 'odd "name"', environment)
     assert resolve_data(None, environment).source == "default"
+
+
+def test_an_empty_home_is_none_and_a_user_without_any_is_told_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    monkeypatch.setenv("HOME", "")
+    for variables in ({}, {"HOME": ""}):
+        assert context_file(variables) == own / ".config/pureflash/context.toml"
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)
+    with pytest.raises(CallerError, match="HOME is not set") as refused:
+        context_file({"HOME": ""})
+    assert "set HOME" in refused.value.next_step
+    assert context_file({"XDG_CONFIG_HOME": str(tmp_path)}).is_relative_to(tmp_path)
 
 
 def test_what_is_forgotten_leaves_no_empty_folder_and_no_strangers_file_behind(

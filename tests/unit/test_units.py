@@ -103,6 +103,10 @@ def test_a_large_bare_number_is_read_as_bytes_in_both_ways() -> None:
         ("9P", "largest size"),
         ("9" * 40 + "G", "not a size"),
         ("5G5", "not a size"),
+        ("1,5G", "write 1.5G, with a point"),
+        ("1,25 GiB", "write 1.25GiB, with a point"),
+        ("1,024M", "write 1024M, or 1.024M, with a point"),
+        ("1,024,000M", "write for example 5G"),
     ],
 )
 def test_what_is_no_size_is_refused_with_its_reason(text: str, reason: str) -> None:
@@ -158,6 +162,7 @@ def test_a_duration_is_read_to_the_millisecond(text: str, duration_ms: int) -> N
         ("1h30", "has no unit"),
         ("0.5ms", "finest"),
         ("40000d", "longest"),
+        ("1,5s", "write 1.5s, with a point"),
         ("", "not a duration"),
         ("-1s", "not a duration"),
         ("soon", "not a duration"),

@@ -40,6 +40,33 @@ app.add_typer(processes.conductor_app, name="conductor")
 app.add_typer(processes.gateway_app, name="gateway")
 
 
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(_version_line())
+        raise typer.Exit
+
+
+def _version_line() -> str:
+    import pureflash
+
+    return f"pureflash {pureflash.__version__}"
+
+
+@app.callback()
+def pf(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Show the version of the package; `pf version` shows more.",
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before any command."""
+
+
 @app.command()
 def version(output: OutputOption = Output.TABLE) -> None:
     """Show the version of the package and of its Rust core."""
@@ -60,7 +87,7 @@ def version(output: OutputOption = Output.TABLE) -> None:
     if output is Output.NAME:
         typer.echo(pureflash.__version__)
         return
-    typer.echo(f"pureflash {facts['version']}")
+    typer.echo(_version_line())
     typer.echo(
         f"core      {core['version']} ({core['profile']}, opt-level {core['opt_level']},"
         f" {core['target']})"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -59,7 +60,20 @@ def _folder(variables: Mapping[str, str], name: str, below_home: str) -> Path:
 
 
 def _home(variables: Mapping[str, str]) -> Path:
-    return Path(variables.get("HOME") or Path.home())
+    """Give the home of the user; an empty HOME is none, and the system's records count.
+
+    Errors: CallerError INVALID when they have none either, as in a container under a bare number.
+    """
+    if named := variables.get("HOME"):
+        return Path(named)
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError as cause:
+        raise CallerError(
+            Code.INVALID,
+            f"HOME is not set, and this machine knows no home of uid {os.getuid()}",
+            next_step="set HOME, or XDG_CONFIG_HOME and XDG_STATE_HOME",
+        ) from cause
 
 
 def _read_context(file: Path) -> Path | None:
