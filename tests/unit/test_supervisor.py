@@ -10,11 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -288,19 +286,6 @@ def test_the_settings_of_every_process_are_understood_by_it(tmp_path: Path) -> N
             assert (disk.size_bytes, disk.journal_bytes) == (GIB, 16 << 20)
 
 
-@contextmanager
-def running(directory: Path) -> Iterator[None]:
-    """Let a cluster of three stores seem to run: the lock is held, and its record says so."""
-    layout = Layout(directory)
-    lock = take_lock(layout)
-    assert lock is not None
-    opened(layout, Wish(stores=3, disk_bytes=GIB))
-    report = server.SupervisorReport(pid=os.getpid(), children=[])
-    layout.supervisor_file.write_bytes(msgspec.json.encode(report))
-    yield
-    os.close(lock)
-
-
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
@@ -331,48 +316,6 @@ def test_only_one_supervisor_has_the_lock_and_its_pid_is_in_it(tmp_path: Path) -
     again = take_lock(layout)
     assert again is not None
     os.close(again)
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (("--stores", "5"), "already running with 3 stores; --stores 5 is not applied"),
-        (("--stores", "0"), "already running with 3 stores; --stores 0 is not applied"),
-        (("--stores", "-1"), "already running with 3 stores; --stores -1 is not applied"),
-        (
-            ("--disk-bytes", str(2 * GIB), "--journal-bytes", str(1 << 20)),
-            "journals that the stores chose; --disk 2 GiB, --journal 1 MiB are not applied",
-        ),
-        (("--nbd-port", "9"), "; --nbd-port 9 is not applied"),
-    ],
-)
-def test_a_wish_that_differs_from_the_cluster_that_runs_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], said: str
-) -> None:
-    with running(tmp_path):
-        assert main(["--data", str(tmp_path), *flags]) == Exit.USAGE
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("pf: ")
-    assert lines[0].endswith(f"{said} (INVALID)")
-    assert lines[1].startswith(f"  what to do: leave {flags[0].removesuffix('-bytes')}")
-
-
-def test_a_wish_that_the_cluster_that_runs_has_already_is_fine(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with running(tmp_path):
-        assert main(["--data", str(tmp_path)]) == Exit.OK
-        assert main(["--data", str(tmp_path), "--stores", "3", "--disk-bytes", str(GIB)]) == 0
-    assert capsys.readouterr().out == f"already running in {tmp_path}\n" * 2
-
-
-def test_a_refusal_in_the_foreground_has_the_form_of_every_other(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["--data", str(tmp_path / "data"), "--stores", "0"]) == Exit.USAGE
-    assert capsys.readouterr().err == (
-        "pf: --stores: 0 stores cannot be on one machine (INVALID)\n  what to do: use 1 to 16\n"
-    )
 
 
 def test_a_socket_folder_that_others_can_enter_is_refused(tmp_path: Path) -> None:
