@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.support.cluster import EXPECTED_WARNINGS, RealCluster, temporary_cluster
 from tests.support.nbd import Command, NbdClient
 
+from pureflash.model.exits import Exit
 from pureflash.model.rest import ShardView
 
 MIB = 1 << 20
@@ -164,6 +165,17 @@ def story(cluster: RealCluster, writer: Writer, before: ShardView, ballast: Path
     with cluster.api() as api:
         assert len(api.volume("v1").shards[0].isr) == 3, "and s1 is back"
     assert "3 copies are equal" in cluster.pf("volume", "verify", "v1")
+
+
+def test_a_cluster_without_room_to_start_says_so() -> None:
+    with temporary_cluster(host_bytes=450 * MIB) as cluster:
+        cluster.allowed |= EXPECTED_WARNINGS | {"PROCESS_GIVEN_UP", "DISK_FULL"}
+        cluster.allowed_errors |= {"metastore.failed", "process.failed"}
+        cluster.has_torn_lines = True
+        said = cluster.pf("up", "--detach", "--disk", "1G", status=Exit.NOT_SERVED)
+        assert "state: offline" in said
+        assert "No known data errors" not in said
+        assert "did not start: it ended with" in said
 
 
 def test_a_full_host_refuses_new_data_and_harms_nothing() -> None:

@@ -70,6 +70,20 @@ def test_two_clusters_that_start_for_the_first_time_at_once_both_come_up() -> No
             stopped.result()
 
 
+def test_a_start_in_the_background_that_is_interrupted_goes_on_and_says_so() -> None:
+    with temporary_cluster() as made:
+        command = [PF, "up", "--detach", "--stores", "1", "--disk", "1G"]
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=made.environment
+        ) as up:
+            made.wait("it has begun", made.layout.supervisor_file.exists)
+            up.send_signal(signal.SIGINT)
+            _, said = up.communicate(timeout=60)
+        assert up.returncode == 130
+        assert "goes on starting; `pf down` stops it" in said
+        made.wait_healthy()
+
+
 def test_an_image_goes_through_qemu_and_a_killed_store_unchanged(one: RealCluster) -> None:
     source, back = one.home / "in.img", one.home / "out.img"
     digest = make_image(source, seed=1)

@@ -83,7 +83,9 @@ def up(
     _tell_outcome(_start_detached(command), place.directory)
     seen = _show_status(Output.TABLE, None, place.directory)
     wanted = seen.volumes_by_state.keys() - {"deleting"}
-    if wanted and not wanted.intersection({"healthy", "degraded", "single_copy"}):
+    is_any_there = any(store.state == "online" for store in seen.stores)
+    is_any_served = not wanted.isdisjoint({"healthy", "degraded", "single_copy"})
+    if not is_any_there or (wanted and not is_any_served):
         raise typer.Exit(Exit.OK if seen.state == "amnesia" else Exit.NOT_SERVED)
 
 
@@ -227,7 +229,12 @@ def _start_detached(command: list[str]) -> dict[str, Any]:
         pass_fds=(writer,),
     ) as process:
         os.close(writer)
-        is_told, _, _ = select.select([reader], [], [], UP_TIMEOUT_S)
+        try:
+            is_told, _, _ = select.select([reader], [], [], UP_TIMEOUT_S)
+        except BaseException:
+            process.returncode = 0  # it lives on by itself
+            typer.echo("the cluster goes on starting; `pf down` stops it", err=True)
+            raise
         line = os.read(reader, 1 << 16) if is_told else b""
         os.close(reader)
         if line:
