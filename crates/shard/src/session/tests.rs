@@ -385,7 +385,9 @@ impl World {
     fn fence(&mut self, path: PathId, request: Request, slot: u8, generation: u64) {
         let store_index = self.conns[&path].store;
         let store = &mut self.stores[store_index];
-        store.fenced.insert(slot, generation);
+        // A fence that comes late, on a connection that has long been given up, takes none back.
+        let up_to = store.fenced.entry(slot).or_default();
+        *up_to = generation.max(*up_to);
         let accepted = std::mem::take(&mut store.accepted);
         let (closed, kept): (Vec<_>, Vec<_>) = accepted.into_iter().partition(|(theirs, _)| {
             let conn = &self.conns[theirs];
@@ -687,6 +689,11 @@ proptest! {
     fn one_reply_each_and_no_ghosts(seed in any::<u64>()) {
         run(seed, 600, true);
     }
+}
+
+#[test]
+fn a_fence_that_comes_late_takes_no_newer_one_back() {
+    run(1_804_937_224_789_109_573, 600, true);
 }
 
 /// The checker is worth something: it sees the ghosts that FENCE_PATH keeps away.
