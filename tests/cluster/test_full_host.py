@@ -89,7 +89,8 @@ def fill(cluster: RealCluster) -> Path:
     path = cluster.layout.directory / "somebody-else"
     with path.open("wb", buffering=0) as file:
         free = free_bytes(cluster)
-        os.posix_fallocate(file.fileno(), 0, free)
+        # Not all of it at once: the cluster writes its logs meanwhile.
+        os.posix_fallocate(file.fileno(), 0, free - 16 * MIB)
         with contextlib.suppress(OSError):
             while True:
                 file.seek(0, os.SEEK_END)
