@@ -73,7 +73,7 @@ STEPS = (
     Step("ring 0: python", 2, (pytest("tests/unit"),), Path("tests/unit")),
     Step("ring 0: API", 1, (pytest("tests/api"),), Path("tests/api")),
     Step("ring 1: simulated", 2, (pytest("tests/scenario"),), Path("tests/scenario")),
-    Step("ring 2: processes", 14, (pytest("tests/cluster", workers=0),), Path("tests/cluster")),
+    Step("ring 2: processes", 15, (pytest("tests/cluster", workers=0),), Path("tests/cluster")),
     Step(
         "ring 3: foreign", 3, (pytest("tests/conformance", workers=0),), Path("tests/conformance")
     ),
