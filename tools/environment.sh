@@ -45,5 +45,6 @@ use_project_programs() { # after setup: cargo and the venv are there
   cargo_folder=$(find_cargo) || { echo "no cargo >= $(required_rust): run tools/setup" >&2; return 2; }
   export VIRTUAL_ENV="$PWD/.venv"
   export PATH="$VIRTUAL_ENV/bin:$cargo_folder:$PATH:/usr/sbin:/sbin"
+  unset PYTHONDONTWRITEBYTECODE # the tests start hundreds of Pythons; each would compile all anew
   export PYO3_PYTHON="$VIRTUAL_ENV/bin/python" PYO3_BUILD_EXTENSION_MODULE=1
 }

@@ -36,7 +36,13 @@ CHECKS = (
             *("--all-targets", "--", "-D", "warnings"),
         ),
     ),
-    Job("stubtest", (PYTHON, "-m", "mypy.stubtest", "pureflash._core")),
+    Job(
+        "stubtest",
+        (
+            *(PYTHON, "-m", "mypy.stubtest", "--mypy-config-file", "tools/stubtest.toml"),
+            "pureflash._core",
+        ),
+    ),
     Job("mypy", ("mypy",)),
     Job("rustfmt", ("cargo", "fmt", "--all", "--check")),
     Job("tidy", (PYTHON, "-m", "tools.tidy")),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tools import own_network
 from tools.lint import PROCESSES
 
 CARGO_TEST = ("cargo", "test", "--release", "--locked")
@@ -33,15 +35,24 @@ MUTANTS = (
 SEEDED_BUGS = ("every_seeded", "--", "--nocapture")
 
 
-def pytest(folder: str, *options: str, workers: int = PROCESSES) -> tuple[str, ...]:
-    """Make the command that runs the tests below a folder, some at a time; 0: one after another.
+TWO = ("-n", str(PROCESSES))
+ONE = ("-n", "0")
+TWO_WITH_OWN_NETWORKS = (
+    "--tx",
+    f"{PROCESSES}*popen//python={shlex.join(own_network.command(sys.executable))}",
+)
+"""A cluster that is stopped gives its ports back, and one that another test starts meanwhile would
+take them, so each process has its own loopback."""
+
+
+def pytest(folder: str, *options: str, by: tuple[str, ...] = TWO) -> tuple[str, ...]:
+    """Make the command that runs the tests below a folder, by the processes of these options.
 
     A process without tests takes over half of what another one still has, because tests are of very
-    different cost. Tests of whole clusters run alone: one that is stopped gives its ports back, and
-    a cluster that another test starts meanwhile would take them.
+    different cost.
     """
     return (
-        *(sys.executable, "-m", "pytest", "--color=no", "-n", str(workers)),
+        *(sys.executable, "-m", "pytest", "--color=no", *by),
         *("--dist", "worksteal", "--durations=12", *options, folder),
     )
 
@@ -61,23 +72,30 @@ class Step:
     stops_on_failure: bool = False
 
 
-STEPS = (
-    Step(
-        "build",
-        4,
-        ((*CARGO_TEST, *WORKSPACE, "--no-run"), (*CARGO_TEST, *MUTANTS, "--no-run")),
-        stops_on_failure=True,
-    ),
-    Step("lint", 1, ((sys.executable, "tools/lint.py"),)),
-    Step("ring 0: cargo", 2, ((*CARGO_TEST, *WORKSPACE), (*CARGO_TEST, *MUTANTS, *SEEDED_BUGS))),
-    Step("ring 0: python", 2, (pytest("tests/unit"),), Path("tests/unit")),
-    Step("ring 0: API", 1, (pytest("tests/api"),), Path("tests/api")),
-    Step("ring 1: simulated", 2, (pytest("tests/scenario"),), Path("tests/scenario")),
-    Step("ring 2: processes", 15, (pytest("tests/cluster", workers=0),), Path("tests/cluster")),
-    Step(
-        "ring 3: foreign", 3, (pytest("tests/conformance", workers=0),), Path("tests/conformance")
-    ),
-)
+def steps(*, has_networks: bool) -> tuple[Step, ...]:
+    """List the steps; without networks of their own tests of clusters run one after another."""
+    by = TWO_WITH_OWN_NETWORKS if has_networks else ONE
+    return (
+        Step(
+            "build",
+            4,
+            ((*CARGO_TEST, *WORKSPACE, "--no-run"), (*CARGO_TEST, *MUTANTS, "--no-run")),
+            stops_on_failure=True,
+        ),
+        Step("lint", 1, ((sys.executable, "tools/lint.py"),)),
+        Step(
+            "ring 0: cargo", 2, ((*CARGO_TEST, *WORKSPACE), (*CARGO_TEST, *MUTANTS, *SEEDED_BUGS))
+        ),
+        _of_pytest("ring 0: python", 2, "tests/unit"),
+        _of_pytest("ring 0: API", 1, "tests/api"),
+        _of_pytest("ring 1: simulated", 2, "tests/scenario"),
+        _of_pytest("ring 2: processes", 10, "tests/cluster", by),
+        _of_pytest("ring 3: foreign", 3, "tests/conformance", by),
+    )
+
+
+def _of_pytest(name: str, minutes: int, folder: str, by: tuple[str, ...] = TWO) -> Step:
+    return Step(name, minutes, (pytest(folder, by=by),), Path(folder))
 
 
 @dataclass(slots=True)
@@ -141,7 +159,10 @@ def main() -> int:
 
     rows: list[tuple[str, str, float | None, int]] = [("setup", "ok", setup_seconds, 3)]
     tally = Tally()
-    for step in STEPS:
+    has_networks = own_network.is_possible()
+    if not has_networks:
+        print("no network namespaces here: tests of whole clusters run one after another")
+    for step in steps(has_networks=has_networks):
         if step.folder is not None and not step.folder.is_dir():
             rows.append((step.name, "not written", None, step.budget_minutes))
             continue

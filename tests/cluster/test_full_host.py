@@ -169,11 +169,13 @@ def story(cluster: RealCluster, writer: Writer, before: ShardView, ballast: Path
 
 
 def test_a_cluster_without_room_to_start_says_so() -> None:
-    with temporary_cluster(host_bytes=450 * MIB) as cluster:
+    with temporary_cluster(host_bytes=320 * MIB) as cluster:
         cluster.allowed |= EXPECTED_WARNINGS | {"PROCESS_GIVEN_UP", "DISK_FULL"}
         cluster.allowed_errors |= {"metastore.failed", "process.failed"}
         cluster.has_torn_lines = True
-        said = cluster.pf("up", "--detach", "--disk", "1G", status=Exit.NOT_SERVED)
+        said = cluster.pf(
+            "up", "--detach", "--disk", "1G", "--journal", "64M", status=Exit.NOT_SERVED
+        )
         assert "state: offline" in said
         assert "No known data errors" not in said
         assert "did not start: it ended with" in said

@@ -13,6 +13,7 @@ import pytest
 from tests.support.server import TOKEN, Served, is_healthy, serving
 from tests.support.world import CLUSTER, GIB
 
+from pureflash.client.api import NO_TLS
 from pureflash.errors import CallerError, Code, PureFlashError, SecurityError
 from pureflash.model.messages import VolumeSpec
 from pureflash.model.rest import CreateExport, CreateVolume
@@ -35,7 +36,7 @@ BEARER = {"Authorization": f"Bearer {TOKEN}"}
 async def ask(
     served: Served, method: str, path: str, headers: dict[str, str] | None = None, **more: Any
 ) -> httpx2.Response:
-    async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+    async with httpx2.AsyncClient(trust_env=False, timeout=30, verify=NO_TLS) as client:
         return await client.request(
             method,
             f"http://{served.address}{path}",
@@ -289,7 +290,7 @@ async def test_a_header_that_is_none_is_answered_with_a_problem(
     async with serving(tmp_path) as served:
         headers = {b"Authorization": BEARER["Authorization"].encode(), header.encode(): value}
         body = None if method == "GET" else b'{"name":"v1","size_bytes":4096}'
-        async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+        async with httpx2.AsyncClient(trust_env=False, timeout=30, verify=NO_TLS) as client:
             url = f"http://{served.address}{path}"
             answer = await client.request(method, url, headers=headers, content=body)
         problem = check_problem(answer, 400, "INVALID")

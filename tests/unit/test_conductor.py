@@ -460,6 +460,33 @@ def test_an_attach_gives_routes_and_a_ticket_of_the_volume() -> None:
     run(story())
 
 
+def test_an_export_is_gone_when_its_gateway_has_said_so_and_not_while_it_says_nothing() -> None:
+    async def story() -> None:
+        world = World(stores=1)
+        world.settle_timeout_s = 60
+        conductor = await world.start_conductor()
+        await world.join_all()
+        await world.join_gateway()
+        made = conductor.create_volume(name="a", size_bytes=GIB, replicas=1, shard_size_bytes=None)
+        await world.meanwhile(made)
+        offered = conductor.create_export(
+            kind="nbd", volume="a", transport="unix", is_read_only=False, gateway=None
+        )
+        number, _ = await world.meanwhile(offered)
+        await world.join_gateway()  # it connects anew, and is offered the export once more
+        await conductor.reconcile()
+        deletion = asyncio.create_task(conductor.delete_export(number))
+        for _ in range(10):
+            await asyncio.sleep(0)
+            await conductor.reconcile()
+        assert not deletion.done(), "the gateway has an offer of it, and answered nothing yet"
+        await world.pump()
+        await deletion
+        assert world.offered == ()
+
+    run(story())
+
+
 def test_another_cluster_and_a_second_conductor_are_refused() -> None:
     async def story() -> None:
         world = World(stores=1)

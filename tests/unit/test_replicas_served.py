@@ -75,15 +75,15 @@ async def test_what_a_primary_proposes_is_stored_and_told(tmp_path: Path) -> Non
         nodes[2].propose(1, 0, {"kind": "remove", "copy": 2})
         learning = await conf_at(served, 3)  # its store is there: T3 follows at once
         assert (learning.isr, learning.learners) == ((0, 1), (2,))
+        assert await served.conductor.wait_for(
+            lambda view: view.observation(2).replicas[1, 0].epoch == 3, timeout_s=WAIT_S
+        )
         nodes[2].resyncs[1, 0] = [{"to": 3, "regions_left": 1, "regions_copied": 3}]
         assert await served.conductor.wait_for(
             lambda view: view.observation(2).replicas[1, 0].resyncs != (), timeout_s=WAIT_S
         )
         lines = await served.call("explain_volume", "v1")
         assert "s3 is being made equal, 3 of 4 regions copied (75 %)" in lines[1].reason
-        assert await served.conductor.wait_for(
-            lambda view: view.observation(2).replicas[1, 0].epoch == 3, timeout_s=WAIT_S
-        )
         life = learning.member(2).incarnation
         nodes[2].propose(1, 0, {"kind": "admit", "copy": 2, "incarnation": life})
         whole = await conf_at(served, 4)

@@ -61,6 +61,7 @@ def test_a_place_beside_the_data_that_cannot_be_written_is_named_with_what_moves
     assert left == ["home", "sockets"], "nothing is at --data"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "more", "status", "cause", "step"),
     [

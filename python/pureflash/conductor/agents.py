@@ -37,6 +37,8 @@ class Session:
     incarnation: int = 0
     in_flight: dict[int, Tell] = field(default_factory=dict)
     offered: tuple[tuple[ExportPlan, ...], int] | None = None
+    offer_id: int = 0
+    """The number of the last message of that list, with which the gateway answers it."""
     is_closed: bool = False
 
     def send(self, message: Message) -> None:
@@ -47,6 +49,15 @@ class Session:
             self.outbox.put_nowait(encode(message))
         except asyncio.QueueFull:
             self.close()
+
+    def lacks(self, export_id: int, answered: int) -> bool:
+        """Whether the gateway, whose newest answer has this number, has a list without an export.
+
+        That it does not tell of the export is no proof: it may not have told of it yet.
+        """
+        if self.offered is None or answered < self.offer_id:
+            return False
+        return all(plan.export.id != export_id for plan in self.offered[0])
 
     def close(self) -> None:
         """Let the handler end the connection after what is queued; the rest is planned again."""

@@ -96,7 +96,9 @@ class Observations:
     def exports(self, gateway: str, message: ExportsApplied) -> None:
         """Take in how a gateway's exports are."""
         reports = {report.id: report for report in message.reports}
-        self.gateways[gateway] = replace(self.gateways[gateway], exports=reports)
+        before = self.gateways[gateway]
+        answered = max(before.answered, message.id)
+        self.gateways[gateway] = replace(before, exports=reports, answered=answered)
 
     def applied(self, tell: Tell, message: Applied, *, now_ms: int) -> Failure | None:
         """Take in the answer to a command; gives the failure if it is one."""

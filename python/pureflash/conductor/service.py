@@ -378,8 +378,8 @@ class Conductor:
         self.kick()
 
         def is_gone(view: View) -> bool:
-            seen = view.gateways.get(gateway)
-            return seen is None or not seen.is_connected or export_id not in seen.exports
+            seen, session = view.gateways.get(gateway), self._sessions.of(gateway)
+            return seen is None or session is None or session.lacks(export_id, seen.answered)
 
         await self.wait_for(is_gone, timeout_s=self._settle_timeout_s)
 
@@ -565,7 +565,7 @@ class Conductor:
             session.offered = (offer.plans, half_life)
             specs = self._specs()
             for part in set_exports([specs.export(plan) for plan in offer.plans]):
-                self._sessions.send(session, part)
+                session.offer_id = self._sessions.send(session, part)
 
     async def _settled(self, is_told: Callable[[View], bool]) -> None:
         self.kick()

@@ -60,6 +60,8 @@ class GatewayObservation:
     is_connected: bool
     heard_at_ms: int
     exports: Mapping[int, ExportReport] = field(default_factory=dict)
+    answered: int = 0
+    """The number of the newest list of exports that it has answered."""
     connections: int = 0
     counters: Mapping[str, int] = field(default_factory=dict)
 
